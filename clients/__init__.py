@@ -1,0 +1,1 @@
+"""Questions: a client library and commands that know only the contract in proto/."""

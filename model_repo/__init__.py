@@ -1,0 +1,1 @@
+"""Networks in, engines out. May import torch; the server never imports this."""

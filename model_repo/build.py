@@ -1,0 +1,436 @@
+"""Command that turns model cards into engines and publishes them.
+
+    python -m model_repo.build NAME... | --all [--repo DIR] [--weights SRC] [--or-random] ...
+
+For each model: card -> weights -> ONNX -> engine -> comparison with eager PyTorch -> published.
+What does not compare well is not published. A model that fails does not keep the others from being
+built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from model_repo import cards, weights
+from model_repo.cards import Card, CardError
+from model_repo.download import Patience
+from model_repo.export import TOP_K, ExportError, Served, export
+from model_repo.golden_images import golden_pixels
+from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
+from server import golden, repository
+from server.engines import BACKENDS, Backend, Engine, Pixels, backend, cores, infer
+from server.errors import EngineFailure
+from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
+
+STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
+SPELLINGS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
+MAX_BATCH = 1024
+UNTRAINED = "random:0"
+# Where going on without is allowed, a place that does not answer is not waited for as long.
+IMPATIENT = Patience(timeout_s=10, attempts=2)
+
+
+class BuildError(Exception):
+    """A model can't be built; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What is asked for, of every model alike."""
+
+    repo: Path
+    backend: str = "openvino"
+    precision: str = ""  # empty: the fastest that this machine has natively
+    weights: str | None = None  # None: as the card says
+    max_batch: int | None = None  # None: as the card says
+    or_random: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_batch is not None and not 1 <= self.max_batch <= MAX_BATCH:
+            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, not {self.max_batch}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A model that has been published."""
+
+    manifest: Manifest
+    seconds: float
+    peak_bytes: int  # most memory that the process held meanwhile; 0 where it can't be told
+
+
+class Watcher:
+    """Is told how a build goes; this one keeps it to itself."""
+
+    def stage(self, name: str) -> None:
+        """The next of STAGES begins."""
+
+    def progress(self, done: int, of: int | None) -> None:
+        """Within the stage, in bytes or rounds."""
+
+    def warn(self, text: str) -> None:
+        """Something the user must know."""
+
+
+def build(name: str, order: Order, watcher: Watcher = Watcher()) -> Built:  # noqa: B008 (stateless)
+    """Builds and publishes one model. Raises BuildError; then nothing has been published."""
+    began_s = time.perf_counter()
+    _forget_peak()
+    try:
+        manifest = _build(name, order, watcher)
+    except (CardError, WeightsError, ExportError, EngineFailure, Unsound) as error:
+        raise BuildError(str(error)) from error
+    except golden.Deviates as error:
+        raise BuildError(
+            f"the engine is wrong, so it was not published: {error}. "
+            "Try --precision fp32, and report it"
+        ) from error
+    except OSError as error:
+        raise BuildError(f"{error.strerror or error}: {error.filename or order.repo}") from error
+    return Built(manifest=manifest, seconds=time.perf_counter() - began_s, peak_bytes=_peak_bytes())
+
+
+def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
+    watcher.stage("card")
+    compiler = backend(order.backend)
+    precision = _precision(compiler, order)
+    card = cards.load(name)
+    max_batch = order.max_batch or card.max_batch
+    pixels = golden_pixels(card.input)
+
+    watcher.stage("weights")
+    found = _weights(card, order, pixels, watcher)
+    served = Served(found.network, classes=card.classes, mean=card.mean, std=card.std)
+
+    watcher.stage("answers")
+    with torch.inference_mode():
+        probabilities = served(torch.from_numpy(pixels))[2].numpy()
+    truth = Golden(pixels, probabilities)
+
+    with repository.staging(order.repo, name) as staged:
+        watcher.stage("export")
+        onnx = staged / repository.ONNX
+        export(served, onnx, shape=card.input.shape, max_batch=max_batch)
+
+        watcher.stage("compile")
+        files = compiler.compile(onnx, staged, precision=precision, max_batch=max_batch)
+        record = EngineRecord(
+            name=f"{order.backend}-{precision}",
+            backend=order.backend,
+            backend_version=compiler.version(),
+            precision=precision,
+            hardware=compiler.hardware(),
+            max_batch=max_batch,
+            files=tuple(repository.record(staged / file) for file in files),
+            deviation={},
+        )
+
+        watcher.stage("check")
+        with _loaded(compiler, staged, record, card) as engine:
+            if order.backend == "null":
+                truth = Golden(pixels, _answers(engine, pixels))
+            deviation = golden.check(engine, truth, precision)
+        record = msgspec.structs.replace(record, deviation=deviation)
+
+        watcher.stage("publish")
+        repository.write_golden(staged / repository.GOLDEN, truth)
+        labels = "".join(f"{label}\n" for label in card.labels)
+        (staged / repository.LABELS).write_text(labels, "utf-8")
+        manifest = Manifest(
+            format=repository.FORMAT,
+            model=name,
+            version=1,  # until it gets its own
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            architecture=card.architecture,
+            parameters=sum(parameter.numel() for parameter in found.network.parameters()),
+            weights=WeightsRecord(
+                source=found.source, sha256=found.sha256, trained=found.trained, note=found.note
+            ),
+            card_sha256=card.sha256,
+            input=InputRecord.of(card.input),
+            classes=card.classes,
+            top_k=min(TOP_K, card.classes),
+            objective_ms=card.objective_ms,
+            onnx=repository.record(onnx),
+            golden=repository.record(staged / repository.GOLDEN),
+            labels=repository.record(staged / repository.LABELS),
+            engines=(record,),
+        )
+        return repository.publish(order.repo, staged, manifest)
+
+
+def _precision(compiler: Backend, order: Order) -> str:
+    there = compiler.precisions()
+    if order.precision and order.precision not in there:
+        raise BuildError(
+            f"{order.backend} has no {order.precision} on this machine; "
+            f"it has {', '.join(there)} (--precision auto takes the best)"
+        )
+    return order.precision or compiler.best_precision()
+
+
+def _weights(card: Card, order: Order, pixels: Pixels, watcher: Watcher) -> Weights:
+    # An untrained network is shown the golden photographs, normalised, to set its batch norms by.
+    look = (torch.from_numpy(pixels).float() / 255 - torch.tensor(card.mean)) / torch.tensor(
+        card.std
+    )
+    calibration = look.permute(0, 3, 1, 2).contiguous()
+
+    def load(source: str) -> Weights:
+        return weights.load(
+            card,
+            source,
+            calibration=calibration,
+            patience=IMPATIENT if order.or_random else Patience(),
+            progress=watcher.progress,
+        )
+
+    if order.backend == "null":
+        found = load(order.weights or UNTRAINED)
+        return replace(found, trained=False, note="the null backend computes nothing")
+    source = order.weights or card.weights
+    try:
+        return load(source)
+    except WrongHash as error:
+        advice = "; --or-random does not help: there are weights, and they are the wrong ones"
+        raise BuildError(f"{error}{advice if order.or_random else ''}") from error
+    except WeightsUnavailable as error:
+        reason = str(error).partition(". Download")[0]  # what follows is what we say ourselves
+        if not order.or_random:
+            raise BuildError(
+                f"{reason}. Download the weights by other means and build with --weights "
+                f"file:PATH, or publish an untrained {card.name} with --or-random"
+            ) from error
+        watcher.warn(f"UNTRAINED, its answers will mean nothing: {reason}")
+        note = f"drawn at random, as the weights could not be fetched: {reason}"
+        return replace(load(UNTRAINED), note=note[:1000])
+
+
+@contextmanager
+def _loaded(compiler: Backend, folder: Path, record: EngineRecord, card: Card) -> Iterator[Engine]:
+    engine = compiler.load(folder, record, card.input.shape, threads=cores())
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _answers(engine: Engine, pixels: Pixels) -> NDArray[np.float32]:
+    rows = [infer(engine.instances[0], pixels[row : row + 1]) for row in range(len(pixels))]
+    return np.concatenate([answer.probabilities for answer in rows])
+
+
+def _forget_peak() -> None:
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # VmHWM counts from here
+
+
+def _peak_bytes() -> int:
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+# --- the command -----------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Builds what is asked for. 0: all was published; 1: not all; wrong usage exits with 2."""
+    names, order = _parse(arguments)
+    terminal = sys.stdout.isatty()
+    screen = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 132)
+    built: dict[str, Built] = {}
+    failed: dict[str, str] = {}
+    with Screen(screen, len(names), live=terminal) as watcher:
+        for name in names:
+            watcher.begin(name)
+            try:
+                built[name] = build(name, order, watcher)
+            except BuildError as error:
+                failed[name] = str(error)
+            except Exception as error:  # a mistake of ours; the other models shall not suffer
+                watcher.traceback()
+                failed[name] = f"{type(error).__name__}: {error}"
+            watcher.end("failed" if name in failed else "published")
+            gc.collect()
+    if built:
+        screen.print(_table(built))
+    for name, reason in failed.items():
+        print(f"{name} was not built: {reason}", file=sys.stderr)
+    if failed and built:
+        print(f"{len(failed)} of {len(names)} models were not built", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
+    known = cards.names()
+    parser = argparse.ArgumentParser(
+        prog="python -m model_repo.build",
+        description="Builds engines from model cards and publishes them to a model repository.",
+        epilog=f"The cards there are: {', '.join(known)}.",
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a card's name")
+    parser.add_argument("--all", action="store_true", help="build every card")
+    parser.add_argument(
+        "--repo",
+        type=Path,
+        default=Path("model_repo/engines"),
+        metavar="DIR",
+        help="the model repository (%(default)s)",
+    )
+    parser.add_argument(
+        "--weights", metavar="SRC", help=f"{weights.SOURCES}; for one model, instead of its card's"
+    )
+    parser.add_argument(
+        "--backend", choices=BACKENDS, default="openvino", help="what runs it (%(default)s)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", *SPELLINGS),
+        default="auto",
+        metavar="P",
+        help="fp32, bf16, fp16 or auto: the fastest that this machine has natively (%(default)s)",
+    )
+    parser.add_argument(
+        "--max-batch", type=int, metavar="N", help="most rows at once, instead of the card's"
+    )
+    parser.add_argument(
+        "--or-random",
+        action="store_true",
+        help="where weights can't be had, publish an untrained network, marked as one",
+    )
+    given = parser.parse_args(arguments)
+    there = f"there are {', '.join(known)}"
+    if given.all == bool(given.names):
+        parser.error(f"name the models to build, or --all; {there}")
+    names = known if given.all else list(dict.fromkeys(given.names))
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no card {', '.join(map(repr, unknown))}; {there}")
+    if given.weights and len(names) > 1:
+        parser.error(f"--weights is for one model, not for {len(names)}")
+    try:
+        order = Order(
+            repo=given.repo,
+            backend=given.backend,
+            precision=SPELLINGS.get(given.precision, ""),
+            weights=given.weights,
+            max_batch=given.max_batch,
+            or_random=given.or_random,
+        )
+        backend(order.backend)
+    except ValueError as error:
+        parser.error(str(error))
+    except ImportError as error:
+        parser.error(f"the library of {order.backend} is not installed: {error}")
+    return names, order
+
+
+class Screen(Watcher):
+    """Tells the user how it goes: a line a stage, and on a terminal a bar below them."""
+
+    def __init__(self, console: Console, models: int, *, live: bool) -> None:
+        self._console = console
+        self._bars = Progress(
+            TextColumn("{task.fields[model]:<14}"),
+            BarColumn(),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not live,
+        )
+        self._all: TaskID = self._bars.add_task("models", total=models, model="all")
+        self._task = self._all
+        self._model = ""
+        self._stage = ""
+        self._began_s = 0.0
+
+    def __enter__(self) -> Screen:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def begin(self, model: str) -> None:
+        """The next model begins."""
+        self._model, self._stage = model, ""
+        self._task = self._bars.add_task("", total=len(STAGES), model=model)
+
+    def stage(self, name: str) -> None:
+        self._finish("")
+        self._stage, self._began_s = name, time.perf_counter()
+        self._bars.update(self._task, completed=STAGES.index(name), description=name)
+
+    def progress(self, done: int, of: int | None) -> None:
+        part = done / of if of else 0
+        how_far = f"{part:.0%}" if of else f"{done / 1e6:.0f} MB"
+        self._bars.update(
+            self._task,
+            completed=STAGES.index(self._stage) + part,
+            description=f"{self._stage} {how_far}",
+        )
+
+    def warn(self, text: str) -> None:
+        self._console.print(f"{self._model}: {text}", style="bold yellow", soft_wrap=True)
+
+    def traceback(self) -> None:
+        """The exception being handled, in full."""
+        self._console.print_exception()
+
+    def end(self, outcome: str) -> None:
+        """The model is done with."""
+        self._finish("" if outcome == "published" else f"  {outcome}")
+        self._bars.remove_task(self._task)
+        self._bars.advance(self._all)
+
+    def _finish(self, outcome: str) -> None:
+        if self._stage:
+            seconds = time.perf_counter() - self._began_s
+            line = f"{self._model:<14} {self._stage:<8} {seconds:7.1f} s{outcome}"
+            self._console.print(line, soft_wrap=True)
+
+
+def _table(built: dict[str, Built]) -> Table:
+    table = Table(title="published", title_justify="left")
+    for title in ("model", "version", "weights", "engine"):
+        table.add_column(title)
+    for title in ("deviation at batch", "allowed", "MB", "peak MB", "seconds"):
+        table.add_column(title, justify="right")
+    for name, result in built.items():
+        manifest = result.manifest
+        (engine,) = manifest.engines
+        table.add_row(
+            name,
+            str(manifest.version),
+            "trained" if manifest.weights.trained else "UNTRAINED",
+            f"{engine.name} x{engine.max_batch}",
+            "  ".join(f"{size}: {share:.2%}" for size, share in engine.deviation.items()),
+            f"{golden.LIMITS[engine.precision]:.1%}",
+            f"{sum(file.bytes for file in engine.files) / 1e6:,.1f}",
+            f"{result.peak_bytes / 1e6:,.0f}",
+            f"{result.seconds:,.1f}",
+        )
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())

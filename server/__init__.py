@@ -1,0 +1,1 @@
+"""Engines in, answers out. Never imports torch."""

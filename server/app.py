@@ -1,0 +1,303 @@
+"""The composition root: what is made, and in which order it starts and stops."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import grpc
+import uvicorn
+from starlette.applications import Starlette
+
+from proto import classify_pb2
+from server import repository
+from server.catalog import Catalog
+from server.engines import BACKENDS, Engine, cores
+from server.host import Host
+from server.images import ImageLimits
+from server.loading import Loaded, load
+from server.metrics import Metrics
+from server.repository import Version
+from server.schedule import Deadline, Fixed, Policy
+from server.service import rpc, standard
+from server.service.classify import Classifier
+from server.service.http import application
+from server.service.rpc import Intake
+from server.service.standard import HEALTH, Health, Reflection
+from server.settings import Settings
+
+log = logging.getLogger(__name__)
+
+# Fields of a message: those of a request, what an image takes (at most six: itself, raw and its
+# four), and as many again for what a later version of the contract may bring.
+FIELDS = 64
+FIELDS_PER_IMAGE = 12
+
+CLASSIFIER = classify_pb2.DESCRIPTOR.services_by_name["Classifier"]
+
+
+class CannotServe(Exception):
+    """The server can't start; the message says why and what to do."""
+
+
+@dataclass(slots=True)
+class Running:
+    """A server that listens."""
+
+    port: int  # of gRPC
+    http_port: int
+    catalog: Catalog
+    metrics: Metrics
+    hurry: asyncio.Event  # set it to end calls in progress without the rest of their grace
+    accepting: bool = True  # turned false by the first step of stopping
+
+
+Load = Callable[..., Loaded]  # as server.loading.load
+
+
+async def serve(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then answers what was accepted. Raises CannotServe.
+
+    A second signal takes the rest of their grace from the calls in progress.
+    """
+    signals: asyncio.Queue[str] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, signals.put_nowait, number.name)
+    async with running(settings) as server:
+        log.info("stopping", extra={"signal": await signals.get(), "grace_s": settings.grace_s})
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.hurry.set)
+    log.info("stopped")
+
+
+@asynccontextmanager
+async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Running]:
+    """A server that listens at once and loads its models meanwhile; at the end it drains and stops.
+
+    Raises CannotServe, out of the body too, when no model could be loaded. `load` turns a version
+    into an engine, on a thread of its own.
+    """
+    versions = _versions(settings)
+    threads = settings.threads or cores()
+    metrics = Metrics()
+    hosts: dict[str, Host] = {}
+    watching: list[asyncio.Task[None]] = []
+    stopping = asyncio.Event()
+    stop_loading = threading.Event()
+    server = grpc.aio.server(maximum_concurrent_rpcs=settings.max_calls, options=_options(settings))
+    try:
+        async with asyncio.TaskGroup() as background:
+
+            def host_for(engine: Engine) -> Host:
+                if engine.device not in hosts:
+                    policy = _policy(settings, engine.units)
+                    hosts[engine.device] = host = Host(engine.device, engine.units, policy)
+                    watching.append(background.create_task(host.watch()))
+                return hosts[engine.device]
+
+            with (
+                ThreadPoolExecutor(settings.decode_threads or threads, "decode") as decoders,
+                ThreadPoolExecutor(1, "load") as loader,
+                _listening(settings.host, settings.http_port) as http_socket,
+            ):
+                catalog = Catalog(
+                    load=partial(
+                        load, only=settings.backend, threads=threads, stopping=stop_loading
+                    ),
+                    loader=loader,
+                    host_for=host_for,
+                    metrics=metrics,
+                    changed=lambda: health.changed(),
+                )
+                health = Health(partial(_serving, catalog))
+                metrics.read_queue_rows(
+                    lambda: {
+                        ready.name: ready.host.waiting(ready.key) for ready in catalog.serving()
+                    }
+                )
+                metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
+                classifier = Classifier(
+                    catalog,
+                    decoders,
+                    ImageLimits(
+                        encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels
+                    ),
+                    max_images=settings.max_images_per_call,
+                    max_decoding=settings.queue_rows,
+                )
+                intake = Intake(
+                    max_fields=FIELDS + FIELDS_PER_IMAGE * settings.max_images_per_call,
+                    max_bytes=settings.max_bytes_in_progress,
+                )
+                handlers = rpc.handlers(CLASSIFIER, classifier, metrics, intake)
+                server.add_generic_rpc_handlers(
+                    [grpc.method_handlers_generic_handler(CLASSIFIER.full_name, handlers)]
+                )
+                services = [CLASSIFIER.full_name, HEALTH]
+                standard.register(server, health, Reflection(services, stopping))
+                state = Running(
+                    port=_bind(server, settings),
+                    http_port=http_socket.getsockname()[1],
+                    catalog=catalog,
+                    metrics=metrics,
+                    hurry=asyncio.Event(),
+                )
+                http = HttpServer(application(metrics, catalog, lambda: state.accepting))
+                await server.start()
+                serving_http = background.create_task(http.serve(sockets=[http_socket]))
+                loading = background.create_task(_load(catalog, versions))
+                log.info("listening", extra={"port": state.port, "http_port": state.http_port})
+                try:
+                    yield state
+                finally:
+                    state.accepting = False
+                    health.stop()
+                    stopping.set()
+                    stop_loading.set()
+                    loading.cancel()
+                    await _drain(server, settings.grace_s, state.hurry)
+                    await catalog.unload_all()
+                    http.should_exit = True
+                    await serving_http
+                    for host in hosts.values():
+                        host.stop()
+                    for task in watching:
+                        task.cancel()
+    except BaseExceptionGroup as group:  # of the body and the background tasks; mostly it is one
+        cannot_serve, others = group.split(CannotServe)
+        if cannot_serve is not None and others is None:
+            raise cannot_serve.exceptions[0] from None
+        if len(group.exceptions) == 1:
+            raise group.exceptions[0] from None
+        raise
+
+
+class HttpServer(uvicorn.Server):
+    """Uvicorn as a guest in our loop: signals are ours."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=1,  # seconds for who is slow to read
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def _versions(settings: Settings) -> list[Version]:
+    if settings.backend and settings.backend not in BACKENDS:
+        raise CannotServe(
+            f"backend {settings.backend!r} is unknown; there are {', '.join(BACKENDS)}"
+        )
+    if not settings.repo.is_dir():
+        raise CannotServe(
+            f"the model repository {settings.repo} is no folder; build a model into it: "
+            f"python -m model_repo.build lenet5 --repo {settings.repo}"
+        )
+    try:
+        versions, strays = repository.scan(settings.repo), repository.strays(settings.repo)
+    except OSError as error:
+        raise CannotServe(
+            f"the model repository {settings.repo} can't be read: {error.strerror}"
+        ) from None
+    for stray in strays:
+        log.warning("passed_over", extra={"path": str(stray.path), "reason": stray.reason})
+    names = settings.model_names()
+    if missing := sorted(set(names) - {version.model for version in versions}):
+        there = ", ".join(sorted({version.model for version in versions})) or "none"
+        raise CannotServe(f"{settings.repo} has no model {', '.join(missing)}; it has {there}")
+    if not versions:
+        raise CannotServe(
+            f"the model repository {settings.repo} holds no version of any model; build one: "
+            f"python -m model_repo.build lenet5 --repo {settings.repo}"
+        )
+    return [version for version in versions if not names or version.model in names]
+
+
+def _policy(settings: Settings, units: int) -> Policy:
+    if settings.policy == "fixed":
+        size, delay_s = settings.fixed_batch, settings.fixed_delay_ms / 1e3
+        return Fixed(units, settings.queue_rows, size=size, delay_s=delay_s)
+    return Deadline(units, settings.queue_rows)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", settings.max_message_bytes),
+        ("grpc.max_send_message_length", settings.max_message_bytes),
+        ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and must be told
+        # Callers behind a balancer keep their connections alive; by default gRPC hangs up on those
+        # who ask more often than every five minutes.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.keepalive_time_ms", 60_000),  # a caller that vanished is noticed; it is 2 hours else
+    ]
+
+
+def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+    address = _address(settings.host, settings.port)
+    try:
+        return int(server.add_insecure_port(address))
+    except RuntimeError as error:
+        raise CannotServe(f"can't listen on {address}: {error}") from None
+
+
+@contextmanager
+def _listening(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((host, port))
+        except OSError as error:
+            raise CannotServe(f"can't listen on {_address(host, port)}: {error.strerror}") from None
+        listener.listen()  # now, so that nobody is turned away before Uvicorn has started
+        yield listener
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+async def _load(catalog: Catalog, versions: list[Version]) -> None:
+    await catalog.load_all(versions)
+    if not catalog.serving():
+        reasons = (
+            f"{status.model} version {status.version}: {status.reason}"
+            for status in catalog.statuses()
+        )
+        raise CannotServe("no model could be loaded: " + "; ".join(reasons))
+
+
+async def _drain(server: grpc.aio.Server, grace_s: float, hurry: asyncio.Event) -> None:
+    """Takes no new calls; ends when those in progress have, at the latest after the grace."""
+    stopped = asyncio.create_task(server.stop(grace_s))
+    hurried = asyncio.create_task(hurry.wait())
+    await asyncio.wait({stopped, hurried}, return_when=asyncio.FIRST_COMPLETED)
+    hurried.cancel()
+    if not stopped.done():
+        await server.stop(None)
+    await stopped
+
+
+def _serving(catalog: Catalog, name: str) -> bool | None:
+    """Whether a model, or the server as a whole, answers; None where nothing has that name."""
+    if name in ("", CLASSIFIER.full_name):
+        return catalog.ready
+    return catalog.answers(name)

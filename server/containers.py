@@ -1,0 +1,216 @@
+"""What of an image file reaches the decoder: its first picture, and nothing else.
+
+Comments, thumbnails, colour profiles, XMP, further frames and trailers say nothing about what a
+picture shows, and they are where parsers hang: Pillow joins Exif segments in quadratic time, copies
+every Exif tag however much they overlap, and inflates every text chunk. They are cut out here, in
+one bounded walk over the file's parts. Only the Exif orientation is read.
+"""
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from zlib import crc32
+
+MAX_PARTS = 16_384  # segments, chunks or blocks; a 20 MiB PNG in the usual 8 KiB chunks has 2,560
+MAX_JPEG_SCANS = 64  # progressive encoders write about ten
+MAX_JPEG_SCAN_PIXELS = 512_000_000  # each scan visits the whole picture: 6 ms a megapixel if empty
+MAX_JPEG_TABLE_BYTES = 256 << 10  # quantisation and Huffman tables; real files have 1 to 4 KiB
+
+_EXIF = b"Exif\0\0"
+
+
+class Unreadable(Exception):
+    """Why a file can't be used; continues a sentence that begins with the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A file of one picture, free of everything that does not make it up."""
+
+    format: str  # Pillow's name for it
+    file: bytes
+    size: tuple[int, int] | None = (
+        None  # width and height by its header; None: the decoder will tell
+    )
+    orientation: int = 1  # Exif's, 1 to 8
+
+
+def first_picture(encoded: bytes) -> Picture:
+    """The first picture of a JPEG, PNG, WebP, BMP or GIF file. Raises Unreadable."""
+    for name, signature, cut in _FORMATS:
+        if signature.match(encoded):
+            try:
+                return cut(encoded)
+            except (struct.error, IndexError):
+                raise Unreadable(f"is a {name} that is cut off") from None
+    raise Unreadable(f"begins with {encoded[:16]!r}, which is none of these formats")
+
+
+def exif_orientation(exif: bytes) -> int:
+    """The orientation tag of an Exif block; 1, upright, where it has none that makes sense."""
+    exif = exif.removeprefix(_EXIF)
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
+    if order is None:
+        return 1
+    try:
+        (directory,) = struct.unpack_from(order + "I", exif, 4)
+        (entries,) = struct.unpack_from(order + "H", exif, directory)
+        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
+            tag, kind = struct.unpack_from(order + "HH", exif, entry)
+            if tag == 0x0112:
+                form = {1: "B", 3: "H", 4: "I"}.get(kind, "H")
+                (value,) = struct.unpack_from(order + form, exif, entry + 8)
+                return value if 1 <= value <= 8 else 1
+    except struct.error:
+        pass  # a damaged Exif block is no reason to refuse a sound picture
+    return 1
+
+
+# A marker that begins a segment: not the escape FF 00, a fill byte or a restart inside a scan.
+_JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
+_SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = (
+    0xD8,
+    0xD9,
+    0xDA,
+    0xE0,
+    0xE1,
+    0xEE,
+    0xEF,
+    0xFE,
+)
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # less DHT, JPG, DAC
+
+
+def _jpeg(encoded: bytes) -> Picture:
+    view = memoryview(encoded)
+    kept = [view[:2]]
+    size, orientation = None, 0
+    scans = table_bytes = 0
+    position = 2
+    for _ in range(MAX_PARTS):
+        found = _JPEG_MARKER.search(encoded, position)
+        if found is None:
+            if not scans:
+                raise Unreadable("is a JPEG that is cut off before its picture")
+            break  # the end marker is missing; the decoder knows whether pixels are too
+        start, marker = found.start(), encoded[found.start() + 1]
+        position = start + 2
+        if marker == _EOI:
+            kept.append(view[start:position])
+            break
+        if marker == _SOI:
+            continue
+        (length,) = struct.unpack_from(">H", encoded, position)
+        position += max(length, 2)
+        if marker == _SOS:
+            scans += 1
+            if scans > MAX_JPEG_SCANS:
+                raise Unreadable(f"is a JPEG with more than {MAX_JPEG_SCANS} scans")
+            following = _JPEG_MARKER.search(encoded, position)
+            position = following.start() if following else len(encoded)
+            kept.append(view[start:position])
+        elif marker == _APP1 and encoded.startswith(_EXIF, start + 4):
+            orientation = orientation or exif_orientation(encoded[start + 4 : position])
+        elif marker in (_APP0, _APP14) or not (_APP0 <= marker <= _APP15 or marker == _COM):
+            # JFIF and Adobe segments stay: they decide on the colour space
+            table_bytes += length
+            if table_bytes > MAX_JPEG_TABLE_BYTES:
+                raise Unreadable(
+                    f"is a JPEG with more than {MAX_JPEG_TABLE_BYTES:,} bytes of tables"
+                )
+            if marker in _SOF and not scans:
+                height, width = struct.unpack_from(">HH", encoded, start + 5)
+                size = width, height
+            kept.append(view[start:position])
+    else:
+        raise Unreadable(f"is a JPEG with more than {MAX_PARTS:,} segments")
+    if size and scans > 1 and scans * size[0] * size[1] > MAX_JPEG_SCAN_PIXELS:
+        raise Unreadable(
+            f"is a JPEG of {scans} scans of {size[0]:,} x {size[1]:,} pixels; "
+            f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans together are allowed"
+        )
+    return Picture("JPEG", b"".join(kept), size, orientation or 1)
+
+
+_PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
+
+
+def _png(encoded: bytes) -> Picture:
+    view = memoryview(encoded)
+    kept = [view[:8]]
+    orientation = 1
+    position = 8
+    if encoded[12:16] != b"IHDR":
+        raise Unreadable("is a PNG that does not begin with its header")
+    for _ in range(MAX_PARTS):
+        length, kind = struct.unpack_from(">I4s", encoded, position)
+        end = position + 12 + length
+        (checksum,) = struct.unpack_from(">I", encoded, end - 4)
+        if crc32(view[position + 4 : end - 4]) != checksum:  # Pillow does not check that of IDAT
+            raise Unreadable(f"is a PNG with a wrong checksum in its {kind!r} chunk")
+        if kind in _PNG_KEPT:
+            kept.append(view[position:end])
+        elif kind == b"eXIf":
+            orientation = exif_orientation(encoded[position + 8 : end - 4])
+        if kind == b"IEND":
+            break
+        position = end
+    else:
+        raise Unreadable(f"is a PNG with more than {MAX_PARTS:,} chunks")
+    return Picture("PNG", b"".join(kept), struct.unpack_from(">II", encoded, 16), orientation)
+
+
+def _gif(encoded: bytes) -> Picture:
+    flags = encoded[10]
+    position = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
+    kept = encoded[:position]
+    control = b""
+    blocks = 0
+    while blocks < MAX_PARTS:
+        blocks += 1
+        if encoded[position] == ord(","):
+            size = struct.unpack_from("<HH", encoded, 6)
+            return Picture("GIF", kept + control + encoded[position:], size)
+        if encoded[position] == ord(";"):
+            raise Unreadable("is a GIF without a frame")
+        if encoded[position] != ord("!"):
+            position += 1
+            continue
+        start, position = position, position + 2
+        while encoded[position] and blocks < MAX_PARTS:
+            position += 1 + encoded[position]
+            blocks += 1
+        position += 1
+        if encoded[start + 1] == 0xF9:  # the frame's transparency
+            control = encoded[start:position]
+    raise Unreadable(f"is a GIF with more than {MAX_PARTS:,} blocks before its first frame")
+
+
+def _webp(encoded: bytes) -> Picture:
+    """The whole file: libwebp walks it in C. But it reserves the canvas before it tells a size."""
+    size = None
+    match encoded[12:16]:
+        case b"VP8X":
+            width, height = encoded[24:27], encoded[27:30]
+            size = int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
+        case b"VP8L":
+            (bits,) = struct.unpack_from("<I", encoded, 21)
+            size = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            width_bits, height_bits = struct.unpack_from("<HH", encoded, 26)
+            size = width_bits & 0x3FFF, height_bits & 0x3FFF
+    return Picture("WEBP", encoded, size)
+
+
+def _bmp(encoded: bytes) -> Picture:
+    return Picture("BMP", encoded)
+
+
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], Picture]], ...] = (
+    ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
+    ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
+    ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),
+    ("BMP", re.compile(rb"BM"), _bmp),
+    ("GIF", re.compile(rb"GIF8[79]a"), _gif),
+)

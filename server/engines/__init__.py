@@ -1,0 +1,151 @@
+"""What an engine is: pixels in, classes out. One file a backend stands beside this one.
+
+The file's name is the backend's name: `backend("openvino")` imports `server.engines.openvino` and
+nothing else, so a backend's library is needed only where that backend is chosen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from server.repository import EngineRecord
+
+BACKENDS = ("openvino", "null")
+
+Pixels = NDArray[np.uint8]
+
+
+class Outputs(NamedTuple):
+    """What an engine says of N rows, K being min(10, classes). The receiver may keep the arrays."""
+
+    classes: NDArray[np.int32]  # [N, K], best first
+    scores: NDArray[np.float32]  # [N, K], their probabilities
+    probabilities: NDArray[np.float32]  # [N, classes]
+
+    def rows(self, first: int, end: int) -> Outputs:
+        """A view of the rows from `first` up to `end`."""
+        return Outputs(
+            self.classes[first:end], self.scores[first:end], self.probabilities[first:end]
+        )
+
+    @classmethod
+    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+        """All rows of the parts, in their order."""
+        return cls(
+            np.concatenate([part.classes for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.probabilities for part in parts]),
+        )
+
+
+Done = Callable[["Outputs | Exception"], None]
+
+
+class Instance(Protocol):
+    """A place where one batch at a time runs: input memory of its own, and a share of the device.
+
+    The owner writes rows into `pixels`, calls `start`, and touches neither until `done` was called.
+    """
+
+    pixels: Pixels  # [max_batch, H, W, C]
+    units: int  # how many of the device's units it occupies while it runs
+
+    def start(self, rows: int, done: Done) -> None:
+        """Runs the first `rows` rows of `pixels`, 1 <= rows <= max_batch, and returns at once.
+
+        `done` is called exactly once, maybe from a thread of the backend's and maybe before `start`
+        returns, with the outputs or with an EngineFailure. After a failure the instance stays
+        usable unless the engine was closed.
+        """
+
+
+class Engine(Protocol):
+    """A loaded network. Rows are independent: a row's answer depends neither on its neighbours nor
+    on its place. Its instances may run at the same time as far as the device's units allow."""
+
+    max_batch: int
+    device: str  # instances of engines on the same device share its units
+    units: int  # what that device has
+    instances: Sequence[Instance]
+
+    def close(self) -> None:
+        """Frees memory and threads. Nothing may be running; safe to call twice."""
+
+
+class Backend(Protocol):
+    """The functions of one file in this folder."""
+
+    def version(self) -> str:
+        """Exact version of the library, as a passport records it."""
+
+    def hardware(self) -> str:
+        """The machine's features that an engine is compiled for, for example "x86_64 amx_bf16"."""
+
+    def best_precision(self) -> str:
+        """The fastest precision this machine has natively."""
+
+    def precisions(self) -> Sequence[str]:
+        """The precisions this machine can compile for."""
+
+    def compile(self, onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list[str]:
+        """Compiles an ONNX file into `folder`; returns the files' names, the main one first."""
+
+    def unfit(self, record: EngineRecord) -> str | None:
+        """Why the engine can't run on this machine and what to do about it; None when it can.
+
+        Reads nothing but the record, so it may be asked before anything is loaded.
+        """
+
+    def load(
+        self, folder: Path, record: EngineRecord, shape: tuple[int, int, int], *, threads: int
+    ) -> Engine:
+        """Loads a compiled engine for rows of `shape` (H, W, C). Raises EngineFailure.
+
+        `threads` is how many processor cores an engine on the CPU may keep busy.
+        """
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name. Raises ValueError for an unknown one, ImportError without
+    its library."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
+    return cast(Backend, import_module(f"server.engines.{name}"))
+
+
+def infer(instance: Instance, pixels: Pixels) -> Outputs:
+    """Runs [N, H, W, C] on one instance and waits. Raises EngineFailure."""
+    finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
+    instance.pixels[: len(pixels)] = pixels
+    instance.start(len(pixels), finished.put)
+    outcome = finished.get()
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def instances_by_units(engine: Engine) -> list[list[Instance]]:
+    """The engine's instances in groups of those that occupy as much of the device."""
+    groups: dict[int, list[Instance]] = {}
+    for instance in engine.instances:
+        groups.setdefault(instance.units, []).append(instance)
+    return list(groups.values())
+
+
+def cores() -> int:
+    """How many processor cores this process may keep busy: its affinity and its cgroup's quota."""
+    available = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(available, int(quota) // int(period)))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return available

@@ -1,0 +1,412 @@
+"""The mechanism: one device, its engines, and the loop that asks schedule.py and runs batches.
+
+`Host.submit` is all that the RPCs see of a device. Rows are copied once, from the caller's message
+into the input memory of the instance that runs them; a caller gets views of its own rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from server.engines import Engine, Instance, Outputs, Pixels, instances_by_units
+from server.errors import EngineFailure, ModelNotReady, Overloaded, ServingError
+from server.metrics import ModelMetrics
+from server.schedule import Batch, Call, Lane, Policy, Profile
+
+log = logging.getLogger(__name__)
+
+clock = time.monotonic  # the loop's own clock ticks in milliseconds under uvloop
+
+# A batch that runs so many times longer than its profile says, and so long, is taken for dead.
+STALL_FACTOR = 50
+STALL_S = 10.0
+
+WATCH_S = 1.0
+BUSY_WINDOW_TICKS = 5
+
+
+class WayBack:
+    """What an answer takes from its engine to its caller: it must be done by so much earlier.
+
+    Learned from the part we see, the encoding: its mean and four times its mean deviation, as TCP
+    learns when to send again (Jacobson 1988). The rest is the wire and the caller's own doing.
+    """
+
+    WIRE_S = 0.001
+
+    def __init__(self) -> None:
+        self._mean_s = 0.0
+        self._deviation_s = 0.0
+        self.seconds = self.WIRE_S
+
+    def learn(self, seconds: float) -> None:
+        error_s = seconds - self._mean_s
+        self._mean_s += error_s / 8
+        self._deviation_s += (abs(error_s) - self._deviation_s) / 4
+        self.seconds = self.WIRE_S + self._mean_s + 4 * self._deviation_s
+
+
+class Answer(NamedTuple):
+    """What a call gets: its own rows, and where its time went."""
+
+    outputs: Outputs
+    queue_s: float  # from submission until its first batch started
+    compute_s: float  # from then until its last batch was done
+    batch_rows: tuple[int, ...]  # rows of each batch that carried some of its rows
+    done_s: float  # when its last batch was done, on `clock`
+
+
+@dataclass(slots=True, eq=False)
+class _Job(Call):
+    """A call with what the mechanism needs to answer it."""
+
+    answer: asyncio.Future[Answer] = field(kw_only=True)
+    pixels: Pixels | None = None
+    submitted_s: float = 0.0
+    started_s: float = 0.0
+    done_rows: int = 0
+    batch_rows: tuple[int, ...] = ()
+    parts: list[tuple[int, Outputs]] = field(default_factory=list)  # of a call in several batches
+
+
+@dataclass(slots=True, eq=False)
+class _Run:
+    """A batch on its way through an instance."""
+
+    batch: Batch
+    served: _Served
+    instance: Instance
+    started_s: float
+    limit_s: float  # later than this it is taken for dead
+    abandoned: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class _Served:
+    """A model on this device."""
+
+    name: str
+    engine: Engine
+    lanes: list[Lane]
+    idle: list[list[Instance]]  # by lane
+    metrics: ModelMetrics
+    failed: Callable[[str], None]  # told once, with the reason, when the engine is given up
+    running: int = 0
+    given_up: bool = False
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Place:
+    """A call's place in the queue of a model."""
+
+    __slots__ = ("_host", "_job", "_served")
+
+    def __init__(self, host: Host, served: _Served, job: _Job) -> None:
+        self._host = host
+        self._served = served
+        self._job = job
+
+    @property
+    def started(self) -> bool:
+        """Whether a batch with some of its rows has started."""
+        return self._job.started_s > 0
+
+    async def answer(self, pixels: Pixels) -> Answer:
+        """Classifies [N, H, W, C] uint8, as many rows as were admitted, and waits for the answer.
+
+        Raises Overloaded where it has become too late for one, EngineFailure or ModelNotReady.
+        A caller that is cancelled costs nothing more.
+        """
+        job = self._job
+        assert len(pixels) == job.rows, "as many rows as were admitted"
+        job.pixels = pixels
+        now_s = job.submitted_s = clock()
+        self._host._ready(self._served, job, now_s)
+        try:
+            return await job.answer
+        except asyncio.CancelledError:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Gives the place back; nothing happens where it has been used up."""
+        self._host._policy.withdraw(self._served.name, self._job)
+
+
+class Host:
+    """Runs batches of any number of models on one device.
+
+    Everything happens on the event loop's thread; of the engines' threads only `_done` is called,
+    and it does no more than hand the outcome over to the loop. `watch` is run by whoever owns the
+    host and ends when cancelled.
+    """
+
+    def __init__(self, device: str, units: int, policy: Policy) -> None:
+        self.device = device
+        self._units = units
+        self._policy = policy
+        self._busy_s = 0.0  # unit-seconds of finished batches
+        self._history: deque[tuple[float, float]] = deque(maxlen=BUSY_WINDOW_TICKS)
+        self._watching = True
+        self._served: dict[str, _Served] = {}
+        self._runs: set[_Run] = set()
+        self.way_back = WayBack()  # told by whoever sends the answers
+        self._loop = asyncio.get_running_loop()
+        self._wake: asyncio.TimerHandle | None = None  # where the policy wants to be asked again
+        self._wake_s = math.inf
+
+    def add(
+        self,
+        name: str,
+        engine: Engine,
+        lanes: Sequence[Lane],
+        metrics: ModelMetrics,
+        failed: Callable[[str], None],
+        objective_s: float,
+        weight: float = 1.0,
+    ) -> None:
+        """Takes a loaded engine in; `name` must be new. `lanes` are those `lanes_of` found,
+        `failed` is told when the engine is given up; for the rest see `Policy.add`."""
+        groups = instances_by_units(engine)
+        self._served[name] = _Served(name, engine, list(lanes), groups, metrics, failed)
+        self._policy.add(name, lanes, objective_s=objective_s, weight=weight)
+
+    async def remove(self, name: str) -> None:
+        """Refuses what still waits for the model, lets what runs finish, and closes the engine.
+
+        An engine that is given up meanwhile is left as it is: something may still run in it.
+        """
+        served = self._forget(name, f"{name} is being unloaded")
+        if served.running:
+            await served.drained.wait()
+        if not served.given_up:
+            served.engine.close()
+
+    def admit(
+        self, name: str, rows: int, *, deadline_s: float = math.inf, priority: int = 0
+    ) -> Place:
+        """A place in the queue for `rows` rows, before there is anything to put there: what can't
+        be answered in time is refused before it is decoded.
+
+        `deadline_s` is a time on `host.clock`. Raises Overloaded, DeadlineUnreachable or
+        ModelNotReady. The place must be used, by `answer`, or given back by `leave`.
+        """
+        served = self._served.get(name)
+        if served is None:
+            raise ModelNotReady(f"{name} is not loaded")
+        now_s = clock()
+        due_s = deadline_s - self.way_back.seconds
+        job = _Job(rows, now_s, due_s, priority, answer=self._loop.create_future())
+        self._policy.admit(name, job, now_s)
+        return Place(self, served, job)
+
+    async def submit(self, name: str, pixels: Pixels, deadline_s: float = math.inf) -> Answer:
+        """Classifies [N, H, W, C] uint8: `admit` and `answer` in one."""
+        return await self.admit(name, len(pixels), deadline_s=deadline_s).answer(pixels)
+
+    def waiting(self, name: str) -> int:
+        """Rows queued for a model."""
+        return self._policy.waiting(name)
+
+    async def watch(self) -> None:
+        """Gives up engines that have stopped answering, so that no caller waits for ever."""
+        while self._watching:
+            self._history.append((clock(), self._busy_until_now()))
+            await asyncio.sleep(WATCH_S)
+            now_s = clock()
+            for run in [run for run in self._runs if now_s > run.limit_s]:
+                self._runs.discard(run)
+                run.abandoned = True  # its lane stays taken: the engine may still write there
+                silent_s = now_s - run.started_s
+                reason = f"a batch of {run.batch.rows} has not come back for {silent_s:.0f} s"
+                self._fail_batch(run.batch, EngineFailure(f"{run.served.name}: {reason}"))
+                self._abandon(run.served, reason)
+
+    def stop(self) -> None:
+        """Lets `watch` end."""
+        self._watching = False
+        if self._wake is not None:
+            self._wake.cancel()
+
+    def busy_ratio(self) -> float:
+        """Share of the device's units at work over the last seconds, 0 to 1."""
+        if not self._history:
+            return 0.0
+        since_s, busy_s = self._history[0]
+        elapsed_s = clock() - since_s
+        if elapsed_s <= 0:
+            return 0.0
+        return min(1.0, (self._busy_until_now() - busy_s) / (elapsed_s * self._units))
+
+    def _busy_until_now(self) -> float:
+        now_s = clock()
+        return self._busy_s + sum(
+            (now_s - run.started_s) * run.instance.units for run in self._runs
+        )
+
+    def _ready(self, served: _Served, job: _Job, now_s: float) -> None:
+        if self._served.get(served.name) is not served:
+            _fail(job, ModelNotReady(f"{served.name} is being unloaded"))
+            return
+        self._policy.ready(served.name, job, now_s)
+        self._pump(now_s)
+
+    def _pump(self, now_s: float) -> None:
+        """Starts whatever can start. Cheap when nothing can."""
+        while (batch := self._policy.next(now_s)) is not None:
+            self._start(batch, now_s)
+        for name, call in self._policy.hopeless():
+            self._give_up(name, call, now_s)
+        wake_s = self._policy.wake_s(now_s)
+        if wake_s is not None and (self._wake is None or wake_s < self._wake_s):
+            if self._wake is not None:
+                self._wake.cancel()
+            self._wake_s = wake_s
+            self._wake = self._loop.call_later(max(0.0, wake_s - now_s), self._woken)
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._pump(clock())
+
+    def _give_up(self, name: str, call: Call, now_s: float) -> None:
+        served = self._served.get(name)
+        if served is not None:
+            served.metrics.deadline_missed("queue")
+        late_s = max(0.0, now_s - call.predicted_s)
+        _fail(
+            call,
+            Overloaded(
+                f"engines are slower than they were: the answer was promised within "
+                f"{(call.predicted_s - call.arrived_s) * 1e3:.0f} ms and can't be in time any more",
+                retry_after_s=late_s + (call.predicted_s - call.arrived_s),
+            ),
+        )
+
+    def _start(self, batch: Batch, now_s: float) -> None:
+        served = self._served[batch.model]
+        instance = served.idle[batch.lane].pop()
+        row = 0
+        for call, first, rows in batch.portions:
+            assert isinstance(call, _Job)
+            assert call.pixels is not None
+            instance.pixels[row : row + rows] = call.pixels[first : first + rows]
+            row += rows
+            if first == 0:
+                call.started_s = now_s
+            call.batch_rows += (batch.rows,)
+        limit_s = max(STALL_S, STALL_FACTOR * batch.expected_s)
+        run = _Run(batch, served, instance, now_s, now_s + limit_s)
+        self._runs.add(run)
+        served.running += 1
+
+        def done(outcome: Outputs | Exception) -> None:
+            self._loop.call_soon_threadsafe(self._finished, run, outcome, clock())
+
+        try:
+            instance.start(batch.rows, done)
+        except Exception as error:  # a promise of the engine's broken; ours to the callers is not
+            log.exception("engine_start_failed", extra={"model": served.name})
+            done(EngineFailure(f"{type(error).__name__} at the start of a batch"))
+
+    def _abandon(self, served: _Served, reason: str) -> None:
+        """Gives an engine up: nobody shall wait for it any more."""
+        if served.given_up:
+            return
+        served.given_up = True
+        if self._served.get(served.name) is served:
+            self._forget(served.name, f"{served.name} has failed: {reason}")
+        served.drained.set()
+        served.failed(reason)
+
+    def _forget(self, name: str, reason: str) -> _Served:
+        """Takes no more calls for a model and refuses those that wait."""
+        served = self._served.pop(name)
+        for call in self._policy.remove(name):
+            _fail(call, ModelNotReady(reason))
+        return served
+
+    def _finished(self, run: _Run, outcome: Outputs | Exception, done_s: float) -> None:
+        served, batch = run.served, run.batch
+        self._runs.discard(run)
+        served.idle[batch.lane].append(run.instance)
+        served.running -= 1
+        seconds = done_s - run.started_s
+        self._busy_s += seconds * run.instance.units
+        self._policy.finished(batch, done_s, seconds)
+        self._pump(clock())  # the engine first: it need not wait for answers to be written
+        served.metrics.batch(batch.rows, seconds)
+        if run.abandoned:  # its callers have been told
+            pass
+        elif isinstance(outcome, Exception):
+            log.error(
+                "batch_failed",
+                extra={"model": served.name, "rows": batch.rows, "error": str(outcome)},
+            )
+            self._fail_batch(batch, outcome)
+        else:
+            self._answer_batch(served, batch, outcome, done_s, seconds)
+        if not served.running and served.name not in self._served:
+            served.drained.set()
+
+    def _answer_batch(
+        self, served: _Served, batch: Batch, outputs: Outputs, done_s: float, seconds: float
+    ) -> None:
+        row = wasted = 0
+        for call, first, rows in batch.portions:
+            assert isinstance(call, _Job)
+            part = outputs.rows(row, row + rows)
+            row += rows
+            call.done_rows += rows
+            if call.answer.done():  # its caller has left, or another batch of it failed
+                wasted += rows
+                continue
+            if rows < call.rows:
+                call.parts.append((first, part))
+                if call.done_rows < call.rows:
+                    continue
+                ordered = [outputs for _, outputs in sorted(call.parts, key=lambda part: part[0])]
+                part = Outputs.joined(ordered)
+            call.answer.set_result(
+                Answer(
+                    part,
+                    call.started_s - call.submitted_s,
+                    done_s - call.started_s,
+                    call.batch_rows,
+                    done_s,
+                )
+            )
+            if call.predicted_s < math.inf:  # only some policies predict
+                served.metrics.predicted(call.predicted_s - done_s)
+        if wasted:
+            served.metrics.wasted(wasted / batch.rows * seconds)
+
+    def _fail_batch(self, batch: Batch, error: Exception) -> None:
+        for call, _, _ in batch.portions:
+            self._policy.withdraw(batch.model, call)  # a call fails whole
+            _fail(call, error)
+
+
+def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[Lane]:
+    """The lanes of an engine, each with its profile by `measure(instance, rows)` in seconds."""
+    lanes = []
+    for group in instances_by_units(engine):
+        sizes = sorted(
+            {1 << power for power in range(engine.max_batch.bit_length())} | {engine.max_batch}
+        )
+        profile = Profile({size: measure(group[0], size) for size in sizes})
+        lanes.append(Lane(group[0].units, len(group), engine.max_batch, profile))
+    return lanes
+
+
+def _fail(call: Call, error: Exception) -> None:
+    assert isinstance(call, _Job)
+    if not call.answer.done():
+        known = error if isinstance(error, ServingError) else EngineFailure(str(error))
+        call.answer.set_exception(known)

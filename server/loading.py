@@ -1,0 +1,140 @@
+"""From a published version to an engine that has proved itself on this machine.
+
+Passport, hashes, engine, golden inputs, warm-up and profile, in that order; blocking, so the caller
+gives it a thread. Nothing is left behind when it fails.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from queue import SimpleQueue
+from typing import NamedTuple
+
+from server import golden, repository
+from server.engines import Engine, Instance, Outputs, backend, infer, instances_by_units
+from server.errors import EngineFailure
+from server.host import lanes_of
+from server.repository import EngineRecord, Manifest, Unsound, Version
+from server.schedule import Lane
+
+log = logging.getLogger(__name__)
+
+# Which of the engines that fit this machine is taken: a GPU's first, nothing that computes nothing
+# where something computes.
+PREFERENCE = ("tensorrt", "openvino", "null")
+
+PROFILE_RUNS = 3
+
+
+class Loaded(NamedTuple):
+    """An engine that gave the golden answers on this machine, timed and warm."""
+
+    engine: Engine
+    record: EngineRecord
+    lanes: list[Lane]
+    labels: tuple[str, ...]
+
+
+def load(version: Version, *, only: str, threads: int, stopping: threading.Event) -> Loaded:
+    """Loads the best engine of a version; `only` names a backend, or is empty for any.
+
+    Raises Unsound with the reason in plain words: of the version, or of each of its engines.
+    Gives up soon after `stopping` is set, as far as the backend lets it.
+    """
+    manifest = version.manifest
+    if manifest is None:
+        raise Unsound(version.reason)
+    refusals = []
+    for record in sorted(manifest.engines, key=_preference):
+        try:
+            return _load(version, manifest, record, only, threads, stopping)
+        except (Unsound, golden.Deviates, EngineFailure) as error:
+            refusals.append(f"{record.name}: {error}")
+            log.warning(
+                "engine_passed_over",
+                extra={
+                    "model": version.model,
+                    "version": version.version,
+                    "engine": record.name,
+                    "reason": str(error),
+                },
+            )
+    raise Unsound("; ".join(refusals))
+
+
+def _load(
+    version: Version,
+    manifest: Manifest,
+    record: EngineRecord,
+    only: str,
+    threads: int,
+    stopping: threading.Event,
+) -> Loaded:
+    _go_on(stopping)
+    if only and record.backend != only:
+        raise Unsound(f"it is for {record.backend}, and this server is to use {only} only")
+    try:
+        chosen = backend(record.backend)
+    except ValueError as error:
+        raise Unsound(str(error)) from None
+    except ImportError as error:
+        raise Unsound(f"the library of {record.backend} is not installed here ({error})") from None
+    if reason := chosen.unfit(record):
+        raise Unsound(reason)
+    if record.precision not in golden.LIMITS:
+        raise Unsound(f"nothing is known of precision {record.precision!r}")
+    repository.verify(version.folder, manifest, record)
+    labels = repository.read_labels(version.folder, manifest)
+    answers = repository.read_golden(version.folder, manifest)
+    row = (manifest.input.height, manifest.input.width, manifest.input.channels)
+    _go_on(stopping)
+    engine = chosen.load(version.folder, record, row, threads=threads)
+    try:
+        _go_on(stopping)
+        golden.check(engine, answers, record.precision)
+        lanes = lanes_of(engine, _measure)
+        _warm(engine, stopping)
+    except BaseException:
+        engine.close()
+        raise
+    return Loaded(engine, record, lanes, labels)
+
+
+def _go_on(stopping: threading.Event) -> None:
+    if stopping.is_set():
+        raise Unsound("the server is stopping")
+
+
+def _warm(engine: Engine, stopping: threading.Event) -> None:
+    """Runs every instance at every batch size once: the first time, a size prepares its kernels.
+
+    Instances of a kind run side by side, so that each of the threads behind them gets its turn.
+    """
+    for group in instances_by_units(engine):
+        for rows in range(1, engine.max_batch + 1):
+            _go_on(stopping)
+            finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
+            for instance in group:
+                instance.start(rows, finished.put)
+            for _ in group:
+                outcome = finished.get()
+                if isinstance(outcome, Exception):
+                    raise outcome
+
+
+def _measure(instance: Instance, rows: int) -> float:
+    """Seconds of a warm batch of `rows`, the best of a few: the profile is a floor, see
+    `schedule.Latency`, and a hiccup while loading must not raise it for good."""
+    seconds = []
+    for _ in range(1 + PROFILE_RUNS):
+        began = time.perf_counter()
+        infer(instance, instance.pixels[:rows])
+        seconds.append(time.perf_counter() - began)
+    return min(seconds[1:])
+
+
+def _preference(record: EngineRecord) -> int:
+    known = record.backend in PREFERENCE
+    return PREFERENCE.index(record.backend) if known else len(PREFERENCE)

@@ -1,0 +1,75 @@
+"""Structured logs: one line an event, as JSON or as text a person reads.
+
+    log.info("model_ready", extra={"model": "lenet5", "version": 1})
+
+The message is the event's name, constant and searchable; everything else is a key with a value.
+Values may be a caller's text: whatever they hold, an event is one line and keeps to its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from datetime import UTC, datetime
+
+_STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
+
+
+def configure(level: str, format: str) -> None:
+    """Sends every record of the process to standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines() if format == "json" else TextLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # what it tells of its life, we tell too
+
+
+class JsonLines(logging.Formatter):
+    """`{"time": ..., "level": ..., "event": ..., ...}`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": _time(record), "level": record.levelname.lower(), **_fields(self, record)}
+        return json.dumps({key: _number(value) for key, value in line.items()}, default=str)
+
+
+class TextLines(logging.Formatter):
+    """`12:00:00.000 info model_ready model=lenet5 version=1`"""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entries = _fields(self, record)
+        event, stack = entries.pop("event"), entries.pop("stack", None)
+        pairs = [f"{key}={_quoted(value)}" for key, value in entries.items()]
+        line = " ".join([_time(record)[11:23], record.levelname.lower(), _line(event), *pairs])
+        if not stack:
+            return line
+        return "\n    ".join([line, *map(_line, str(stack).splitlines())])
+
+
+def _fields(formatter: logging.Formatter, record: logging.LogRecord) -> dict[str, object]:
+    extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
+    stack = {}
+    if record.exc_info:
+        stack = {"stack": formatter.formatException(record.exc_info)}
+    return {"event": record.getMessage(), **extra, **stack}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+def _number(value: object) -> object:
+    """JSON knows neither infinity nor NaN."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _quoted(value: object) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    plain = text and text.isprintable() and not any(c in text for c in ' "=')
+    return text if plain else json.dumps(text)
+
+
+def _line(event: object) -> str:
+    """As it is, but in one line that no terminal obeys: libraries log whole sentences."""
+    text = str(event)
+    return text if text.isprintable() else json.dumps(text)

@@ -1,0 +1,1 @@
+"""The RPCs: messages in, messages out, one table from errors to statuses."""

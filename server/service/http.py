@@ -1,0 +1,51 @@
+"""HTTP for machines: /metrics for Prometheus, /healthz and /readyz for orchestrators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from server.catalog import Catalog
+from server.metrics import Metrics
+
+
+def application(metrics: Metrics, catalog: Catalog, accepting: Callable[[], bool]) -> Starlette:
+    """`accepting` says whether new calls are taken at all."""
+
+    async def read_metrics(request: Request) -> Response:
+        return Response(metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def healthz(request: Request) -> Response:
+        """The process lives and its loop turns."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(request: Request) -> Response:
+        """200 once loading is through and some model answers; the body says what of each model."""
+        ready = accepting() and catalog.ready
+        body = {
+            "ready": ready,
+            "accepting": accepting(),
+            "models": [
+                {
+                    "name": status.model,
+                    "version": status.version,
+                    "state": status.state.name,
+                    "reason": status.reason,
+                }
+                for status in catalog.statuses()
+            ],
+        }
+        return JSONResponse(body, status_code=200 if ready else 503)
+
+    return Starlette(
+        routes=[
+            Route("/metrics", read_metrics),
+            Route("/healthz", healthz),
+            Route("/readyz", readyz),
+        ]
+    )

@@ -1,0 +1,222 @@
+"""How every RPC behaves: parsing, the clock, the counting, one table from errors to statuses.
+
+An RPC is a coroutine `(request, call) -> response` that raises what it likes; `handlers` makes gRPC
+handlers of all the methods a service's descriptor names, so none can be forgotten and none behaves
+differently. Messages arrive as bytes and are parsed here: gRPC answers what it can't parse itself
+with INTERNAL, though it is the caller who can mend it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import grpc
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
+from google.rpc.error_details_pb2 import BadRequest, RetryInfo
+from google.rpc.status_pb2 import Status
+from grpc import StatusCode
+
+from server.errors import (
+    DeadlineUnreachable,
+    EngineFailure,
+    InvalidInput,
+    ModelNotFound,
+    ModelNotReady,
+    Overloaded,
+    ServingError,
+)
+from server.host import clock
+from server.metrics import Metrics
+from server.service.wire import has_more_fields
+
+log = logging.getLogger(__name__)
+
+STATUS: dict[type[ServingError], StatusCode] = {
+    InvalidInput: StatusCode.INVALID_ARGUMENT,
+    ModelNotFound: StatusCode.NOT_FOUND,
+    ModelNotReady: StatusCode.UNAVAILABLE,
+    Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    DeadlineUnreachable: StatusCode.DEADLINE_EXCEEDED,
+    EngineFailure: StatusCode.INTERNAL,
+}
+REASON = {Overloaded: "overloaded", DeadlineUnreachable: "deadline_unreachable"}
+
+# Of a message to a caller. It travels in a trailer, twice where there are details, and up to three
+# bytes a character; gRPC clients refuse trailers of more than 8 KiB.
+MESSAGE_LIMIT = 600
+
+INTAKE_RETRY_S = 0.1  # when a call refused for its bytes may try again: most calls take less
+
+# A caller's own clock ends its call, and the word of it may come before the deadline we were told:
+# gRPC sends the time left rounded up, by 1 % at most. (Of 1 to 3 s, by 9 ms.)
+EARLY_S = 0.005
+EARLY_SHARE = 0.01
+
+Method = Callable[[Any, "Call"], Awaitable[Message]]
+
+
+class Call:
+    """What an RPC knows of the call it answers, and what the counting learns from it."""
+
+    __slots__ = ("arrived_s", "deadline_s", "model", "stage", "version")
+
+    def __init__(self, arrived_s: float, deadline_s: float) -> None:
+        self.arrived_s = arrived_s
+        self.deadline_s = deadline_s  # on host.clock; infinite where the caller set none
+        self.model = ""  # set once it is known to exist
+        self.version = ""
+        self.stage = "decode"  # where it is: decode, queue or compute
+
+
+@dataclass(slots=True)
+class Intake:
+    """What is taken in before anything is known of a call. One for all RPCs of a server."""
+
+    max_fields: int  # of one message, those within its parts included
+    max_bytes: int  # of all messages whose calls are in progress; the next call is refused
+    held_bytes: int = 0
+
+
+def handlers(
+    service: ServiceDescriptor, implementation: object, metrics: Metrics, intake: Intake
+) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+    """A handler for each method of `service`, by name, from the coroutines of `implementation`."""
+    return {
+        method.name: grpc.unary_unary_rpc_method_handler(
+            _answering(
+                method.name,
+                GetMessageClass(method.input_type),
+                getattr(implementation, method.name),
+                metrics,
+                intake,
+            )
+        )
+        for method in service.methods
+    }
+
+
+def _answering(
+    name: str, request_class: type[Message], method: Method, metrics: Metrics, intake: Intake
+) -> Any:
+    counters: dict[tuple[str, str, str], Any] = {}
+    durations: dict[str, Any] = {}
+
+    def count(call: Call, code: StatusCode) -> None:
+        key = (call.model, call.version, code.name)
+        counter = counters.get(key)
+        if counter is None:
+            counter = metrics.requests.labels(call.model, call.version, name, code.name)
+            counters[key] = counter
+        counter.inc()
+
+    async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+        arrived_s = clock()
+        left_s = context.time_remaining()
+        call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
+        intake.held_bytes += len(data)
+        try:
+            request = _request(request_class, data, intake)
+            response = await method(request, call)
+            body = response.SerializeToString()
+        except ServingError as error:
+            count(call, STATUS[type(error)])
+            if call.model and (reason := REASON.get(type(error))):
+                metrics.refused.labels(call.model, reason).inc()
+            await _refuse(context, error, name)
+        except asyncio.CancelledError:  # by the caller, or because the deadline has passed
+            early_s = EARLY_S if left_s is None else max(EARLY_S, EARLY_SHARE * left_s)
+            missed = clock() >= call.deadline_s - early_s
+            count(call, StatusCode.DEADLINE_EXCEEDED if missed else StatusCode.CANCELLED)
+            if missed and call.model:
+                metrics.deadline_missed.labels(call.model, call.stage).inc()
+            raise
+        except Exception:
+            log.exception("call_failed", extra={"method": name, "model": call.model})
+            count(call, StatusCode.INTERNAL)
+            await context.abort(StatusCode.INTERNAL, "internal error")
+        finally:
+            intake.held_bytes -= len(data)
+        count(call, StatusCode.OK)
+        duration = durations.get(call.model)
+        if duration is None:
+            duration = durations[call.model] = metrics.request_duration.labels(call.model, name)
+        duration.observe(clock() - arrived_s)
+        return body
+
+    return answer
+
+
+def _request(request_class: type[Message], data: bytes, intake: Intake) -> Message:
+    """The message, unless it is none or costs too much. Raises InvalidInput or Overloaded."""
+    if intake.held_bytes > intake.max_bytes:
+        raise Overloaded(
+            f"the requests in progress hold {intake.held_bytes:,} bytes, this one's {len(data):,} "
+            f"included; at most {intake.max_bytes:,} are allowed",
+            retry_after_s=INTAKE_RETRY_S,
+        )
+    if has_more_fields(data, cast(Descriptor, request_class.DESCRIPTOR), intake.max_fields):
+        raise InvalidInput(
+            "request", f"has more than {intake.max_fields:,} fields; no request needs as many"
+        )
+    try:
+        return request_class.FromString(data)
+    except DecodeError as error:
+        raise _unreadable(request_class, data, error) from None
+
+
+async def _refuse(
+    context: grpc.aio.ServicerContext[Any, Any], error: ServingError, method: str
+) -> None:
+    code = STATUS[type(error)]
+    message = _clipped(str(error))
+    status = Status(code=code.value[0])
+    trailers: list[tuple[str, str | bytes]] = []
+    if isinstance(error, InvalidInput):
+        description = _clipped(error.description)
+        violation = BadRequest.FieldViolation(field=error.field, description=description)
+        status.details.add().Pack(BadRequest(field_violations=[violation]))
+    elif isinstance(error, Overloaded):
+        wait = Duration()
+        wait.FromNanoseconds(round(error.retry_after_s * 1e9))
+        status.details.add().Pack(RetryInfo(retry_delay=wait))
+        trailers.append(("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1e3))))
+    elif isinstance(error, EngineFailure):
+        log.debug("engine_failure", extra={"method": method, "error": str(error)})
+        message = "the engine failed; the request is not to blame"
+    status.message = message
+    if status.details:
+        trailers.append(("grpc-status-details-bin", status.SerializeToString()))
+    await context.abort(code, message, tuple(trailers))
+
+
+def _clipped(text: str) -> str:
+    return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 4] + " ..."
+
+
+def _unreadable(request_class: type[Message], data: bytes, error: DecodeError) -> InvalidInput:
+    """Names the text field that is not UTF-8, where that is what is wrong with a message."""
+    descriptor = request_class.DESCRIPTOR
+    try:
+        present: Any = UnknownFieldSet(Empty.FromString(data))
+        for entry in present:
+            known = descriptor.fields_by_number.get(entry.field_number)
+            if known is not None and known.type == FieldDescriptor.TYPE_STRING:
+                try:
+                    entry.data.decode("utf-8")
+                except (UnicodeDecodeError, AttributeError):
+                    return InvalidInput(known.name, "is text, and must be valid UTF-8")
+    except DecodeError:
+        pass
+    return InvalidInput(
+        "request", f"{len(data)} bytes that are not a {descriptor.full_name}: {error}"
+    )

@@ -1,0 +1,113 @@
+"""Arrivals are what they say they are, and a summary counts what it says it counts."""
+
+import math
+from itertools import islice, pairwise
+
+import pytest
+
+from clients.load import OK, Sample, constant, poisson, summarise
+
+
+def succeeded(due_s: float, latency_s: float, images: int = 1) -> Sample:
+    return Sample(due_s, due_s, due_s + latency_s, OK, images)
+
+
+def test_the_same_seed_gives_the_same_arrivals() -> None:
+    first = list(islice(poisson(100, seed=7), 1000))
+    assert first == list(islice(poisson(100, seed=7), 1000))
+    assert first != list(islice(poisson(100, seed=8), 1000))
+
+
+def test_poisson_gaps_have_the_mean_and_the_spread_of_their_rate() -> None:
+    times = [0.0, *islice(poisson(50, seed=1), 20_000)]
+    gaps = [after - before for before, after in pairwise(times)]
+    mean = sum(gaps) / len(gaps)
+    deviation = math.sqrt(sum((gap - mean) ** 2 for gap in gaps) / len(gaps))
+    assert mean == pytest.approx(1 / 50, rel=0.03)
+    assert deviation == pytest.approx(1 / 50, rel=0.03)  # of an exponential: equal to the mean
+    assert min(gaps) > 0
+
+
+def test_constant_arrivals_are_evenly_spaced_and_do_not_drift() -> None:
+    assert list(islice(constant(4), 5)) == [0, 0.25, 0.5, 0.75, 1]
+    assert next(islice(constant(3), 3_000_000, None)) == 1_000_000
+
+
+@pytest.mark.parametrize("rate_hz", [0, -1, math.inf, math.nan])
+def test_a_rate_that_is_none_is_refused_before_the_first_arrival(rate_hz: float) -> None:
+    with pytest.raises(ValueError, match="rate_hz"):
+        poisson(rate_hz, seed=1)
+    with pytest.raises(ValueError, match="rate_hz"):
+        constant(rate_hz)
+
+
+def test_latency_includes_the_time_the_sender_was_late() -> None:
+    assert Sample(due_s=1.0, sent_s=1.5, finished_s=1.75, status=OK, images=1).latency_s == 0.75
+
+
+def test_percentiles_are_latencies_that_occurred() -> None:
+    samples = [succeeded(due_s=0.0, latency_s=n / 1000) for n in range(1000, 0, -1)]
+    latency = summarise(samples, 0, 10).latency
+    assert latency is not None
+    assert latency.p50_s == 0.5
+    assert latency.p90_s == 0.9
+    assert latency.p95_s == 0.95
+    assert latency.p99_s == 0.99
+    assert latency.p999_s == 0.999
+    assert latency.max_s == 1.0
+
+
+def test_one_success_is_every_percentile() -> None:
+    latency = summarise([succeeded(0.0, 0.25)], 0, 1).latency
+    assert latency is not None
+    assert {latency.p50_s, latency.p90_s, latency.p999_s, latency.max_s} == {0.25}
+
+
+def test_refusals_and_failures_are_counted_and_never_averaged_in() -> None:
+    samples = [
+        succeeded(0.1, 0.5),
+        Sample(0.2, 0.2, 0.201, "RESOURCE_EXHAUSTED", 1),  # fast, and no service at all
+        Sample(0.3, 0.3, 9.0, "DEADLINE_EXCEEDED", 1),
+        Sample(0.4, 0.4, 0.4, "RESOURCE_EXHAUSTED", 1),
+    ]
+    summary = summarise(samples, 0, 1)
+    assert summary.counts == {OK: 1, "RESOURCE_EXHAUSTED": 2, "DEADLINE_EXCEEDED": 1}
+    assert (summary.succeeded, summary.total) == (1, 4)
+    assert summary.latency is not None
+    assert summary.latency.p50_s == summary.latency.max_s == pytest.approx(0.5)
+    assert summary.calls_hz == 1
+
+
+def test_a_stretch_counts_what_was_due_in_it_and_the_answers_that_came_in_it() -> None:
+    samples = [
+        succeeded(due_s=0.5, latency_s=1.0, images=4),  # warm-up, answered in the stretch
+        succeeded(due_s=1.5, latency_s=0.5, images=4),
+        succeeded(due_s=2.5, latency_s=1.0, images=4),  # answered after it
+        succeeded(due_s=3.5, latency_s=0.1, images=4),
+    ]
+    summary = summarise(samples, 1, 3)
+    assert summary.counts == {OK: 2}
+    assert summary.calls_hz == 1.0
+    assert summary.images_hz == 4.0
+    assert summary.latency is not None
+    assert (summary.latency.p50_s, summary.latency.max_s) == (0.5, 1.0)
+
+
+def test_lag_is_how_late_requests_were_sent() -> None:
+    samples = [Sample(n / 100, n / 100 + n / 1000, 5.0, OK, 1) for n in range(100)]
+    assert summarise(samples, 0, 10).lag_p99_s == pytest.approx(0.098)
+
+
+def test_nothing_due_has_no_latency_and_no_lag() -> None:
+    summary = summarise([], 0, 2)
+    assert (summary.total, summary.calls_hz, summary.latency, summary.lag_p99_s) == (
+        0,
+        0,
+        None,
+        None,
+    )
+
+
+def test_a_stretch_without_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be after"):
+        summarise([], 1, 1)

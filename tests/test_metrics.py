@@ -1,0 +1,143 @@
+"""Prometheus is told the truth: the names and labels of the design, the values of the traffic."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from proto import classify_pb2 as pb
+from server.metrics import PHASES, ROWS, SECONDS, Metrics
+from tests.serving import Mirror, Served, loading, publish, raw, serve
+
+LABELS = {
+    "convserve_requests_total": {"model", "version", "method", "code"},
+    "convserve_request_duration_seconds_count": {"model", "method"},
+    "convserve_phase_duration_seconds_count": {"model", "phase"},
+    "convserve_batch_rows_count": {"model"},
+    "convserve_queue_rows": {"model"},
+    "convserve_refused_total": {"model", "reason"},
+    "convserve_deadline_missed_total": {"model", "stage"},
+    "convserve_wasted_compute_seconds_total": {"model"},
+    "convserve_device_busy_ratio": {"device"},
+    "convserve_model_ready": {"model", "version"},
+    "convserve_engine_info": {"model", "version", "backend", "precision", "weights"},
+    "convserve_engine_load_seconds": {"model"},
+}
+
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+async def scrape(served: Served) -> Samples:
+    async with httpx.AsyncClient() as client:
+        response = await client.get(served.http + "/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(response.text)
+        for sample in family.samples
+    }
+
+
+def value(samples: Samples, name: str, **labels: str) -> float:
+    return samples["convserve_" + name, frozenset(labels.items())]
+
+
+async def test_the_metrics_have_the_names_labels_and_values_of_the_traffic(tmp_path: Path) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    publish(tmp_path, "wise", trained=True)
+    hostile = "evil\"name{x='y'}"
+    async with serve(tmp_path, load=loading(Mirror)) as served:
+        for request in (raw(1), raw(1, 2), raw(*range(10))):
+            await served.classify(request)
+        wrong = [raw(1, top_k=100), raw(1, model=hostile), raw(1, model=hostile * 2)]
+        for request in wrong:
+            with pytest.raises(grpc.aio.AioRpcError):
+                await served.classify(request)
+        await served.call("ListModels", pb.ListModelsRequest())
+        await served.call("GetModel", pb.GetModelRequest(model="wise"))
+        samples = await scrape(served)
+
+    for name, labels in LABELS.items():
+        found = [set(dict(key)) for known, key in samples if known == name]
+        assert found, f"{name} is missing"
+        assert all(keys == labels for keys in found), name
+    assert hostile not in str(samples)
+
+    tiny = {"model": "tiny", "version": "2", "method": "Classify"}
+    none = {"model": "", "version": ""}
+    assert value(samples, "requests_total", **tiny, code="OK") == 3
+    assert value(samples, "requests_total", **tiny, code="INVALID_ARGUMENT") == 1
+    assert value(samples, "requests_total", **none, method="Classify", code="NOT_FOUND") == 2
+    assert value(samples, "requests_total", **none, method="ListModels", code="OK") == 1
+    wise = {"model": "wise", "version": "1"}
+    assert value(samples, "requests_total", **wise, method="GetModel", code="OK") == 1
+
+    assert value(samples, "images_total", model="tiny") == 13
+    assert value(samples, "batch_rows_sum", model="tiny") == 13
+    assert value(samples, "batch_rows_count", model="tiny") >= 5  # 1, 2, and 10 by at most 4
+    assert value(samples, "queue_rows", model="tiny") == 0
+    served_calls = {"model": "tiny", "method": "Classify"}
+    assert value(samples, "request_duration_seconds_count", **served_calls) == 3
+    whole_s = value(samples, "request_duration_seconds_sum", **served_calls)
+    phases_s = 0.0
+    for phase in PHASES:
+        assert value(samples, "phase_duration_seconds_count", model="tiny", phase=phase) == 3
+        phases_s += value(samples, "phase_duration_seconds_sum", model="tiny", phase=phase)
+    assert 0 < phases_s <= whole_s
+    assert 0 < value(samples, "compute_seconds_total", model="tiny") < whole_s
+
+    for reason in ("overloaded", "deadline_unreachable"):
+        assert value(samples, "refused_total", model="tiny", reason=reason) == 0
+    for stage in ("decode", "queue", "compute"):
+        assert value(samples, "deadline_missed_total", model="tiny", stage=stage) == 0
+    assert value(samples, "wasted_compute_seconds_total", model="tiny") == 0
+    assert 0 <= value(samples, "device_busy_ratio", device="mirror") <= 1
+    assert value(samples, "model_ready", model="tiny", version="1") == 0
+    assert value(samples, "model_ready", model="tiny", version="2") == 1
+    engine = {"backend": "null", "precision": "fp32"}
+    assert value(samples, "engine_info", **wise, **engine, weights="trained") == 1
+    tiny_engine = {"model": "tiny", "version": "2", **engine, "weights": "untrained"}
+    assert value(samples, "engine_info", **tiny_engine) == 1
+    assert value(samples, "engine_load_seconds", model="tiny") > 0
+
+
+async def test_rows_that_wait_are_told_when_asked(tmp_path: Path) -> None:
+    publish(tmp_path)
+    made: list[Mirror] = []
+
+    def held(manifest: Any) -> Mirror:
+        made.append(Mirror(manifest, held=True))
+        return made[-1]
+
+    async with serve(tmp_path, load=loading(held)) as served:
+        first = asyncio.create_task(served.classify(raw(1)))
+        await made[0].started.wait()
+        second = asyncio.create_task(served.classify(raw(1, 2, 3)))
+        while value(await scrape(served), "queue_rows", model="tiny") == 0:
+            pass  # it is on its way
+        assert value(await scrape(served), "queue_rows", model="tiny") == 3
+        made[0].release()
+        await asyncio.gather(first, second)
+        assert value(await scrape(served), "queue_rows", model="tiny") == 0
+
+
+def test_buckets_reach_from_100_us_to_10_s_in_steps_of_two_at_most() -> None:
+    assert (SECONDS[0], SECONDS[-1]) == (0.0001, 10.0)
+    for buckets in (SECONDS, ROWS):
+        pairs = list(zip(buckets, buckets[1:], strict=False))
+        assert all(low < high <= 2 * low for low, high in pairs)
+
+
+def test_each_server_has_instruments_of_its_own() -> None:
+    one, other = Metrics(), Metrics()
+    one.model("tiny").classified(3)
+    assert b'convserve_images_total{model="tiny"} 3.0' in one.render()
+    assert b"tiny" not in other.render()

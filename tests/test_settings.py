@@ -1,0 +1,111 @@
+"""Every option is written once, wins in the right order, and says what is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pytest
+
+from server.images import ImageLimits
+from server.settings import PREFIX, Settings, parse
+
+TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b"}
+NUMBERS = {"queue_rows": 700, "max_bytes_in_progress": 2_000_000_000, "max_message_bytes": 5000}
+
+
+def other_than_default(entry: Any) -> str:
+    """A value that the option may have."""
+    if entry.metadata["choices"]:
+        return str(entry.metadata["choices"][-1])
+    return TEXTS.get(entry.name) or str(NUMBERS.get(entry.name, 300))
+
+
+@pytest.mark.parametrize("entry", fields(Settings), ids=lambda entry: entry.name)
+def test_every_option_has_a_flag_a_variable_and_help(
+    entry: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = other_than_default(entry)
+    flag = "--" + entry.name.replace("_", "-")
+    by_flag, by_variable = parse([flag, text], {}), parse([], {PREFIX + entry.name.upper(): text})
+    assert getattr(by_flag, entry.name) == entry.type(text) != entry.default
+    assert by_flag == by_variable
+    with pytest.raises(SystemExit):
+        parse(["--help"], {})
+    assert flag + " " in capsys.readouterr().out
+
+
+def test_a_flag_wins_over_a_variable_and_that_over_the_default() -> None:
+    variables = {"CONVSERVE_PORT": "1001", "CONVSERVE_HTTP_PORT": "1002"}
+    settings = parse(["--port", "1003"], variables)
+    assert (settings.port, settings.http_port, settings.grace_s) == (1003, 1002, 30.0)
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert parse([], {"CONVSERVE_PORT": "", "CONVSERVE_MODELS": ""}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--port", "many"], "argument --port: invalid int value: 'many'"),
+        (["--port", "65536"], "port is 65536; it must be at most 65,535"),
+        (["--port=-1"], "port is -1; it must be at least 0"),
+        (["--grace-s", "nan"], "grace_s is nan; it must be at least 0"),
+        (["--grace-s", "inf"], "grace_s is inf; it must be at most 86,400"),
+        (["--max-image-pixels", "90000000"], "max_image_pixels is 90000000; it must be at most"),
+        (["--max-message-bytes", "2147483648"], "it must be at most 2,147,483,647"),
+        (["--log-format", "xml"], "log_format is 'xml'; it must be one of text, json"),
+        (["--queue-rows", "10"], "queue_rows is 10; it must hold one call of max_images_per_call"),
+        (["--max-bytes-in-progress", "5000"], "it must hold one message of max_message_bytes"),
+        (["--prot", "1"], "unrecognized arguments: --prot 1"),
+        (["--http", "1"], "unrecognized arguments: --http 1"),
+    ],
+)
+def test_a_wrong_option_ends_with_status_2_and_says_what_it_may_be(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(arguments, {})
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_variable_of_no_option_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse([], {"CONVSERVE_PROT": "1"})
+    assert caught.value.code == 2
+    assert "CONVSERVE_PROT is set, but there is no such option" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("service", ["CONVSERVE", "CONVSERVE_HTTP"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_option(service: str) -> None:
+    address = "10.0.0.1"
+    variables = {
+        f"{service}_SERVICE_HOST": address,
+        f"{service}_SERVICE_PORT": "8001",
+        f"{service}_SERVICE_PORT_GRPC": "8001",
+        f"{service}_PORT": f"tcp://{address}:8001",
+        f"{service}_PORT_8001_TCP": f"tcp://{address}:8001",
+        f"{service}_PORT_8001_TCP_PROTO": "tcp",
+        f"{service}_PORT_8001_TCP_PORT": "8001",
+        f"{service}_PORT_8001_TCP_ADDR": address,
+    }
+    assert parse([], variables) == Settings()
+
+
+def test_what_others_set_is_left_alone() -> None:
+    assert parse([], {"PATH": "/bin", "PORT": "1", "CONVSERVE_CACHE": "/tmp"}) == Settings()
+
+
+def test_the_most_pixels_allowed_are_what_the_decoder_takes() -> None:
+    (entry,) = (entry for entry in fields(Settings) if entry.name == "max_image_pixels")
+    most = entry.metadata["most"]
+    assert ImageLimits(pixels=most).pixels == most
+    with pytest.raises(ValueError, match="pixels"):
+        ImageLimits(pixels=most + 1)
+
+
+def test_models_are_names_between_commas() -> None:
+    assert Settings(models=" a, b,,c ").model_names() == ["a", "b", "c"]
+    assert Settings().model_names() == []
