@@ -109,7 +109,7 @@ def build(name: str, order: Order, watcher: Watcher = Watcher()) -> Built:  # no
 def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
     watcher.stage("card")
     compiler = backend(order.backend)
-    precision = _precision(compiler, order)
+    precisions = _precisions(compiler, order)
     card = cards.load(name)
     max_batch = order.max_batch or card.max_batch
     pixels = golden_pixels(card.input)
@@ -128,25 +128,15 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
         onnx = staged / repository.ONNX
         export(served, onnx, shape=card.input.shape, max_batch=max_batch)
 
-        watcher.stage("compile")
-        files = compiler.compile(onnx, staged, precision=precision, max_batch=max_batch)
-        record = EngineRecord(
-            name=f"{order.backend}-{precision}",
-            backend=order.backend,
-            backend_version=compiler.version(),
-            precision=precision,
-            hardware=compiler.hardware(),
+        job = _Job(
+            order=order,
+            compiler=compiler,
+            card=card,
             max_batch=max_batch,
-            files=tuple(repository.record(staged / file) for file in files),
-            deviation={},
+            staged=staged,
+            watcher=watcher,
         )
-
-        watcher.stage("check")
-        with _loaded(compiler, staged, record, card) as engine:
-            if order.backend == "null":
-                truth = Golden(pixels, _answers(engine, pixels))
-            deviation = golden.check(engine, truth, precision)
-        record = msgspec.structs.replace(record, deviation=deviation)
+        record, truth = _first_sound(job, precisions, truth)
 
         watcher.stage("publish")
         repository.write_golden(staged / repository.GOLDEN, truth)
@@ -175,14 +165,74 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
         return repository.publish(order.repo, staged, manifest)
 
 
-def _precision(compiler: Backend, order: Order) -> str:
+def _precisions(compiler: Backend, order: Order) -> Sequence[str]:
+    """What to try in turn: what was asked for, or else the fastest, and fp32 where that fails."""
     there = compiler.precisions()
     if order.precision and order.precision not in there:
         raise BuildError(
             f"{order.backend} has no {order.precision} on this machine; "
             f"it has {', '.join(there)} (--precision auto takes the best)"
         )
-    return order.precision or compiler.best_precision()
+    if order.precision:
+        return (order.precision,)
+    return tuple(dict.fromkeys((compiler.best_precision(), "fp32")))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """A model whose ONNX file lies in `staged` and is to be compiled."""
+
+    order: Order
+    compiler: Backend
+    card: Card
+    max_batch: int
+    staged: Path
+    watcher: Watcher
+
+
+def _first_sound(
+    job: _Job, precisions: Sequence[str], truth: Golden
+) -> tuple[EngineRecord, Golden]:
+    """The engine of the first precision that gives `truth`, eager PyTorch's answers.
+
+    Returns what it was held against as well. Raises golden.Deviates where none does.
+    """
+    *others, last = precisions
+    for precision in others:
+        try:
+            return _sound(job, precision, truth)
+        except golden.Deviates as error:
+            job.watcher.warn(f"{precision} is too coarse for this network, so {last}: {error}")
+    return _sound(job, last, truth)
+
+
+def _sound(job: _Job, precision: str, truth: Golden) -> tuple[EngineRecord, Golden]:
+    compiler, staged = job.compiler, job.staged
+    job.watcher.stage("compile")
+    files = compiler.compile(
+        staged / repository.ONNX, staged, precision=precision, max_batch=job.max_batch
+    )
+    record = EngineRecord(
+        name=f"{job.order.backend}-{precision}",
+        backend=job.order.backend,
+        backend_version=compiler.version(),
+        precision=precision,
+        hardware=compiler.hardware(),
+        max_batch=job.max_batch,
+        files=tuple(repository.record(staged / file) for file in files),
+        deviation={},
+    )
+    job.watcher.stage("check")
+    try:
+        with _loaded(compiler, staged, record, job.card) as engine:
+            if job.order.backend == "null":
+                truth = Golden(truth.pixels, _answers(engine, truth.pixels))
+            deviation = golden.check(engine, truth, precision)
+    except golden.Deviates:
+        for file in files:
+            (staged / file).unlink()
+        raise
+    return msgspec.structs.replace(record, deviation=deviation), truth
 
 
 def _weights(card: Card, order: Order, pixels: Pixels, watcher: Watcher) -> Weights:

@@ -34,6 +34,7 @@ from model_repo.download import WrongHash as WrongHash
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
 SHOWN = 3  # names of each kind in the message about a checkpoint that does not fit
 COUNTER = ".num_batches_tracked"
+RESIDUAL = 0.25  # scale of what an untrained residual block adds to its input
 SPREAD = 2.0  # standard deviation of an untrained network's logits over its classes
 
 
@@ -193,7 +194,12 @@ def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:
 
 @torch.no_grad()
 def _draw(network: nn.Module, generator: torch.Generator) -> None:
-    """He et al., "Delving deep into rectifiers", 2015: ReLUs leave activations their size."""
+    """He et al., "Delving deep into rectifiers", 2015: ReLUs leave activations their size.
+
+    What a residual block adds begins small, as in Goyal et al., "Accurate, large minibatch SGD",
+    2017 (there at 0): the untrained network is then as calm as a trained one. At full size rounding
+    to bf16 takes an answer of ResNet-101 84 % of the way to another image's, at RESIDUAL 9 %.
+    """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             inputs = module.weight[0].numel()
@@ -202,6 +208,10 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
                 module.bias.zero_()
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+    for block in network.modules():
+        if hasattr(block, "downsample"):
+            *_, last = (layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d))
+            last.weight.fill_(RESIDUAL)
 
 
 @torch.no_grad()
