@@ -93,7 +93,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
     stop_loading = threading.Event()
-    server = grpc.aio.server(maximum_concurrent_rpcs=settings.max_calls, options=_options(settings))
+    server = grpc.aio.server(options=_options(settings))
     try:
         async with asyncio.TaskGroup() as background:
 
@@ -136,6 +136,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 )
                 intake = Intake(
                     max_fields=FIELDS + FIELDS_PER_IMAGE * settings.max_images_per_call,
+                    max_calls=settings.max_calls,
                     max_bytes=settings.max_bytes_in_progress,
                 )
                 handlers = rpc.handlers(CLASSIFIER, classifier, metrics, intake)
@@ -143,7 +144,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     [grpc.method_handlers_generic_handler(CLASSIFIER.full_name, handlers)]
                 )
                 services = [CLASSIFIER.full_name, HEALTH]
-                standard.register(server, health, Reflection(services, stopping))
+                standard.register(server, health, Reflection(services, stopping), intake)
                 state = Running(
                     port=_bind(server, settings),
                     http_port=http_socket.getsockname()[1],

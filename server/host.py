@@ -341,7 +341,6 @@ class Host:
         self._busy_s += seconds * run.instance.units
         self._policy.finished(batch, done_s, seconds)
         self._pump(clock())  # the engine first: it need not wait for answers to be written
-        served.metrics.batch(batch.rows, seconds)
         if run.abandoned:  # its callers have been told
             pass
         elif isinstance(outcome, Exception):
@@ -352,6 +351,7 @@ class Host:
             self._fail_batch(batch, outcome)
         else:
             self._answer_batch(served, batch, outcome, done_s, seconds)
+        served.metrics.batch(batch.rows, seconds)
         if not served.running and served.name not in self._served:
             served.drained.set()
 

@@ -169,13 +169,11 @@ class ModelMetrics:
         for stage in ("decode", "queue", "compute"):
             metrics.deadline_missed.labels(model, stage)
 
-    def phases(self, *seconds: float) -> None:
-        """Seconds of one answered call in the order of PHASES."""
+    def answered(self, images: int, *seconds: float) -> None:
+        """A call of so many images, and its seconds in the order of PHASES."""
+        self._images.inc(images)
         for histogram, value in zip(self._phases, seconds, strict=True):
             histogram.observe(value)
-
-    def classified(self, images: int) -> None:
-        self._images.inc(images)
 
     def batch(self, rows: int, seconds: float) -> None:
         self._batch_rows.observe(rows)

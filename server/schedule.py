@@ -148,9 +148,14 @@ class Latency:
     were. The window is short enough to follow a change within twenty batches either way; of its
     slowest runs one is left out, so that a single hiccup frightens nobody. Never faster than at
     load.
+
+    What a lane that has not run since `STALE_S` was like says nothing of now: it is judged by the
+    profile again until it has run. Otherwise one that was slow while the machine was crowded would
+    be shunned for ever after.
     """
 
     WINDOW = 20
+    STALE_S = 1.0
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -158,8 +163,18 @@ class Latency:
         self.careful = 1.0  # the one to promise by
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
+        self._learned_s = 0.0
 
-    def learn(self, rows: int, seconds: float) -> None:
+    def refresh(self, now_s: float) -> None:
+        """Forgets what is stale."""
+        if self._recent and now_s - self._learned_s > self.STALE_S:
+            self._recent.clear()
+            self._sorted.clear()
+            self.usual = self.careful = 1.0
+
+    def learn(self, rows: int, seconds: float, now_s: float) -> None:
+        self.refresh(now_s - seconds)
+        self._learned_s = now_s
         factor = seconds / self.profile(rows)
         if len(self._recent) == self.WINDOW:
             oldest = self._recent.popleft()
@@ -459,7 +474,7 @@ class Deadline:
         if queue is None:
             return
         queue.busy[batch.lane] -= 1
-        queue.latencies[batch.lane].learn(batch.rows, seconds)
+        queue.latencies[batch.lane].learn(batch.rows, seconds, now_s)
         device_s = seconds * batch.units / self._units
         queue.virtual_s += (device_s - batch.expected_s * batch.units / self._units) / queue.weight
         queue.used_s = _used(queue, now_s, self.USAGE_S) + device_s / self.USAGE_S
@@ -547,6 +562,7 @@ class Deadline:
             if places <= 0:
                 continue
             latency = queue.latencies[index]
+            latency.refresh(now_s)
             rounds = max(1.0, queue.ready_rows / (places * lane.max_batch))
             each = min(lane.max_batch, math.ceil(queue.ready_rows / places))
             seconds = (latency.p99(1) > limit_s, latency.p50(each) * rounds)

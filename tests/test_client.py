@@ -379,7 +379,7 @@ async def test_an_attempt_gets_only_the_time_that_is_left() -> None:
         await client.classify(b"", model="small", timeout_s=9)
     assert len(service.time_left_s) == 3
     for left_s, most_s in zip(service.time_left_s, (9, 6, 3), strict=True):
-        assert left_s <= most_s
+        assert left_s <= 1.01 * most_s  # gRPC sends it rounded up, by 1 % at most
 
 
 async def test_retries_never_go_past_the_deadline() -> None:

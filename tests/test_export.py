@@ -154,7 +154,7 @@ def test_exporting_says_nothing_and_leaves_the_network_as_it_was(
     assert logging.getLogger("torch.onnx").level == level
     assert type(body[0]) is nn.LocalResponseNorm
     probabilities = served(torch.ones(1, 4, 3, 1, dtype=torch.uint8))[2]
-    assert probabilities.std() == 0, "the operator that only stands for it would give garbage"
+    assert probabilities.std() < 1e-6, "the operator that only stands for it would give garbage"
 
 
 def test_a_network_that_can_not_be_traced_is_an_error_and_stays_as_it_was(tmp_path: Path) -> None:

@@ -239,7 +239,7 @@ def _file(index: int) -> pb.Image:
 
 
 async def _names_a_field(call: Any) -> bool:
-    metadata: dict[str, Any] = dict(await call.trailing_metadata())
+    metadata: dict[str, Any] = dict(iter(await call.trailing_metadata()))
     request = BadRequest()
     status = Status.FromString(metadata["grpc-status-details-bin"])
     return status.details[0].Unpack(request) and bool(request.field_violations[0].field)

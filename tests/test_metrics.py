@@ -138,6 +138,6 @@ def test_buckets_reach_from_100_us_to_10_s_in_steps_of_two_at_most() -> None:
 
 def test_each_server_has_instruments_of_its_own() -> None:
     one, other = Metrics(), Metrics()
-    one.model("tiny").classified(3)
+    one.model("tiny").answered(3, 0.0, 0.0, 0.0, 0.0)
     assert b'convserve_images_total{model="tiny"} 3.0' in one.render()
     assert b"tiny" not in other.render()

@@ -69,21 +69,42 @@ def test_a_profile_without_a_first_size_or_with_no_time_is_refused(
 def test_a_latency_follows_a_change_within_twenty_batches_both_ways() -> None:
     latency = Latency(Profile({1: 0.010, 8: 0.040}))
     for _ in range(20):
-        latency.learn(8, 0.120)
+        latency.learn(8, 0.120, 0.0)
     assert latency.usual == pytest.approx(3)
     assert latency.careful == pytest.approx(3)
     assert latency.p50(1) == pytest.approx(0.030), "sizes not run lately are slower too"
     for _ in range(20):
-        latency.learn(1, 0.010)
+        latency.learn(1, 0.010, 0.0)
     assert (latency.usual, latency.careful) == (1.0, 1.0)
 
 
 def test_one_hiccup_frightens_nobody_and_nothing_is_faster_than_at_load() -> None:
     latency = Latency(Profile({1: 0.010}))
     for seconds in (0.010, 0.500, 0.004, 0.010):
-        latency.learn(1, seconds)
+        latency.learn(1, seconds, 0.0)
     assert latency.careful == pytest.approx(1.0)
     assert latency.usual == 1.0
+
+
+def test_a_lane_that_has_not_run_for_a_while_is_judged_by_its_profile_again() -> None:
+    wide = Lane(2, 1, 8, Profile({1: 0.010}))
+    narrow = Lane(1, 2, 8, Profile({1: 0.018}))
+    policy = Deadline(2, 64)
+    policy.add("net", [wide, narrow], objective_s=1.0)
+
+    def ask(now_s: float) -> int:
+        call = Call(1, now_s)
+        policy.admit("net", call, now_s)
+        policy.ready("net", call, now_s)
+        batch = policy.next(now_s)
+        assert batch is not None
+        seconds = (0.040, 0.018)[batch.lane]
+        policy.finished(batch, now_s + seconds, seconds)
+        return batch.lane
+
+    assert [ask(0.1 * n) for n in range(10)] == [0] + 9 * [1], "the wide one was slow just now"
+    assert ask(1.1) == 0, "that is long ago, and it gets another chance"
+    assert ask(1.2) == 1
 
 
 # --- dispatch ---

@@ -27,6 +27,7 @@ from proto import classify_pb2 as pb
 from server import errors
 from server.repository import Manifest
 from server.service.rpc import STATUS
+from server.service.standard import Health
 from tests.serving import (
     CLASSES,
     MAX_BATCH,
@@ -98,7 +99,7 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float:
 
 def trailers(error: grpc.aio.AioRpcError) -> dict[str, Any]:
     metadata: Any = error.trailing_metadata()
-    return dict(metadata)
+    return dict(iter(metadata))  # grpcio before 1.80 has `keys`, but nothing to use them with
 
 
 def details(error: grpc.aio.AioRpcError) -> Status:
@@ -631,10 +632,15 @@ async def test_calls_beyond_the_limit_are_refused_at_once(tmp_path: Path) -> Non
         await watch.read()
         running = asyncio.create_task(served.classify(raw(1)))
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
-        error = await failure(served.classify(raw(2)))
-        assert error.code() == StatusCode.RESOURCE_EXHAUSTED
+        for _ in range(10):  # none of those refused makes room for another
+            error = await failure(served.classify(raw(2)))
+            assert error.code() == StatusCode.RESOURCE_EXHAUSTED
+            assert "2 calls are in progress" in str(error.details())
+        late = stub.Watch(HealthCheckRequest())
+        assert await late.code() == StatusCode.RESOURCE_EXHAUSTED
         mirrors.made[0].release()
         assert found(await running) == [1]
+        assert found(await served.classify(raw(2))) == [2]
 
 
 async def test_a_call_that_runs_out_of_time_is_counted_by_where_it_was(tmp_path: Path) -> None:
@@ -744,6 +750,16 @@ async def test_a_stopping_server_ends_the_streams_that_would_never_end(tmp_path:
             assert loop.time() - began_s < 20
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
             assert [await watch.code(), await stream.code()] == [StatusCode.OK, StatusCode.OK]
+
+
+async def test_a_watcher_told_of_one_status_while_the_next_came_is_told_of_that_too() -> None:
+    health = Health(lambda name: True)
+    context: Any = None  # asked for nothing where the request is sound
+    statuses = health.watch(HealthCheckRequest(), context)
+    assert (await anext(statuses)).status == HealthCheckResponse.SERVING
+    health.stop()  # the watch is still busy sending
+    told = [response.status async for response in statuses]
+    assert told == [HealthCheckResponse.NOT_SERVING]
 
 
 @pytest.mark.parametrize("priority", [10, 2**32 - 1])

@@ -86,9 +86,13 @@ class Classifier:
         response.timing.total_ms = (ended_s - call.arrived_s) * 1e3
         response.timing.batch_rows.extend(answer.batch_rows)
         model.host.way_back.learn(ended_s - answer.done_s)
-        model.metrics.classified(len(pixels))
-        model.metrics.phases(
-            decoded_s - call.arrived_s, answer.queue_s, answer.compute_s, ended_s - answer.done_s
+        call.after(
+            model.metrics.answered,
+            len(pixels),
+            decoded_s - call.arrived_s,
+            answer.queue_s,
+            answer.compute_s,
+            ended_s - answer.done_s,
         )
         if log.isEnabledFor(logging.DEBUG):
             log.debug(

@@ -55,7 +55,7 @@ REASON = {Overloaded: "overloaded", DeadlineUnreachable: "deadline_unreachable"}
 # bytes a character; gRPC clients refuse trailers of more than 8 KiB.
 MESSAGE_LIMIT = 600
 
-INTAKE_RETRY_S = 0.1  # when a call refused for its bytes may try again: most calls take less
+INTAKE_RETRY_S = 0.1  # when a call not taken in may try again: most calls take less
 
 # A caller's own clock ends its call, and the word of it may come before the deadline we were told:
 # gRPC sends the time left rounded up, by 1 % at most. (Of 1 to 3 s, by 9 ms.)
@@ -68,7 +68,7 @@ Method = Callable[[Any, "Call"], Awaitable[Message]]
 class Call:
     """What an RPC knows of the call it answers, and what the counting learns from it."""
 
-    __slots__ = ("arrived_s", "deadline_s", "model", "stage", "version")
+    __slots__ = ("_soon", "arrived_s", "deadline_s", "model", "stage", "version")
 
     def __init__(self, arrived_s: float, deadline_s: float) -> None:
         self.arrived_s = arrived_s
@@ -76,15 +76,42 @@ class Call:
         self.model = ""  # set once it is known to exist
         self.version = ""
         self.stage = "decode"  # where it is: decode, queue or compute
+        self._soon = asyncio.get_running_loop().call_soon
+
+    def after(self, record: Callable[..., None], *values: Any) -> None:
+        """Has `record` called once the answer is on its way: counting is not what callers wait for.
+
+        (Measured behind a ResNet-50, which leaves nothing of ours in the caches: 40 us.)
+        """
+        self._soon(record, *values)
 
 
 @dataclass(slots=True)
 class Intake:
-    """What is taken in before anything is known of a call. One for all RPCs of a server."""
+    """What is taken in before anything is known of a call. One for all RPCs of a server.
+
+    grpcio has `maximum_concurrent_rpcs` for the calls; it counts those it refuses as ended, and so
+    soon lets through any number (seen in 1.76 to 1.85).
+    """
 
     max_fields: int  # of one message, those within its parts included
+    max_calls: int  # in progress, watches of the health included; the next one is refused
     max_bytes: int  # of all messages whose calls are in progress; the next call is refused
+    calls: int = 0
     held_bytes: int = 0
+
+    def full(self) -> Overloaded | None:
+        """Why a call that has been counted can't be taken in; None where it can."""
+        if self.calls > self.max_calls:
+            why = f"{self.max_calls:,} calls are in progress, and no more are allowed"
+        elif self.held_bytes > self.max_bytes:
+            why = (
+                f"the requests in progress hold {self.held_bytes:,} bytes, this one's included; "
+                f"at most {self.max_bytes:,} are allowed"
+            )
+        else:
+            return None
+        return Overloaded(why, retry_after_s=INTAKE_RETRY_S)
 
 
 def handlers(
@@ -119,10 +146,18 @@ def _answering(
             counters[key] = counter
         counter.inc()
 
+    def answered(call: Call, seconds: float) -> None:
+        count(call, StatusCode.OK)
+        duration = durations.get(call.model)
+        if duration is None:
+            duration = durations[call.model] = metrics.request_duration.labels(call.model, name)
+        duration.observe(seconds)
+
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         arrived_s = clock()
         left_s = context.time_remaining()
         call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
+        intake.calls += 1
         intake.held_bytes += len(data)
         try:
             request = _request(request_class, data, intake)
@@ -145,12 +180,9 @@ def _answering(
             count(call, StatusCode.INTERNAL)
             await context.abort(StatusCode.INTERNAL, "internal error")
         finally:
+            intake.calls -= 1
             intake.held_bytes -= len(data)
-        count(call, StatusCode.OK)
-        duration = durations.get(call.model)
-        if duration is None:
-            duration = durations[call.model] = metrics.request_duration.labels(call.model, name)
-        duration.observe(clock() - arrived_s)
+        call.after(answered, call, clock() - arrived_s)
         return body
 
     return answer
@@ -158,12 +190,8 @@ def _answering(
 
 def _request(request_class: type[Message], data: bytes, intake: Intake) -> Message:
     """The message, unless it is none or costs too much. Raises InvalidInput or Overloaded."""
-    if intake.held_bytes > intake.max_bytes:
-        raise Overloaded(
-            f"the requests in progress hold {intake.held_bytes:,} bytes, this one's {len(data):,} "
-            f"included; at most {intake.max_bytes:,} are allowed",
-            retry_after_s=INTAKE_RETRY_S,
-        )
+    if refusal := intake.full():
+        raise refusal
     if has_more_fields(data, cast(Descriptor, request_class.DESCRIPTOR), intake.max_fields):
         raise InvalidInput(
             "request", f"has more than {intake.max_fields:,} fields; no request needs as many"

@@ -22,6 +22,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
+from server.service.rpc import Intake
+
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 REQUEST_LIMIT_BYTES = 4096  # a name is all there is in one, and a watch keeps it while it lasts
@@ -70,12 +72,13 @@ class Health:
         request = await _sound(request, context)
         told = None
         while True:
-            changed = self._changed  # taken before looking, so that no change is missed
+            # Taken before looking, so that no change is missed: much may happen while one is sent.
+            changed, stopped = self._changed, self._stopped
             status = self._status(request.service)
             if status != told:
                 told = status
                 yield HealthCheckResponse(status=status)
-            if self._stopped:
+            if stopped:
                 return
             await changed.wait()
 
@@ -114,16 +117,23 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
                 task.cancel()
 
 
-def register(server: grpc.aio.Server, health: Health, reflection: Reflection) -> None:
-    """Adds both services to a server that has not started."""
+def register(
+    server: grpc.aio.Server, health: Health, reflection: Reflection, intake: Intake
+) -> None:
+    """Adds both services to a server that has not started.
+
+    Streams count among the calls of `intake`. A Check does not: it holds nothing, and a server
+    that has much to do must not be taken for dead.
+    """
     request, response = _parser(HealthCheckRequest), HealthCheckResponse.SerializeToString
+    watch = _counted(health.watch, intake)
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(health.check, request, response),
-        "Watch": grpc.unary_stream_rpc_method_handler(health.watch, request, response),
+        "Watch": grpc.unary_stream_rpc_method_handler(watch, request, response),
     }
     info: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-            reflection.ServerReflectionInfo,
+            _counted(reflection.ServerReflectionInfo, intake),
             _parser(ServerReflectionRequest),
             ServerReflectionResponse.SerializeToString,
         )
@@ -134,6 +144,20 @@ def register(server: grpc.aio.Server, health: Health, reflection: Reflection) ->
             grpc.method_handlers_generic_handler(REFLECTION, info),
         ]
     )
+
+
+def _counted(stream: Any, intake: Intake) -> Any:
+    async def counted(request: Any, context: _Context) -> AsyncIterator[Any]:
+        intake.calls += 1
+        try:
+            if refusal := intake.full():
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refusal))
+            async for response in stream(request, context):
+                yield response
+        finally:
+            intake.calls -= 1
+
+    return counted
 
 
 def _parser(request_class: type[M]) -> Callable[[bytes], M | None]:
