@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from model_repo import cards, weights
 from model_repo.architectures import create
+from model_repo.golden_images import golden_pixels
 from model_repo.weights import WeightsError, WeightsUnavailable, WrongCheckpoint, WrongHash
+from server.golden import LIMITS, deviation, yardsticks
 
 LENET5 = cards.load("lenet5")
 TWO_CLASSES = ("yes", "no")
@@ -229,11 +231,25 @@ def test_a_deep_untrained_network_keeps_its_batch_norms_as_measured(pictures: Te
     assert {norm.momentum for norm in norms} == {0.1}
     seen: list[float] = []
     for norm in norms:
-        norm.register_forward_hook(lambda _, __, out: seen.append(float(out.std())))
+        norm.register_forward_hook(
+            lambda norm, _, out: seen.append(float(out.std() / norm.weight.mean()))
+        )
     with torch.inference_mode():
         network(pictures)
     assert min(seen) > 0.7
     assert max(seen) < 1.3
+
+
+def test_an_untrained_residual_network_is_calm_enough_for_half_precision() -> None:
+    card = cards.load("resnet50")
+    pixels = torch.from_numpy(golden_pixels(card.input)[:3]).float() / 255
+    images = ((pixels - torch.tensor(card.mean)) / torch.tensor(card.std)).permute(0, 3, 1, 2)
+    network = weights.load(card, "random:0", calibration=images).network
+    with torch.inference_mode():
+        truth = network(images).softmax(1).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(images).float().softmax(1).numpy()
+    assert deviation(truth, rounded, yardsticks(truth)) < LIMITS["bf16"] / 2
 
 
 def test_a_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:
