@@ -28,10 +28,10 @@ BUILDER := pyproject.toml server/repository.py server/golden.py server/images.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-overload clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) REPO=$(REPO) TORCH_INDEX=$(TORCH_INDEX)"
 
@@ -65,6 +65,10 @@ proto: $(DEV) ## generate the stubs of proto/*.proto
 bench: MODEL ?= resnet50
 bench: $(RUN) ## compare MODEL (resnet50) behind gRPC with its bare engine, on this machine
 	$(PY) -m tests.bench_serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+
+bench-overload: MODEL ?= resnet50
+bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serve, under both policies
+	$(PY) -m tests.bench_overload --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 clean: ## remove the demo's models and all caches; the environment and REPO stay
 	rm -rf $(SCRATCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -201,6 +201,9 @@ class Report:
             "interrupted": self.interrupted,
             "measured_s": summary.duration_s,
             "counts": dict(summary.counts),
+            "in_time": summary.in_time,
+            "late": summary.late,
+            "goodput_hz": summary.goodput_hz,
             "calls_hz": summary.calls_hz,
             "images_hz": summary.images_hz,
             "latency_ms": {name.removesuffix("_s"): s * 1000 for name, s in latency.items()},
@@ -276,7 +279,12 @@ async def measure(
             plan=plan,
             request_bytes=round(sum(map(len, requests)) / len(requests)),
             # an interrupt during the warm-up leaves nothing to sum up
-            summary=summarise(run.samples, plan.warmup_s, max(ended_s, plan.warmup_s + 1e-9)),
+            summary=summarise(
+                run.samples,
+                plan.warmup_s,
+                max(ended_s, plan.warmup_s + 1e-9),
+                deadline_s=plan.deadline_ms / 1000,
+            ),
             server=run.server,
             client_cpu_s=cpu_s,
             interrupted=interrupted,
@@ -451,7 +459,10 @@ def _print_table(report: Report, console: Any) -> None:
     for status, count in sorted(summary.counts.items(), key=lambda item: -item[1]):
         note = f" (over {plan.max_in_flight} in flight)" if status == NOT_SENT else ""
         table.add_row(status + note, f"{count:,}  {count / summary.total:7.2%}")
+    if summary.total:
+        table.add_row("in time", f"{summary.in_time:,}  {summary.in_time / summary.total:7.2%}")
     table.add_section()
+    table.add_row("goodput", f"{summary.goodput_hz:,.1f} /s")
     table.add_row("calls", f"{summary.calls_hz:,.1f} /s")
     table.add_row("images", f"{summary.images_hz:,.1f} /s")
     if summary.latency:

@@ -4,6 +4,7 @@ Times are seconds from the start of the run. No clock, no I/O, no transport in h
 """
 
 import itertools
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -60,6 +61,7 @@ class Summary:
     counts: Mapping[str, int]  # requests due in the stretch, by status
     calls_hz: float  # successes that came in during the stretch, whenever they were due
     images_hz: float  # the images in them
+    in_time: int  # successes due in the stretch that came within the deadline
     latency: Latency | None  # of the successes due in the stretch; None when there are none
     lag_p99_s: float | None  # how late the generator sent; None when nothing was due
 
@@ -68,12 +70,26 @@ class Summary:
         return self.counts.get(OK, 0)
 
     @property
+    def late(self) -> int:
+        """Answers that came after the deadline: the caller had stopped caring."""
+        return self.succeeded - self.in_time
+
+    @property
     def total(self) -> int:
         return sum(self.counts.values())
 
+    @property
+    def goodput_hz(self) -> float:
+        """Answers in time, of the requests due in the stretch, a second."""
+        return self.in_time / self.duration_s
 
-def summarise(samples: Iterable[Sample], started_s: float, ended_s: float) -> Summary:
+
+def summarise(
+    samples: Iterable[Sample], started_s: float, ended_s: float, *, deadline_s: float = math.inf
+) -> Summary:
     """Sums up [started_s, ended_s) of a run; what lies before is warm-up, what lies after is drain.
+
+    `deadline_s` is how long after it was due a request's answer is still in time.
 
     Requests belong to the stretch they were due in. Throughput counts arrivals of answers instead,
     so that neither the answers still owed at the start nor those at the end bend it.
@@ -95,6 +111,7 @@ def summarise(samples: Iterable[Sample], started_s: float, ended_s: float) -> Su
         counts=Counter(sample.status for sample in due),
         calls_hz=len(arrived) / duration_s,
         images_hz=sum(sample.images for sample in arrived) / duration_s,
+        in_time=sum(latency_s <= deadline_s for latency_s in latencies),
         latency=_latency(latencies) if latencies else None,
         lag_p99_s=_percentile(lags, 990) if lags else None,
     )

@@ -170,23 +170,28 @@ class ServedEngine:
 
     def measure(self, callers: int, seconds: float) -> dict[str, Any]:
         """The report of clients/bench.py. SystemExit when a call failed."""
-        command = [sys.executable, "clients/bench.py", "--target", f"127.0.0.1:{self.port}"]
-        command += ["--model", self.model, "--concurrency", str(callers), "--json", "-"]
-        command += ["--duration", str(seconds), "--warmup", str(WARMUP_S)]
-        command += ["--deadline-ms", "10000"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"bench: the load failed:\n{done.stderr}")
-        report: dict[str, Any] = json.loads(done.stdout)
+        report = self.load("--concurrency", str(callers), "--deadline-ms", "10000", seconds=seconds)
         if report["counts"].keys() != {"OK"}:
             raise SystemExit(f"bench: calls failed: {report['counts']}")
         return report
 
+    def load(self, *options: str, seconds: float) -> dict[str, Any]:
+        """The report of clients/bench.py under a load of any kind. SystemExit when it gave none."""
+        command = [sys.executable, "clients/bench.py", "--target", f"127.0.0.1:{self.port}"]
+        command += ["--model", self.model, "--json", "-", *options]
+        command += ["--duration", str(seconds), "--warmup", str(WARMUP_S)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if not done.stdout:
+            raise SystemExit(f"bench: the load failed:\n{done.stderr}")
+        report: dict[str, Any] = json.loads(done.stdout)
+        return report
+
 
 @contextmanager
-def served_engine(repo: Path, model: str) -> Iterator[ServedEngine]:
-    command = [sys.executable, "-m", "server", "--repo", str(repo), "--models", model]
-    command += ["--host", "127.0.0.1", "--port", "0", "--http-port", "0"]
+def served_engine(repo: Path, *models: str, options: Sequence[str] = ()) -> Iterator[ServedEngine]:
+    """A server of these models, ready; the first is the one to measure."""
+    command = [sys.executable, "-m", "server", "--repo", str(repo), "--models", ",".join(models)]
+    command += ["--host", "127.0.0.1", "--port", "0", "--http-port", "0", *options]
     with subprocess.Popen(
         [*command, "--log-format", "json", "--log-level", "info"],
         cwd=ROOT,
@@ -198,7 +203,7 @@ def served_engine(repo: Path, model: str) -> Iterator[ServedEngine]:
             listening = _listening(process.stderr)
             # From here on it logs a line or two: they fit the pipe, nobody need read them.
             _await_ready(process, listening["http_port"])
-            yield ServedEngine(listening["port"], model)
+            yield ServedEngine(listening["port"], models[0])
         finally:
             process.terminate()
 
@@ -248,7 +253,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bare_process(repo, args.model)
         return 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    _build_if_missing(repo, args.model, console)
+    build_if_missing(repo, args.model, console)
     console.print(f"loading {args.model}: the bare engine, then the server")
     with bare_engine(repo, args.model) as bare, served_engine(repo, args.model) as served:
         survey = {}
@@ -341,7 +346,7 @@ def _version(repo: Path, model: str) -> repository.Version:
     raise SystemExit(f"bench: {repo} has no sound version of {model}")
 
 
-def _build_if_missing(repo: Path, model: str, console: Console) -> None:
+def build_if_missing(repo: Path, model: str, console: Console) -> None:
     if repo.is_dir() and any(
         version.model == model and version.manifest for version in repository.scan(repo)
     ):

@@ -78,6 +78,20 @@ def test_refusals_and_failures_are_counted_and_never_averaged_in() -> None:
     assert summary.calls_hz == 1
 
 
+def test_goodput_is_answers_within_their_deadline_and_nothing_else() -> None:
+    samples = [
+        succeeded(1.0, 0.09),
+        succeeded(1.5, 0.11),  # too late, though it is an answer
+        succeeded(2.95, 0.06),  # in time, though it came when the next stretch had begun
+        succeeded(3.5, 0.01),  # of that stretch
+        Sample(2.0, 2.05, 2.06, "RESOURCE_EXHAUSTED", 1),
+    ]
+    summary = summarise(samples, 1, 3, deadline_s=0.1)
+    assert (summary.in_time, summary.late, summary.total) == (2, 1, 4)
+    assert summary.goodput_hz == 1.0
+    assert summarise(samples, 1, 3).in_time == 3, "without a deadline nothing is late"
+
+
 def test_a_stretch_counts_what_was_due_in_it_and_the_answers_that_came_in_it() -> None:
     samples = [
         succeeded(due_s=0.5, latency_s=1.0, images=4),  # warm-up, answered in the stretch
