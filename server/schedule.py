@@ -274,6 +274,7 @@ class Deadline:
     seconds they use it, weighted; what one leaves idle is lent.
     """
 
+    BUSY_S = 0.5  # a device that had nothing to run within so many seconds has capacity to spare
     USAGE_S = 0.5  # over which a model's use of the device is averaged
     STEPS = 48  # of deadlines within an objective
 
@@ -292,6 +293,7 @@ class Deadline:
         self._rows = 0
         self._sequence = 0
         self._running: dict[int, _Running] = {}  # by the batch's identity
+        self._idle_s = -math.inf  # when there last was nothing to run
         self._virtual_s = 0.0  # of the model served last
         self._given_up: list[tuple[str, Call]] = []
 
@@ -342,10 +344,9 @@ class Deadline:
         begins_s = now_s + self._residual_s(now_s)
         share = self._share(queue, now_s) / queue.cramp
         plan = None
-        for candidate in queue.plans:
+        for candidate in self._plans_for(queue, now_s, limit_s - now_s):
             finish_s = _finish_s(candidate, begins_s, ahead + call.rows, share)
-            if finish_s < call.predicted_s:
-                call.predicted_s = finish_s
+            call.predicted_s = min(call.predicted_s, finish_s)
             if finish_s <= limit_s:
                 plan = candidate
                 call.predicted_s = finish_s
@@ -390,6 +391,21 @@ class Deadline:
         queue.levels[call.priority].add(call)
         queue.rows += call.rows
         self._rows += call.rows
+
+    def _plans_for(self, queue: _Queue, now_s: float, budget_s: float) -> Sequence[_Plan]:
+        """The plans that may be counted on for a call with so many seconds left, to try in turn.
+
+        Any, as long as the device is idle now and then: a burst ends. Under lasting overload only
+        the cheapest one whose batches take no more than half of those seconds: one that has just
+        begun, and the call's own (Nexus, SOSP 2019). To count on smaller batches would admit calls
+        later and later, until there is time for small ones only, and those are dearer a row.
+        """
+        if now_s - self._idle_s < self.BUSY_S:
+            return queue.plans
+        for number, plan in enumerate(queue.plans):
+            if 2 * plan.latency.p50(plan.rows) <= budget_s:
+                return queue.plans[number : number + 1]
+        return queue.plans[-1:]
 
     def _spares(
         self, level: _Rows, key: int, ahead: int, plan: _Plan, begins_s: float, share: float
@@ -454,6 +470,7 @@ class Deadline:
         while self._free:
             queue = self._choose_queue()
             if queue is None:
+                self._idle_s = now_s
                 return None
             index = self._choose_lane(queue, now_s)
             if index is None:
@@ -625,15 +642,16 @@ class Deadline:
 def _finish_s(plan: _Plan, begins_s: float, rows: int, share: float) -> float:
     """When the last of `rows` is done: whole batches before it at the plan's pace, then its own.
 
-    By careful latencies throughout. A queue promised by the usual ones has no slack: one slow batch
-    then makes every later head tight, tight heads force small batches, and those are slower still.
+    By the usual latencies, and once more what a careful one has on top: for so many batches in a
+    row its square root times as much, as some are slow and others fast.
     """
     before = (rows - 1) // plan.rows * plan.rows
-    own = (
-        plan.rows if before else rows
-    )  # where a batch went before, others come along with this one
+    own = plan.rows if before else rows  # where a batch went before, others come along with this
     latency = plan.latency
-    return begins_s + before * plan.row_s * latency.careful / share + latency.p99(own)
+    own_s, batch_s = latency.profile(own), latency.profile(plan.rows)
+    rounds = before * plan.row_s / batch_s
+    spread_s = (latency.careful - latency.usual) * math.sqrt(own_s**2 + rounds * batch_s**2)
+    return begins_s + (before * plan.row_s / share + own_s) * latency.usual + spread_s
 
 
 def _used(queue: _Queue, now_s: float, over_s: float) -> float:
