@@ -392,7 +392,13 @@ class AsyncClient:
                 raise error
             attempt += 1
             try:
-                return await self._rpc(method)(request, timeout=left_s)
+                answer = await self._rpc(method)(request, timeout=left_s)
+                if answer is not None:
+                    return answer
+                # Seen in grpcio 1.78 where the deadline passed as the answer came.
+                raise DeadlineExceeded(
+                    "the answer came too late to be read", code=grpc.StatusCode.DEADLINE_EXCEEDED
+                )
             except grpc.aio.AioRpcError as failure:
                 error = self._translated(failure)
                 wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._rng)

@@ -13,7 +13,14 @@ from server.settings import parse
 log = logging.getLogger("server")
 
 
+# Engines' threads and gRPC's hand each other small things all the time, and each waits so long for
+# one that computes. At Python's own 5 ms a server of LeNet-5 at its limit (4,200 calls a second,
+# 20 ms of deadline) answered 0 to 45 % in time; at this, 36 to 98 %.
+SWITCH_S = 0.0005
+
+
 def main() -> int:
+    sys.setswitchinterval(SWITCH_S)
     settings = parse(sys.argv[1:], os.environ)
     logs.configure(settings.log_level, settings.log_format)
     try:
