@@ -157,6 +157,7 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             classes=card.classes,
             top_k=min(TOP_K, card.classes),
             objective_ms=card.objective_ms,
+            share=card.share,
             onnx=repository.record(onnx),
             golden=repository.record(staged / repository.GOLDEN),
             labels=repository.record(staged / repository.LABELS),

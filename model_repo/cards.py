@@ -4,6 +4,7 @@
     weights = "https://...-0676ba61.pth"  # where parameters come from, see model_repo.weights
     labels = "imagenet.txt"             # class names in labels/, one a line, by index
     objective_ms = 100                  # what its users hope to wait, from request to answer
+    share = 1                           # of a device it has to share: twice as much as 0.5 gets
 
     [input]
     height = 224                        # pixels that the network takes
@@ -33,6 +34,7 @@ from typing import Any
 
 from model_repo import architectures
 from server.images import InputSpec
+from server.repository import SHARES
 
 CARDS = Path(__file__).parent / "cards"
 LABELS = Path(__file__).parent / "labels"
@@ -44,6 +46,7 @@ KEYS: dict[str, type] = {
     "weights": str,
     "labels": str,
     "objective_ms": float,
+    "share": float,
     "input": dict,
     "batch": dict,
 }
@@ -76,6 +79,7 @@ class Card:
     std: tuple[float, ...]
     max_batch: int
     objective_ms: float
+    share: float
     sha256: str = ""  # of the card's file
 
     def __post_init__(self) -> None:
@@ -100,6 +104,8 @@ class Card:
             raise ValueError(f"max_batch must be 1 to 1024, not {self.max_batch}")
         if not (math.isfinite(self.objective_ms) and self.objective_ms > 0):
             raise ValueError(f"objective_ms must be above 0, not {self.objective_ms}")
+        if not SHARES[0] <= self.share <= SHARES[1]:
+            raise ValueError(f"share must be {SHARES[0]:g} to {SHARES[1]:g}, not {self.share}")
 
     @property
     def classes(self) -> int:
@@ -146,6 +152,7 @@ def _card(name: str, table: Mapping[str, Any], labels: Path, digest: str) -> Car
         std=_numbers("input.std", pixels["std"]),
         max_batch=batch["max_batch"],
         objective_ms=top["objective_ms"],
+        share=top["share"],
         sha256=digest,
     )
 

@@ -209,6 +209,7 @@ class Catalog:
             ready.metrics,
             failed=partial(self._fail, status),
             objective_s=manifest.objective_ms / 1e3,
+            weight=manifest.share,
         )
         self._serving[version.model] = ready
         status.state, status.reason = State.READY, ""

@@ -56,6 +56,8 @@ LABELS_LIMIT_BYTES = 16 << 20
 GOLDEN_LIMIT_BYTES = 256 << 20  # once unpacked
 BATCH_LIMIT_BYTES = 2 << 30  # pixels of the largest batch
 
+SHARES = (0.01, 100.0)  # of a device that models share, as weights; least and most
+
 Text = Annotated[str, Meta(max_length=4096)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")]
 FileName = Annotated[str, Meta(pattern=FILE_NAME)]
@@ -135,6 +137,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     objective_ms: Annotated[
         float, Meta(gt=0)
     ]  # the latency asked for where a caller sets no deadline
+    share: Annotated[float, Meta(ge=SHARES[0], le=SHARES[1])] = 1.0  # weight beside other models
     onnx: FileRecord
     golden: FileRecord
     labels: FileRecord

@@ -334,6 +334,7 @@ class Deadline:
         if not queue.rows and not self._running:
             # Nothing is known of now: the last batches may have been slow, but to refuse by them
             # would keep them the last for ever.
+            self._idle_s = now_s
             self._probe(queue, call, now_s, limit_s)
             return
         level = queue.levels[call.priority]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from importlib.metadata import version
+from math import isnan, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -119,7 +120,7 @@ def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "in_time": share(lambda run: run["in_time"]),
         "late": share(lambda run: run["late"] + run["counts"].get("DEADLINE_EXCEEDED", 0)),
         "refused": share(lambda run: run["counts"].get("RESOURCE_EXHAUSTED", 0)),
-        "p99_ms": middle(lambda run: run["latency_ms"].get("p99", float("nan"))),
+        "p99_ms": middle(lambda run: run["latency_ms"].get("p99", nan)),
         "rows": middle(lambda run: run["server_mean_batch_rows"] or 0.0),
         "lag_ms": middle(lambda run: run["lag_p99_ms"]),
     }
@@ -154,7 +155,7 @@ def _rows(reports: Reports) -> list[list[str]]:
                 f"{figures['in_time']:.1%}",
                 f"{figures['late']:.2%}",
                 f"{figures['refused']:.1%}",
-                f"{figures['p99_ms']:.1f} ms",
+                "none" if isnan(figures["p99_ms"]) else f"{figures['p99_ms']:.1f} ms",
                 f"{figures['rows']:.1f}",
                 f"{figures['lag_ms']:.1f} ms",
             ]
@@ -209,7 +210,8 @@ def _write(stem: Path, capacity_hz: float, reports: Reports, args: argparse.Name
     ]
     stem.with_suffix(".md").write_text("\n".join(lines))
     figures = [
-        {"policy": policy, "load": factor, **_figures(runs)}
+        {"policy": policy, "load": factor}
+        | {name: None if isnan(value) else value for name, value in _figures(runs).items()}
         for (policy, factor), runs in reports.items()
     ]
     stem.with_suffix(".json").write_text(

@@ -43,6 +43,7 @@ def publish(
     classes: int = CLASSES,
     max_batch: int = MAX_BATCH,
     trained: bool = False,
+    share: float = 1.0,
 ) -> Manifest:
     """The next version of a model with a null engine; its labels are "class 0", "class 1", ..."""
     with repository.staging(root, model) as staged:
@@ -84,6 +85,7 @@ def publish(
             classes=classes,
             top_k=top_k,
             objective_ms=100.0,
+            share=share,
             onnx=repository.record(staged / repository.ONNX),
             golden=repository.record(staged / repository.GOLDEN),
             labels=repository.record(staged / repository.LABELS),

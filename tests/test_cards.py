@@ -100,6 +100,8 @@ def test_a_card_may_have_labels_and_classes_of_its_own(tmp_path: Path) -> None:
         ("std = [0.35]", "std = [0]", r"std must be above 0, not \[0.0\]"),
         ("objective_ms = 5", "objective_ms = 0", "objective_ms must be above 0, not 0.0"),
         ("objective_ms = 5", "objective_ms = inf", "objective_ms must be above 0, not inf"),
+        ("share = 1", "share = 0", "share must be 0.01 to 100, not 0.0"),
+        ("share = 1", "share = nan", "share must be 0.01 to 100, not nan"),
         ('weights = "digits"', 'weights = ""', "weights must say"),
         ('"lenet5"', '"lenet6"', "'lenet6' is unknown; there are alexnet"),
         ("height = 32", "height = 28", "lenet5 takes 32x32x1 pixels, not 28x32x1"),

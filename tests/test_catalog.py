@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,6 +184,22 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
         assert catalog.ready
         await catalog.unload_all()
         shop.hosts[0].stop()
+
+
+async def test_a_models_share_of_its_device_is_the_one_published(tmp_path: Path) -> None:
+    publish(tmp_path, "a", share=3.0)
+    publish(tmp_path, "b")
+    weights: dict[str, float] = {}
+    shop = Shop()
+
+    class Noting(Host):
+        def add(self, *positional: Any, **named: Any) -> None:
+            weights[positional[0]] = named["weight"]
+            super().add(*positional, **named)
+
+    shop.hosts.append(Noting("mirror", 1, Deadline(1, 64)))
+    async with catalog_of(tmp_path, shop):
+        assert weights == {"a/1": 3.0, "b/1": 1.0}
 
 
 async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> None:

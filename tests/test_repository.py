@@ -415,6 +415,8 @@ def at(path: str, value: Any) -> Mutate:
         ("top_k", 4, "top_k 4 of 3 classes"),
         ("objective_ms", 0, "$.objective_ms"),
         ("objective_ms", None, "$.objective_ms"),
+        ("share", 0, "$.share"),
+        ("share", 1e9, "$.share"),
         ("weights.trained", "yes", "$.weights.trained"),
         ("weights.sha256", "0" * 63, "$.weights.sha256"),
         ("weights.note", "x" * 5000, "$.weights.note"),

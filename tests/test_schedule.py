@@ -334,6 +334,29 @@ def test_goodput_is_the_highest_and_near_the_clairvoyant_bound(device: Device, l
     assert ours >= 0.95
 
 
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_lasting_overload_is_met_with_whole_batches(seed: int) -> None:
+    class Hopeful(Deadline):
+        """Takes every overload for a burst."""
+
+        BUSY_S = math.inf
+
+    lanes = (  # as measured on two slower cores: 100 ms are five batches of one row
+        Lane(2, 1, 8, Profile({1: 0.0111, 2: 0.0207, 4: 0.0402, 8: 0.0790})),
+        Lane(1, 2, 8, Profile({1: 0.0209, 2: 0.0392, 4: 0.0790, 8: 0.1580})),
+    )
+    arrivals = [Arrival(time, 0.100) for time in poisson(200, 20.0, seed=seed)]
+    answered, rows = {}, {}
+    for kind in (Deadline, Hopeful):
+        policy = kind(2, 1 << 16)
+        policy.add(MODEL, lanes, objective_s=0.100)
+        outcome = simulate(policy, lanes, arrivals, noise=0.1)
+        answered[kind] = outcome.in_time
+        rows[kind] = sum(batch.rows for batch in outcome.batches) / len(outcome.batches)
+    assert rows[Deadline] > 1.5 * rows[Hopeful]
+    assert answered[Deadline] > 1.02 * answered[Hopeful]
+
+
 @given(
     calls=st.lists(
         st.tuples(
