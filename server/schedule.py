@@ -274,7 +274,8 @@ class Deadline:
     seconds they use it, weighted; what one leaves idle is lent.
     """
 
-    BUSY_S = 0.5  # a device that had nothing to run within so many seconds has capacity to spare
+    BUSY_S = 0.3  # over which the device's idle time is averaged
+    SPARE = 0.05  # idle for more than this share of it, the device has capacity to spare
     USAGE_S = 0.5  # over which a model's use of the device is averaged
     STEPS = 48  # of deadlines within an objective
 
@@ -293,7 +294,9 @@ class Deadline:
         self._rows = 0
         self._sequence = 0
         self._running: dict[int, _Running] = {}  # by the batch's identity
-        self._idle_s = -math.inf  # when there last was nothing to run
+        self._idle = True  # nothing to run for what is free
+        self._spare = 1.0  # share of the device that was idle lately
+        self._spare_at_s = -math.inf
         self._virtual_s = 0.0  # of the model served last
         self._given_up: list[tuple[str, Call]] = []
 
@@ -334,7 +337,6 @@ class Deadline:
         if not queue.rows and not self._running:
             # Nothing is known of now: the last batches may have been slow, but to refuse by them
             # would keep them the last for ever.
-            self._idle_s = now_s
             self._probe(queue, call, now_s, limit_s)
             return
         level = queue.levels[call.priority]
@@ -396,12 +398,13 @@ class Deadline:
     def _plans_for(self, queue: _Queue, now_s: float, budget_s: float) -> Sequence[_Plan]:
         """The plans that may be counted on for a call with so many seconds left, to try in turn.
 
-        Any, as long as the device is idle now and then: a burst ends. Under lasting overload only
+        Any, as long as the device has capacity to spare: a burst ends. Under lasting overload only
         the cheapest one whose batches take no more than half of those seconds: one that has just
         begun, and the call's own (Nexus, SOSP 2019). To count on smaller batches would admit calls
         later and later, until there is time for small ones only, and those are dearer a row.
         """
-        if now_s - self._idle_s < self.BUSY_S:
+        self._note_idle(now_s)
+        if self._spare > self.SPARE:
             return queue.plans
         for number, plan in enumerate(queue.plans):
             if 2 * plan.latency.p50(plan.rows) <= budget_s:
@@ -471,7 +474,8 @@ class Deadline:
         while self._free:
             queue = self._choose_queue()
             if queue is None:
-                self._idle_s = now_s
+                self._note_idle(now_s)
+                self._idle = True
                 return None
             index = self._choose_lane(queue, now_s)
             if index is None:
@@ -486,6 +490,7 @@ class Deadline:
         return given_up
 
     def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
+        self._note_idle(now_s)
         self._free += batch.units
         del self._running[id(batch.portions)]
         queue = self._queues.get(batch.model)
@@ -503,6 +508,13 @@ class Deadline:
 
     def waiting(self, model: str) -> int:
         return self._queues[model].rows
+
+    def _note_idle(self, now_s: float) -> None:
+        """Brings the share of idle time up to date; asked before what is free changes."""
+        kept = math.exp((self._spare_at_s - now_s) / self.BUSY_S)
+        idle = self._free / self._units if self._idle else 0.0
+        self._spare = self._spare * kept + idle * (1 - kept)
+        self._spare_at_s = now_s
 
     def _choose_queue(self) -> _Queue | None:
         """Of the models with something to run, the one that has had the least for its weight."""
@@ -563,6 +575,8 @@ class Deadline:
         lane = queue.lanes[index]
         expected_s = queue.latencies[index].p50(rows)
         queue.busy[index] += 1
+        self._note_idle(now_s)
+        self._idle = False
         self._free -= lane.units
         self._virtual_s = max(self._virtual_s, queue.virtual_s)
         queue.virtual_s += expected_s * lane.units / self._units / queue.weight

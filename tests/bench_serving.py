@@ -3,9 +3,10 @@
     python -m tests.bench_serving --repo .demo/engines --model resnet50
 
 Throughput: 16 callers, one raw image a call, against the bare engine with every instance kept busy
-at the batch size that gives most. Latency: a caller alone against the bare engine at batch 1.
-The two sides are measured in turn, several times, each while the other is idle, and compared by
-their medians: a machine that slows down meanwhile slows down both. The callers share the machine
+at the batch size that gives most. Latency: a caller alone, with the plain stub of gRPC and no
+event loop of its own, against the bare engine at batch 1. The two sides are measured in turn,
+several times, each while the other is idle, and compared by their medians: a machine that slows
+down meanwhile slows down both. The callers share the machine
 with the server, as `make bench` says; the bare engine has it to itself.
 """
 
@@ -27,15 +28,20 @@ from queue import SimpleQueue
 from statistics import median
 from typing import IO, Any
 
+import grpc
 from rich.console import Console
 from rich.table import Table
 
+from clients.bench import picture
+from proto import classify_pb2 as pb
+from proto import classify_pb2_grpc
 from server import loading, repository
 from server.engines import Instance, Outputs, cores, instances_by_units
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (1, 2, 4, 8)  # batch sizes tried on the bare engine
 CALLERS = 16
+SLICES = 4  # turns of a lone caller in a round
 START_S = 300.0  # loading a large network on a busy machine
 SURVEY_S = 1.5
 WARMUP_S = 1.0
@@ -175,6 +181,23 @@ class ServedEngine:
             raise SystemExit(f"bench: calls failed: {report['counts']}")
         return report
 
+    def alone_ms(self, seconds: float) -> float:
+        """Median latency of a lone caller that asks and waits: raw pixels, an image a call."""
+        with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
+            stub_of: Any = classify_pb2_grpc.ClassifierStub
+            stub = stub_of(channel)
+            model = stub.GetModel(pb.GetModelRequest(model=self.model), timeout=10)
+            height, width, channels = model.height, model.width, model.channels
+            image = picture(height, width, channels, 0).tobytes()
+            raw = pb.RawImage(height=height, width=width, channels=channels, data=image)
+            request = pb.ClassifyRequest(model=self.model, images=[pb.Image(raw=raw)])
+            latencies: list[float] = []
+            ends_s = time.perf_counter() + seconds
+            while (began_s := time.perf_counter()) < ends_s or not latencies:
+                stub.Classify(request, timeout=10)
+                latencies.append(time.perf_counter() - began_s)
+        return 1e3 * median(latencies[len(latencies) // 5 :])  # the first ones warm up
+
     def load(self, *options: str, seconds: float) -> dict[str, Any]:
         """The report of clients/bench.py under a load of any kind. SystemExit when it gave none."""
         command = [sys.executable, "clients/bench.py", "--target", f"127.0.0.1:{self.port}"]
@@ -272,8 +295,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             report = served.measure(CALLERS, args.seconds)
             served_hz.append(report["images_hz"])
             batch_rows.append(report["server_mean_batch_rows"])
-            latencies.bare.append(bare.measure(alone, args.seconds / 2)[1] * 1e3)
-            latencies.served.append(served.measure(1, args.seconds / 2)["latency_ms"]["p50"])
+            slices = Measured()  # short turns, as less changes from one to the next
+            for _ in range(SLICES):
+                slices.bare.append(bare.measure(alone, args.seconds / 2 / SLICES)[1] * 1e3)
+                slices.served.append(served.alone_ms(args.seconds / 2 / SLICES))
+            latencies.bare.append(median(slices.bare))
+            latencies.served.append(median(slices.served))
             console.print(
                 f"  round {number} of {args.rounds}: "
                 f"bare {max(rates[-1] for rates in bare_hz.values()):,.1f} images/s, "
