@@ -237,6 +237,13 @@ class _Plan(NamedTuple):
     row_s: float  # device seconds a row, by the profile at load
 
 
+class _Share(NamedTuple):
+    """What a model can count on of its device."""
+
+    part: float  # of its time
+    credit_s: float  # device seconds before that, at once
+
+
 @dataclass(slots=True, eq=False)
 class _Queue:
     """One model: its lanes and what waits for them."""
@@ -276,6 +283,9 @@ class Deadline:
 
     BUSY_S = 0.3  # over which the device's idle time is averaged
     SPARE = 0.05  # idle for more than this share of it, the device has capacity to spare
+    # Device seconds that a model has at once after it wanted less than its share: calls come in
+    # bunches, and one that asks for its share on average is to get it.
+    CREDIT_S = 0.1
     USAGE_S = 0.5  # over which a model's use of the device is averaged
     STEPS = 48  # of deadlines within an objective
 
@@ -345,9 +355,9 @@ class Deadline:
         for higher in queue.levels[call.priority + 1 :]:
             ahead += higher.total
         begins_s = now_s + self._residual_s(now_s)
-        share = self._share(queue, now_s) / queue.cramp
+        share = self._share(queue, now_s, queue.cramp)
         plan = None
-        for candidate in self._plans_for(queue, now_s, limit_s - now_s):
+        for candidate in self._plans_for(queue, share, now_s, limit_s - now_s):
             finish_s = _finish_s(candidate, begins_s, ahead + call.rows, share)
             call.predicted_s = min(call.predicted_s, finish_s)
             if finish_s <= limit_s:
@@ -364,8 +374,8 @@ class Deadline:
         queue = self._queues.get(model)
         if queue is None or call.withdrawn:
             return
-        if not queue.ready_rows:  # back from idleness: no credit for time it did not want
-            queue.virtual_s = max(queue.virtual_s, self._virtual_s)
+        if not queue.ready_rows:  # back from idleness: little credit for time it did not want
+            queue.virtual_s = max(queue.virtual_s, self._virtual_s - self.CREDIT_S / queue.weight)
         self._sequence += 1
         heapq.heappush(queue.heap, (-call.priority, call.deadline_s, self._sequence, call))
         queue.ready_rows += call.rows
@@ -395,16 +405,19 @@ class Deadline:
         queue.rows += call.rows
         self._rows += call.rows
 
-    def _plans_for(self, queue: _Queue, now_s: float, budget_s: float) -> Sequence[_Plan]:
+    def _plans_for(
+        self, queue: _Queue, share: _Share, now_s: float, budget_s: float
+    ) -> Sequence[_Plan]:
         """The plans that may be counted on for a call with so many seconds left, to try in turn.
 
-        Any, as long as the device has capacity to spare: a burst ends. Under lasting overload only
+        Any, as long as the device has capacity to spare, or the model has had less of it than it
+        may: a burst ends. Under lasting overload only
         the cheapest one whose batches take no more than half of those seconds: one that has just
         begun, and the call's own (Nexus, SOSP 2019). To count on smaller batches would admit calls
         later and later, until there is time for small ones only, and those are dearer a row.
         """
         self._note_idle(now_s)
-        if self._spare > self.SPARE:
+        if self._spare > self.SPARE or share.credit_s > self.CREDIT_S / 4:
             return queue.plans
         for number, plan in enumerate(queue.plans):
             if 2 * plan.latency.p50(plan.rows) <= budget_s:
@@ -412,7 +425,7 @@ class Deadline:
         return queue.plans[-1:]
 
     def _spares(
-        self, level: _Rows, key: int, ahead: int, plan: _Plan, begins_s: float, share: float
+        self, level: _Rows, key: int, ahead: int, plan: _Plan, begins_s: float, share: _Share
     ) -> bool:
         """Whether those behind stay in time with `ahead` rows before them."""
         everything_s = _finish_s(plan, begins_s, ahead + level.total, share)
@@ -454,10 +467,13 @@ class Deadline:
             sum(abs(run.ends_s - now_s) * run.units for run in self._running.values()) / self._units
         )
 
-    def _share(self, queue: _Queue, now_s: float) -> float:
-        """The part of the device this model can count on: its own, and what others leave."""
+    def _share(self, queue: _Queue, now_s: float, dearer: float = 1.0) -> _Share:
+        """What this model can count on: its credit, then its own part and what others leave.
+
+        `dearer` is what a row costs over what the plan says.
+        """
         if len(self._queues) == 1:
-            return 1.0
+            return _Share(1.0 / dearer, 0.0)
         others_s = active_weight = 0.0
         for other in self._queues.values():
             if other is not queue:
@@ -466,7 +482,9 @@ class Deadline:
                     others_s += used
                     active_weight += other.weight
         own = queue.weight / (queue.weight + active_weight)
-        return max(own, min(1.0, 1.0 - others_s))
+        credit_s = queue.weight * (self._virtual_s - queue.virtual_s)
+        part = max(own, min(1.0, 1.0 - others_s))
+        return _Share(part / dearer, min(max(credit_s, 0.0), self.CREDIT_S))
 
     # --- dispatch ---
 
@@ -654,7 +672,7 @@ class Deadline:
         return kept
 
 
-def _finish_s(plan: _Plan, begins_s: float, rows: int, share: float) -> float:
+def _finish_s(plan: _Plan, begins_s: float, rows: int, share: _Share) -> float:
     """When the last of `rows` is done: whole batches before it at the plan's pace, then its own.
 
     By the usual latencies, and once more what a careful one has on top: for so many batches in a
@@ -666,7 +684,10 @@ def _finish_s(plan: _Plan, begins_s: float, rows: int, share: float) -> float:
     own_s, batch_s = latency.profile(own), latency.profile(plan.rows)
     rounds = before * plan.row_s / batch_s
     spread_s = (latency.careful - latency.usual) * math.sqrt(own_s**2 + rounds * batch_s**2)
-    return begins_s + (before * plan.row_s / share + own_s) * latency.usual + spread_s
+    work_s = before * plan.row_s
+    at_once_s = min(work_s, share.credit_s)
+    before_s = at_once_s + (work_s - at_once_s) / share.part
+    return begins_s + (before_s + own_s) * latency.usual + spread_s
 
 
 def _used(queue: _Queue, now_s: float, over_s: float) -> float:
