@@ -107,6 +107,7 @@ class Outcome:
     busy_s: float = 0.0  # unit-seconds
     wasted_s: float = 0.0  # of these, for rows that came too late
     by_model: dict[str, float] = field(default_factory=dict)  # unit-seconds
+    answered: dict[str, int] = field(default_factory=dict)  # in time, by model
     batches: list[Batch] = field(default_factory=list)
     timeline: list[tuple[float, bool]] = field(default_factory=list)  # finish, in time?
 
@@ -185,6 +186,7 @@ def _count(outcome: Outcome, batch: Batch, seconds: float, now_s: float) -> None
             outcome.timeline.append((now_s, in_time))
             if in_time:
                 outcome.in_time += 1
+                outcome.answered[batch.model] = outcome.answered.get(batch.model, 0) + 1
             else:
                 outcome.late += 1
 

@@ -334,6 +334,22 @@ def test_goodput_is_the_highest_and_near_the_clairvoyant_bound(device: Device, l
     assert ours >= 0.95
 
 
+def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() -> None:
+    policy = Deadline(CPU.units, 1 << 16)
+    for model in ("flood", "modest"):
+        policy.add(model, CPU.lanes, objective_s=CPU.deadline_s)
+    modest = poisson(0.35 * CPU.capacity_hz, 20.0, seed=1)
+    offered = [Arrival(time, CPU.deadline_s, model="modest") for time in modest]
+    offered += [
+        Arrival(time, CPU.deadline_s, model="flood")
+        for time in poisson(3 * CPU.capacity_hz, 20.0, seed=2)
+    ]
+    offered.sort(key=lambda arrival: arrival.at_s)
+    outcome = simulate(policy, CPU.lanes, offered, noise=0.1)
+    assert outcome.answered["modest"] > 0.95 * len(modest)
+    assert outcome.answered["flood"] > 0.5 * 20 * CPU.capacity_hz, "what is left over is lent"
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_lasting_overload_is_met_with_whole_batches(seed: int) -> None:
     class Hopeful(Deadline):
