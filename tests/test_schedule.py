@@ -338,7 +338,7 @@ def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() ->
     policy = Deadline(CPU.units, 1 << 16)
     for model in ("flood", "modest"):
         policy.add(model, CPU.lanes, objective_s=CPU.deadline_s)
-    modest = poisson(0.35 * CPU.capacity_hz, 20.0, seed=1)
+    modest = poisson(0.4 * CPU.capacity_hz, 20.0, seed=1)
     offered = [Arrival(time, CPU.deadline_s, model="modest") for time in modest]
     offered += [
         Arrival(time, CPU.deadline_s, model="flood")
@@ -346,8 +346,8 @@ def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() ->
     ]
     offered.sort(key=lambda arrival: arrival.at_s)
     outcome = simulate(policy, CPU.lanes, offered, noise=0.1)
-    assert outcome.answered["modest"] > 0.95 * len(modest)
-    assert outcome.answered["flood"] > 0.5 * 20 * CPU.capacity_hz, "what is left over is lent"
+    assert outcome.answered["modest"] > 0.99 * len(modest)
+    assert outcome.answered["flood"] > 0.45 * 20 * CPU.capacity_hz, "what is left over is lent"
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
