@@ -113,6 +113,7 @@ class OpenVinoInstance:
         self._inputs = [
             ov.Tensor(pixels[:rows], shared_memory=True) for rows in range(1, len(pixels) + 1)
         ]
+        self._rows = 0  # of the input tensor that is set
         self._outputs = [request.model_outputs.index(_port(request, name)) for name in OUTPUTS]
         self._done: Done | None = None
         finish = WeakMethod(self._finish)  # a request that held us would be held by us for ever
@@ -126,7 +127,9 @@ class OpenVinoInstance:
     def start(self, rows: int, done: Done) -> None:
         self._done = done
         try:
-            self._request.set_input_tensor(self._inputs[rows - 1])
+            if rows != self._rows:
+                self._request.set_input_tensor(self._inputs[rows - 1])
+                self._rows = rows
             self._request.start_async()
         except RuntimeError as error:
             self._done = None
