@@ -15,9 +15,10 @@ from functools import partial
 
 import grpc
 import uvicorn
+from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
 
-from proto import classify_pb2
+from proto import classify_pb2, open_inference_pb2
 from server import repository
 from server.catalog import Catalog
 from server.engines import BACKENDS, Engine, cores
@@ -30,6 +31,8 @@ from server.schedule import Deadline, Fixed, Policy
 from server.service import rpc, standard
 from server.service.classify import Classifier
 from server.service.http import application
+from server.service.inference import Inference
+from server.service.open_inference import OpenInference
 from server.service.rpc import Intake
 from server.service.standard import HEALTH, Health, Reflection
 from server.settings import Settings
@@ -42,6 +45,8 @@ FIELDS = 64
 FIELDS_PER_IMAGE = 12
 
 CLASSIFIER = classify_pb2.DESCRIPTOR.services_by_name["Classifier"]
+OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICES = (CLASSIFIER.full_name, OPEN_INFERENCE.full_name)
 
 
 class CannotServe(Exception):
@@ -125,8 +130,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     }
                 )
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
-                classifier = Classifier(
-                    catalog,
+                inference = Inference(
                     decoders,
                     ImageLimits(
                         encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels
@@ -139,11 +143,21 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     max_calls=settings.max_calls,
                     max_bytes=settings.max_bytes_in_progress,
                 )
-                handlers = rpc.handlers(CLASSIFIER, classifier, metrics, intake)
-                server.add_generic_rpc_handlers(
-                    [grpc.method_handlers_generic_handler(CLASSIFIER.full_name, handlers)]
-                )
-                services = [CLASSIFIER.full_name, HEALTH]
+                implementations: list[tuple[ServiceDescriptor, object]] = [
+                    (CLASSIFIER, Classifier(catalog, inference)),
+                    (
+                        OPEN_INFERENCE,
+                        OpenInference(
+                            catalog, inference, lambda: state.accepting and catalog.ready
+                        ),
+                    ),
+                ]
+                for service, methods in implementations:
+                    handlers = rpc.handlers(service, methods, metrics, intake)
+                    server.add_generic_rpc_handlers(
+                        [grpc.method_handlers_generic_handler(service.full_name, handlers)]
+                    )
+                services = [*SERVICES, HEALTH]
                 standard.register(server, health, Reflection(services, stopping), intake)
                 state = Running(
                     port=_bind(server, settings),
@@ -299,6 +313,6 @@ async def _drain(server: grpc.aio.Server, grace_s: float, hurry: asyncio.Event) 
 
 def _serving(catalog: Catalog, name: str) -> bool | None:
     """Whether a model, or the server as a whole, answers; None where nothing has that name."""
-    if name in ("", CLASSIFIER.full_name):
+    if name in ("", *SERVICES):
         return catalog.ready
     return catalog.answers(name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
@@ -152,11 +154,28 @@ class Metrics:
         self.registry.register(Collector())
 
 
+@dataclass(slots=True)
+class Totals:
+    """What one version has done since it was loaded, for callers who ask by RPC."""
+
+    images: int = 0
+    batches: int = 0
+    calls: int = 0  # answered
+    phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))  # of those calls
+    last_s: float = 0.0  # when the last of them was, since 1970
+    failed_calls: int = 0
+    failed_s: float = 0.0
+
+
 class ModelMetrics:
-    """What is recorded for each call and batch of one model."""
+    """What is recorded for each call and batch of one version of a model.
+
+    The instruments are the model's, `totals` the version's own.
+    """
 
     def __init__(self, metrics: Metrics, model: str) -> None:
         self.model = model
+        self.totals = Totals()
         self._metrics = metrics
         self._phases = [metrics.phase_duration.labels(model, phase) for phase in PHASES]
         self._images = metrics.images.labels(model)
@@ -172,10 +191,21 @@ class ModelMetrics:
     def answered(self, images: int, *seconds: float) -> None:
         """A call of so many images, and its seconds in the order of PHASES."""
         self._images.inc(images)
-        for histogram, value in zip(self._phases, seconds, strict=True):
+        totals = self.totals
+        totals.images += images
+        totals.calls += 1
+        totals.last_s = time.time()
+        for phase, (histogram, value) in enumerate(zip(self._phases, seconds, strict=True)):
             histogram.observe(value)
+            totals.phases_s[phase] += value
+
+    def failed(self, seconds: float) -> None:
+        """A call that got no answer, and when it knew so."""
+        self.totals.failed_calls += 1
+        self.totals.failed_s += seconds
 
     def batch(self, rows: int, seconds: float) -> None:
+        self.totals.batches += 1
         self._batch_rows.observe(rows)
         self._compute.inc(seconds)
 

@@ -375,7 +375,7 @@ async def test_health_of_models_and_the_whole_follows_the_truth(tmp_path: Path) 
         gate.set()
         for watch in watches[:2]:
             assert (await watch.read()).status == status.SERVING
-        for name in ("", CLASSIFIER.full_name, "tiny"):
+        for name in ("", CLASSIFIER.full_name, "inference.GRPCInferenceService", "tiny"):
             answer = await stub.Check(HealthCheckRequest(service=name))
             assert answer.status == status.SERVING, name
         error = await failure(stub.Check(HealthCheckRequest(service="alien")))
@@ -418,6 +418,7 @@ async def test_reflection_knows_the_contract(tmp_path: Path) -> None:
         assert not await stream.read()  # the end
     assert {service.name for service in listed} == {
         CLASSIFIER.full_name,
+        "inference.GRPCInferenceService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1alpha.ServerReflection",
     }

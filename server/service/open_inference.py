@@ -1,0 +1,538 @@
+"""The Open Inference Protocol: Classify for clients that were not written for convserve.
+
+A call brings one tensor, which goes to the host as it came, and gets the host's arrays back as they
+are; proto/open_inference.proto says what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from importlib import metadata
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from proto import open_inference_pb2 as pb
+from server import repository
+from server.catalog import Catalog, Ready, State
+from server.engines import Outputs, Pixels
+from server.errors import InvalidInput, ModelNotFound
+from server.images import batch_from_pixels, decode
+from server.schedule import PRIORITIES
+from server.service.inference import Inference, check_request_id
+from server.service.rpc import Call
+
+log = logging.getLogger(__name__)
+
+SERVER = "convserve"
+# Triton's names. "model_repository" is not among them: it promises loading and unloading.
+EXTENSIONS = ("classification", "model_configuration", "schedule_policy", "statistics")
+
+IMAGE, ENCODED = "image", "encoded"
+INPUTS = {IMAGE: "UINT8", ENCODED: "BYTES"}
+CLASSES, SCORES, PROBABILITIES = "classes", "scores", "probabilities"
+OUTPUTS = {CLASSES: "INT32", SCORES: "FP32", PROBABILITIES: "FP32"}
+CLASSIFICATION = "classification"  # the parameter of an output
+CLASSIFIABLE = (SCORES, PROBABILITIES)
+
+VERSION_DIGITS = 18  # of a number that fits into 64 bits
+NAME_LIMIT = 80  # of a caller's text in an error
+
+# Parameters that would change the meaning of a call; others that nobody here knows are passed over.
+REFUSED = {
+    "sequence_id": "sequences are not served: images do not depend on each other",
+    "sequence_start": "sequences are not served: images do not depend on each other",
+    "sequence_end": "sequences are not served: images do not depend on each other",
+    "shared_memory_region": "shared memory is not served; send the tensor itself",
+}
+INDEX_STATE = {State.READY: "READY", State.LOADING: "LOADING"}
+
+_Parameters = Mapping[str, pb.InferParameter]
+_Name = pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest
+
+
+class Wanted(NamedTuple):
+    """An output to be answered."""
+
+    name: str
+    best: int = 0  # so many classes as texts; 0 is the tensor itself
+
+
+class OpenInference:
+    """The methods of inference.GRPCInferenceService; server.service.rpc says how they are called.
+
+    `ready` says whether the server takes calls and some model answers.
+    """
+
+    def __init__(self, catalog: Catalog, inference: Inference, ready: Callable[[], bool]) -> None:
+        self._catalog = catalog
+        self._inference = inference
+        self._ready = ready
+        self._version = _version_of_server()
+
+    async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
+        return pb.ServerLiveResponse(live=True)
+
+    async def ServerReady(
+        self, request: pb.ServerReadyRequest, call: Call
+    ) -> pb.ServerReadyResponse:
+        return pb.ServerReadyResponse(ready=self._ready())
+
+    async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
+        version = _version("version", request.version)
+        try:
+            status = self._catalog.status(request.name, version)
+        except ModelNotFound:  # Triton's clients ask whether one is there, and expect no error
+            return pb.ModelReadyResponse(ready=False)
+        return pb.ModelReadyResponse(ready=status.ready is not None)
+
+    async def ServerMetadata(
+        self, request: pb.ServerMetadataRequest, call: Call
+    ) -> pb.ServerMetadataResponse:
+        return pb.ServerMetadataResponse(name=SERVER, version=self._version, extensions=EXTENSIONS)
+
+    async def ModelMetadata(
+        self, request: pb.ModelMetadataRequest, call: Call
+    ) -> pb.ModelMetadataResponse:
+        model = self._named(request, call)
+        tensor = pb.ModelMetadataResponse.TensorMetadata
+        dimensions = _dimensions(model)
+        return pb.ModelMetadataResponse(
+            name=model.name,
+            versions=[
+                str(status.version)
+                for status in self._catalog.statuses()
+                if status.model == model.name and status.ready is not None
+            ],
+            platform=_platform(model),
+            inputs=[
+                tensor(name=name, datatype=datatype, shape=[-1, *dimensions[name]])
+                for name, datatype in INPUTS.items()
+            ],
+            outputs=[
+                tensor(name=name, datatype=datatype, shape=[-1, *dimensions[name]])
+                for name, datatype in OUTPUTS.items()
+            ],
+        )
+
+    async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        model = self._catalog.find(
+            request.model_name, _version("model_version", request.model_version)
+        )
+        call.model, call.version = model.name, model.version_text
+        check_request_id("id", request.id)
+        wanted = _wanted(request.outputs, model)
+        priority, timeout_s = _schedule(request.parameters)
+        images, pixels = self._input(request, model)
+        classified = await self._inference.classify(
+            model,
+            call,
+            images,
+            pixels,
+            deadline_s=min(call.deadline_s, call.arrived_s + timeout_s),
+            priority=priority,
+        )
+        response = pb.ModelInferResponse(
+            model_name=model.name, model_version=model.version_text, id=request.id
+        )
+        response.parameters["trained"].bool_param = model.manifest.weights.trained
+        for output in wanted:
+            _add(response, output, classified.answer.outputs, model.labels)
+        ended_s = classified.made()
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "inferred",
+                extra={
+                    "model": model.name,
+                    "version": model.manifest.version,
+                    "images": images,
+                    "total_ms": (ended_s - call.arrived_s) * 1e3,
+                    "request_id": request.id,
+                },
+            )
+        return response
+
+    async def ModelConfig(
+        self, request: pb.ModelConfigRequest, call: Call
+    ) -> pb.ModelConfigResponse:
+        return pb.ModelConfigResponse(config=_config(self._named(request, call)))
+
+    async def ModelStatistics(
+        self, request: pb.ModelStatisticsRequest, call: Call
+    ) -> pb.ModelStatisticsResponse:
+        version = _version("version", request.version)
+        if request.name:
+            models = [self._catalog.find(request.name, version)]
+            call.model, call.version = models[0].name, models[0].version_text
+        else:
+            models = sorted(self._catalog.serving(), key=lambda model: model.name)
+        return pb.ModelStatisticsResponse(model_stats=map(_statistics, models))
+
+    async def RepositoryIndex(
+        self, request: pb.RepositoryIndexRequest, call: Call
+    ) -> pb.RepositoryIndexResponse:
+        if request.repository_name:
+            raise InvalidInput(
+                "repository_name", "must be empty: there is one repository, and it has no name"
+            )
+        entry = pb.RepositoryIndexResponse.ModelIndex
+        return pb.RepositoryIndexResponse(
+            models=[
+                entry(
+                    name=status.model,
+                    version=str(status.version),
+                    state=INDEX_STATE.get(status.state, "UNAVAILABLE"),
+                    reason=status.reason,
+                )
+                for status in self._catalog.statuses()
+                if status.ready is not None or not request.ready
+            ]
+        )
+
+    def _named(self, request: _Name, call: Call) -> Ready:
+        model = self._catalog.find(request.name, _version("version", request.version))
+        call.model, call.version = model.name, model.version_text
+        return model
+
+    def _input(
+        self, request: pb.ModelInferRequest, model: Ready
+    ) -> tuple[int, Callable[[], Awaitable[Pixels]]]:
+        """How many images a call brings, and what makes their pixels. Raises InvalidInput."""
+        for position, given in enumerate(request.inputs):
+            if given.name not in INPUTS:
+                raise InvalidInput(
+                    f"inputs[{position}].name",
+                    f"is {given.name[:NAME_LIMIT]!r}; {IMAGE} or {ENCODED} is allowed",
+                )
+        if len(request.inputs) != 1:
+            raise InvalidInput(
+                "inputs", f"has {len(request.inputs)} tensors; one is needed: {IMAGE} or {ENCODED}"
+            )
+        tensor = request.inputs[0]
+        _refuse_parameters("inputs[0].parameters", tensor.parameters)
+        if tensor.datatype != INPUTS[tensor.name]:
+            raise _wrong(
+                tensor, "datatype", f"{tensor.datatype[:NAME_LIMIT]!r}", INPUTS[tensor.name]
+            )
+        shape = tuple(tensor.shape)
+        dimensions = _dimensions(model)[tensor.name]
+        if shape[1:] != dimensions or not shape:
+            needed = ", ".join(map(str, ("images", *dimensions)))
+            raise _wrong(tensor, "shape", _brief(shape), f"[{needed}]")
+        self._inference.check_count("inputs[0].shape[0]", shape[0])
+        raw = len(request.raw_input_contents)
+        typed = tensor.HasField("contents")
+        if raw and typed:
+            raise InvalidInput(
+                "raw_input_contents",
+                f"is given, and the contents of {tensor.name!r} too; give one of them",
+            )
+        if raw > 1 or not (raw or typed):
+            raise InvalidInput(
+                "raw_input_contents", f"has {raw} entries; one is needed, for {tensor.name!r}"
+            )
+        if tensor.name == ENCODED:
+            return shape[0], partial(self._from_files, request, model)
+        return shape[0], partial(self._from_pixels, request, model)
+
+    async def _from_pixels(self, request: pb.ModelInferRequest, model: Ready) -> Pixels:
+        tensor = request.inputs[0]
+        count = tensor.shape[0]
+        needed = count * math.prod(model.spec.shape)
+        if request.raw_input_contents:
+            data = request.raw_input_contents[0]
+            if len(data) != needed:
+                raise _wrong_size("raw_input_contents[0]", "bytes", len(data), tensor, needed)
+            limits = self._inference.limits  # the array holds the bytes: there is no copy
+            return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
+        _check_only(tensor, "uint_contents", needed)
+        flat = await self._inference.made(count, _small_numbers, tensor.contents)
+        return flat.reshape(count, *model.spec.shape)
+
+    async def _from_files(self, request: pb.ModelInferRequest, model: Ready) -> Pixels:
+        tensor = request.inputs[0]
+        count = tensor.shape[0]
+        files: Sequence[bytes]
+        if request.raw_input_contents:
+            field = "raw_input_contents[0]"
+            files = _elements(request.raw_input_contents[0], count, field, tensor)
+        else:
+            field = "inputs[0].contents.bytes_contents"
+            _check_only(tensor, "bytes_contents", count)
+            files = tensor.contents.bytes_contents
+        work = [
+            (index, decode, (file, model.spec, self._inference.limits, f"{field}[{index}]"))
+            for index, file in enumerate(files)
+        ]
+        return await self._inference.decoded([None] * count, work)
+
+
+def _version_of_server() -> str:
+    try:
+        return metadata.version(SERVER)
+    except metadata.PackageNotFoundError:  # run from its folder
+        return "unknown"
+
+
+def _version(field: str, text: str) -> int:
+    """A version as the catalog counts, 0 where none is named. Raises InvalidInput."""
+    if not text:
+        return 0
+    if not (text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS and int(text)):
+        raise InvalidInput(
+            field,
+            f"is {text[:NAME_LIMIT]!r}; a whole number from 1 is allowed, or nothing for the one "
+            "that answers",
+        )
+    return int(text)
+
+
+def _platform(model: Ready) -> str:
+    return f"{SERVER}_{model.record.backend}"
+
+
+def _dimensions(model: Ready) -> dict[str, tuple[int, ...]]:
+    """Of each tensor, those after the batch."""
+    manifest = model.manifest
+    return {
+        IMAGE: model.spec.shape,
+        ENCODED: (),
+        CLASSES: (manifest.top_k,),
+        SCORES: (manifest.top_k,),
+        PROBABILITIES: (manifest.classes,),
+    }
+
+
+def _wanted(
+    outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor], model: Ready
+) -> list[Wanted]:
+    """What is to be answered, in the order asked; all where nothing is named."""
+    if not outputs:
+        return [Wanted(name) for name in OUTPUTS]
+    wanted: list[Wanted] = []
+    for position, output in enumerate(outputs):
+        field = f"outputs[{position}]"
+        if output.name not in OUTPUTS:
+            raise InvalidInput(
+                f"{field}.name",
+                f"is {output.name[:NAME_LIMIT]!r}; {', '.join(OUTPUTS)} are allowed",
+            )
+        if any(output.name == other.name for other in wanted):
+            raise InvalidInput(f"{field}.name", f"is {output.name!r}, which is asked for already")
+        parameters = output.parameters
+        _refuse_parameters(f"{field}.parameters", parameters)
+        best = 0
+        if CLASSIFICATION in parameters:
+            place = f"{field}.parameters[{CLASSIFICATION}]"
+            if output.name not in CLASSIFIABLE:
+                allowed = " or ".join(CLASSIFIABLE)
+                raise InvalidInput(place, f"is asked of {output.name!r}; {allowed} can give it")
+            best = _number(place, parameters[CLASSIFICATION], 1, model.manifest.top_k)
+        wanted.append(Wanted(output.name, best))
+    return wanted
+
+
+def _schedule(parameters: _Parameters) -> tuple[int, float]:
+    """The scheduler's priority, and the seconds within which an answer is of use."""
+    _refuse_parameters("parameters", parameters)
+    priority, timeout_s = 0, math.inf
+    if "priority" in parameters:
+        urgent = PRIORITIES[-1]
+        asked = _number("parameters[priority]", parameters["priority"], 0, urgent)
+        # 1 is the most urgent there, the highest is so here; 0 is the usual in both.
+        priority = urgent + 1 - asked if asked else 0
+    if "timeout" in parameters:
+        timeout_us = _number("parameters[timeout]", parameters["timeout"], 0, (1 << 63) - 1)
+        timeout_s = timeout_us / 1e6 or math.inf
+    return priority, timeout_s
+
+
+def _number(field: str, parameter: pb.InferParameter, least: int, most: int) -> int:
+    kind = parameter.WhichOneof("parameter_choice")
+    if kind not in ("int64_param", "uint64_param"):
+        raise InvalidInput(field, "must be a whole number, as int64_param or uint64_param")
+    value: int = getattr(parameter, kind)
+    if not least <= value <= most:
+        raise InvalidInput(field, f"is {value}; {least} to {most} is allowed")
+    return value
+
+
+def _refuse_parameters(field: str, names: Iterable[str]) -> None:
+    for name in names:
+        if name in REFUSED:
+            raise InvalidInput(f"{field}[{name}]", REFUSED[name])
+
+
+def _wrong(
+    tensor: pb.ModelInferRequest.InferInputTensor, part: str, given: str, needed: str
+) -> InvalidInput:
+    return InvalidInput(f"inputs[0].{part}", f"of {tensor.name!r} is {given}; {needed} is needed")
+
+
+def _wrong_size(
+    field: str, what: str, given: int, tensor: pb.ModelInferRequest.InferInputTensor, needed: int
+) -> InvalidInput:
+    shape = list(tensor.shape)
+    return InvalidInput(
+        field, f"has {given:,} {what}; {tensor.name!r} of shape {shape} needs {needed:,}"
+    )
+
+
+def _brief(shape: Sequence[int]) -> str:
+    """Short enough for an error, whatever came."""
+    first = ", ".join(map(str, shape[:8]))
+    return f"[{first}{', ...' if len(shape) > 8 else ''}]"
+
+
+def _check_only(tensor: pb.ModelInferRequest.InferInputTensor, field: str, elements: int) -> None:
+    """Raises InvalidInput unless the typed contents are so many elements in that field alone."""
+    contents = tensor.contents
+    for descriptor, _ in contents.ListFields():
+        if descriptor.name != field:
+            raise InvalidInput(
+                f"inputs[0].contents.{descriptor.name}",
+                f"is given; {tensor.name!r} is {tensor.datatype}, which comes in {field}",
+            )
+    given = len(getattr(contents, field))
+    if given != elements:
+        raise _wrong_size(f"inputs[0].contents.{field}", "elements", given, tensor, elements)
+
+
+def _small_numbers(contents: pb.InferTensorContents) -> NDArray[np.uint8]:
+    """The values of uint_contents, which must be all there is; raises InvalidInput above 255.
+
+    Read from the message's bytes, where a number below 128 is one byte, and one below 256 is that
+    byte and a 1: asking for one number after the other holds up all threads four times as long.
+    """
+    contents.DiscardUnknownFields()  # they would stand there too
+    data = contents.SerializeToString()
+    begin = 1  # behind the tag stands the length, in bytes of which only the last is below 128
+    while data[begin] >= 128:
+        begin += 1
+    packed = np.frombuffer(data, np.uint8, offset=begin + 1)
+    follows = np.zeros(len(packed), np.bool_)
+    np.greater_equal(packed[:-1], 128, out=follows[1:])
+    if (packed[follows] != 1).any():
+        raise InvalidInput("inputs[0].contents.uint_contents", "has a number above 255")
+    return packed[~follows]
+
+
+def _elements(
+    data: bytes, count: int, field: str, tensor: pb.ModelInferRequest.InferInputTensor
+) -> list[bytes]:
+    """The elements of a BYTES tensor, each behind its length as four bytes. Raises InvalidInput."""
+    found: list[bytes] = []
+    position = 0
+    while position < len(data) and len(found) <= count:
+        begin = position + 4
+        if begin > len(data):
+            raise InvalidInput(field, f"ends within the length of element {len(found)}")
+        (length,) = struct.unpack_from("<I", data, position)
+        position = begin + length
+        if position > len(data):
+            raise InvalidInput(
+                field,
+                f"has {len(data) - begin:,} bytes left for element {len(found)}; "
+                f"its length says {length:,}",
+            )
+        found.append(data[begin:position])
+    if len(found) != count:  # one more is enough to know
+        raise _wrong_size(field, "or more elements", len(found), tensor, count)
+    return found
+
+
+def _add(
+    response: pb.ModelInferResponse, output: Wanted, outputs: Outputs, labels: Sequence[str]
+) -> None:
+    """Adds a tensor with its bytes to the response."""
+    if output.best:
+        count, data = len(outputs.classes), _texts(outputs, output.best, labels)
+        response.outputs.add(name=output.name, datatype="BYTES", shape=(count, output.best))
+    else:
+        values: NDArray[Any] = getattr(outputs, output.name)
+        data = values.tobytes()
+        response.outputs.add(name=output.name, datatype=OUTPUTS[output.name], shape=values.shape)
+    response.raw_output_contents.append(data)
+
+
+def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:
+    """The best classes of each row as a BYTES tensor of "score:index:label"."""
+    found = bytearray()
+    for classes, scores in zip(
+        outputs.classes[:, :best].tolist(), outputs.scores[:, :best].tolist(), strict=True
+    ):
+        for index, score in zip(classes, scores, strict=True):
+            text = f"{score:f}:{index}:{labels[index]}".encode()
+            found += struct.pack("<I", len(text)) + text
+    return bytes(found)
+
+
+def _config(model: Ready) -> pb.ModelConfig:
+    manifest = model.manifest
+    dimensions = _dimensions(model)
+    facts = {
+        "architecture": manifest.architecture,
+        "weights": manifest.weights.source,
+        "trained": str(manifest.weights.trained).lower(),
+        "precision": model.record.precision,
+    }
+    return pb.ModelConfig(
+        name=model.name,
+        platform=_platform(model),
+        backend=model.record.backend,
+        max_batch_size=model.engine.max_batch,
+        input=[
+            pb.ModelInput(
+                name=IMAGE,
+                data_type=pb.TYPE_UINT8,
+                format=pb.ModelInput.FORMAT_NHWC,
+                dims=dimensions[IMAGE],
+                optional=True,
+            ),
+            pb.ModelInput(
+                name=ENCODED, data_type=pb.TYPE_STRING, dims=dimensions[ENCODED], optional=True
+            ),
+        ],
+        output=[
+            pb.ModelOutput(
+                name=name,
+                data_type=pb.TYPE_INT32 if datatype == "INT32" else pb.TYPE_FP32,
+                dims=dimensions[name],
+                label_filename=repository.LABELS if name in CLASSIFIABLE else "",
+            )
+            for name, datatype in OUTPUTS.items()
+        ],
+        dynamic_batching=pb.ModelDynamicBatching(),
+        parameters={name: pb.ModelParameter(string_value=value) for name, value in facts.items()},
+    )
+
+
+def _statistics(model: Ready) -> pb.ModelStatistics:
+    totals = model.metrics.totals
+    decode, queue, compute, respond = (
+        _duration(totals.calls, seconds) for seconds in totals.phases_s
+    )
+    return pb.ModelStatistics(
+        name=model.name,
+        version=model.version_text,
+        last_inference=round(totals.last_s * 1e3),
+        inference_count=totals.images,
+        execution_count=totals.batches,
+        inference_stats=pb.InferStatistics(
+            success=_duration(totals.calls, sum(totals.phases_s)),
+            fail=_duration(totals.failed_calls, totals.failed_s),
+            queue=queue,
+            compute_input=decode,
+            compute_infer=compute,
+            compute_output=respond,
+        ),
+    )
+
+
+def _duration(count: int, seconds: float) -> pb.StatisticDuration:
+    return pb.StatisticDuration(count=count, ns=round(seconds * 1e9))
