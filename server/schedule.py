@@ -411,16 +411,16 @@ class Deadline:
         """The plans that may be counted on for a call with so many seconds left, to try in turn.
 
         Any, as long as the device has capacity to spare, or the model has had less of it than it
-        may: a burst ends. Under lasting overload only
-        the cheapest one whose batches take no more than half of those seconds: one that has just
-        begun, and the call's own (Nexus, SOSP 2019). To count on smaller batches would admit calls
-        later and later, until there is time for small ones only, and those are dearer a row.
+        may: a burst ends. Under lasting overload only the cheapest one of whose batches there is
+        time for one and a half: what is left of one that runs, on average, and the call's own.
+        (Nexus, SOSP 2019, has time for two.) To count on smaller batches would admit calls later
+        and later, until there is time for small ones only, and those are dearer a row.
         """
         self._note_idle(now_s)
         if self._spare > self.SPARE or share.credit_s > self.CREDIT_S / 4:
             return queue.plans
         for number, plan in enumerate(queue.plans):
-            if 2 * plan.latency.p50(plan.rows) <= budget_s:
+            if 1.5 * plan.latency.p50(plan.rows) <= budget_s:
                 return queue.plans[number : number + 1]
         return queue.plans[-1:]
 
