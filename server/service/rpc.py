@@ -100,8 +100,11 @@ class Intake:
     calls: int = 0
     held_bytes: int = 0
 
-    def full(self) -> Overloaded | None:
-        """Why a call that has been counted can't be taken in; None where it can."""
+    def take(self, size: int = 0) -> None:
+        """Counts a call of so many bytes until it has left, and raises Overloaded where it is one
+        too many."""
+        self.calls += 1
+        self.held_bytes += size
         if self.calls > self.max_calls:
             why = f"{self.max_calls:,} calls are in progress, and no more are allowed"
         elif self.held_bytes > self.max_bytes:
@@ -110,8 +113,13 @@ class Intake:
                 f"at most {self.max_bytes:,} are allowed"
             )
         else:
-            return None
-        return Overloaded(why, retry_after_s=INTAKE_RETRY_S)
+            return
+        raise Overloaded(why, retry_after_s=INTAKE_RETRY_S)
+
+    def leave(self, size: int = 0) -> None:
+        """The call is over; refused ones leave too."""
+        self.calls -= 1
+        self.held_bytes -= size
 
 
 def handlers(
@@ -157,17 +165,16 @@ def _answering(
         arrived_s = clock()
         left_s = context.time_remaining()
         call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
-        intake.calls += 1
-        intake.held_bytes += len(data)
         try:
-            request = _request(request_class, data, intake)
+            intake.take(len(data))
+            request = _request(request_class, data, intake.max_fields)
             response = await method(request, call)
             body = response.SerializeToString()
         except ServingError as error:
             count(call, STATUS[type(error)])
             if call.model and (reason := REASON.get(type(error))):
                 metrics.refused.labels(call.model, reason).inc()
-            await _refuse(context, error, name)
+            await refuse(context, error, name)
         except asyncio.CancelledError:  # by the caller, or because the deadline has passed
             early_s = EARLY_S if left_s is None else max(EARLY_S, EARLY_SHARE * left_s)
             missed = clock() >= call.deadline_s - early_s
@@ -180,21 +187,18 @@ def _answering(
             count(call, StatusCode.INTERNAL)
             await context.abort(StatusCode.INTERNAL, "internal error")
         finally:
-            intake.calls -= 1
-            intake.held_bytes -= len(data)
+            intake.leave(len(data))
         call.after(answered, call, clock() - arrived_s)
         return body
 
     return answer
 
 
-def _request(request_class: type[Message], data: bytes, intake: Intake) -> Message:
-    """The message, unless it is none or costs too much. Raises InvalidInput or Overloaded."""
-    if refusal := intake.full():
-        raise refusal
-    if has_more_fields(data, cast(Descriptor, request_class.DESCRIPTOR), intake.max_fields):
+def _request(request_class: type[Message], data: bytes, max_fields: int) -> Message:
+    """The message, unless it is none or costs too much to read. Raises InvalidInput."""
+    if has_more_fields(data, cast(Descriptor, request_class.DESCRIPTOR), max_fields):
         raise InvalidInput(
-            "request", f"has more than {intake.max_fields:,} fields; no request needs as many"
+            "request", f"has more than {max_fields:,} fields; no request needs as many"
         )
     try:
         return request_class.FromString(data)
@@ -202,9 +206,10 @@ def _request(request_class: type[Message], data: bytes, intake: Intake) -> Messa
         raise _unreadable(request_class, data, error) from None
 
 
-async def _refuse(
+async def refuse(
     context: grpc.aio.ServicerContext[Any, Any], error: ServingError, method: str
 ) -> None:
+    """Ends a call with the error's status and what details it has. Raises to end the handler."""
     code = STATUS[type(error)]
     message = _clipped(str(error))
     status = Status(code=code.value[0])

@@ -22,7 +22,8 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from server.service.rpc import Intake
+from server.errors import Overloaded
+from server.service.rpc import Intake, refuse
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -126,14 +127,14 @@ def register(
     that has much to do must not be taken for dead.
     """
     request, response = _parser(HealthCheckRequest), HealthCheckResponse.SerializeToString
-    watch = _counted(health.watch, intake)
+    watch = _counted("Watch", health.watch, intake)
     methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "Check": grpc.unary_unary_rpc_method_handler(health.check, request, response),
         "Watch": grpc.unary_stream_rpc_method_handler(watch, request, response),
     }
     info: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
         "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-            _counted(reflection.ServerReflectionInfo, intake),
+            _counted("ServerReflectionInfo", reflection.ServerReflectionInfo, intake),
             _parser(ServerReflectionRequest),
             ServerReflectionResponse.SerializeToString,
         )
@@ -146,16 +147,16 @@ def register(
     )
 
 
-def _counted(stream: Any, intake: Intake) -> Any:
+def _counted(method: str, stream: Any, intake: Intake) -> Any:
     async def counted(request: Any, context: _Context) -> AsyncIterator[Any]:
-        intake.calls += 1
         try:
-            if refusal := intake.full():
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(refusal))
+            intake.take()
             async for response in stream(request, context):
                 yield response
+        except Overloaded as error:
+            await refuse(context, error, method)
         finally:
-            intake.calls -= 1
+            intake.leave()
 
     return counted
 
