@@ -681,10 +681,10 @@ def _finish_s(plan: _Plan, begins_s: float, rows: int, share: _Share) -> float:
     before = (rows - 1) // plan.rows * plan.rows
     own = plan.rows if before else rows  # where a batch went before, others come along with this
     latency = plan.latency
-    own_s, batch_s = latency.profile(own), latency.profile(plan.rows)
-    rounds = before * plan.row_s / batch_s
-    spread_s = (latency.careful - latency.usual) * math.sqrt(own_s**2 + rounds * batch_s**2)
     work_s = before * plan.row_s
+    own_s, batch_s = latency.profile(own), latency.profile(plan.rows)
+    # In each of work_s / batch_s rounds a batch: its spread squared, so many times.
+    spread_s = (latency.careful - latency.usual) * math.sqrt(own_s**2 + work_s * batch_s)
     at_once_s = min(work_s, share.credit_s)
     before_s = at_once_s + (work_s - at_once_s) / share.part
     return begins_s + (before_s + own_s) * latency.usual + spread_s

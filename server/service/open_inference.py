@@ -24,7 +24,7 @@ from server.engines import Outputs, Pixels
 from server.errors import InvalidInput, ModelNotFound
 from server.images import batch_from_pixels, decode
 from server.schedule import PRIORITIES
-from server.service.inference import Inference, check_request_id
+from server.service.inference import Inference, best_classes, check_request_id
 from server.service.rpc import Call
 
 log = logging.getLogger(__name__)
@@ -463,10 +463,8 @@ def _add(
 def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:
     """The best classes of each row as a BYTES tensor of "score:index:label"."""
     found = bytearray()
-    for classes, scores in zip(
-        outputs.classes[:, :best].tolist(), outputs.scores[:, :best].tolist(), strict=True
-    ):
-        for index, score in zip(classes, scores, strict=True):
+    for row in best_classes(outputs, best):
+        for index, score in row:
             text = f"{score:f}:{index}:{labels[index]}".encode()
             found += struct.pack("<I", len(text)) + text
     return bytes(found)
