@@ -491,18 +491,18 @@ def _parsed(argv: Sequence[str] | None) -> tuple[Plan, str | None]:
     add = parser.add_argument
     add("--target", default="127.0.0.1:8001", help="the server, as HOST:PORT (%(default)s)")
     add("--model", required=True, help="the model to ask")
-    add("--version", type=_at_least(0), default=0, help="its version; 0 is the newest (0)")
+    add("--version", type=at_least(0), default=0, help="its version; 0 is the newest (0)")
     load = parser.add_mutually_exclusive_group()
     load.add_argument(
-        "--concurrency", type=_at_least(1), help="closed loop with that many callers (16)"
+        "--concurrency", type=at_least(1), help="closed loop with that many callers (16)"
     )
     load.add_argument(
-        "--rate", type=_positive, help="open loop: Poisson arrivals, that many calls a second"
+        "--rate", type=positive, help="open loop: Poisson arrivals, that many calls a second"
     )
     add("--seed", type=int, default=1, help="of the arrivals (%(default)s)")
-    add("--duration", type=_positive, default=10.0, help="seconds to measure (%(default)g)")
+    add("--duration", type=positive, default=10.0, help="seconds to measure (%(default)g)")
     add("--warmup", type=_not_negative, default=2.0, help="seconds before that (%(default)g)")
-    add("--images-per-call", type=_at_least(1), default=1, help="images a call (%(default)s)")
+    add("--images-per-call", type=at_least(1), default=1, help="images a call (%(default)s)")
     add(
         "--input",
         default="raw",
@@ -510,11 +510,11 @@ def _parsed(argv: Sequence[str] | None) -> tuple[Plan, str | None]:
         help="raw: pixels of the model's own size; jpeg: made-up pictures of 500x375;"
         " or an image file, or a folder of them, sent in turn (%(default)s)",
     )
-    add("--deadline-ms", type=_positive, default=1000.0, help="of each call (%(default)g)")
-    add("--channels", type=_at_least(1), default=1, help="connections (%(default)s)")
+    add("--deadline-ms", type=positive, default=1000.0, help="of each call (%(default)g)")
+    add("--channels", type=at_least(1), default=1, help="connections (%(default)s)")
     add(
         "--max-in-flight",
-        type=_at_least(1),
+        type=at_least(1),
         default=1024,
         help=f"open loop: most unanswered calls; those due beyond count as {NOT_SENT}"
         " (%(default)s)",
@@ -539,7 +539,9 @@ def _parsed(argv: Sequence[str] | None) -> tuple[Plan, str | None]:
     return plan, args.json
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def at_least(least: int) -> Callable[[str], int]:
+    """For argparse: a whole number, no smaller than that."""
+
     def number(text: str) -> int:
         value = int(text)
         if value < least:
@@ -549,7 +551,8 @@ def _at_least(least: int) -> Callable[[str], int]:
     return number
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """For argparse: a number above 0, and finite."""
     value = float(text)
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{value} given; it must be positive and finite")
@@ -557,7 +560,7 @@ def _positive(text: str) -> float:
 
 
 def _not_negative(text: str) -> float:
-    return 0.0 if float(text) == 0 else _positive(text)
+    return 0.0 if float(text) == 0 else positive(text)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from clients.bench import positive
 from server.engines import cores
-from tests.bench_serving import CALLERS, ROOT, ServedEngine, build_if_missing, served_engine
+from tests.bench_serving import (
+    CALLERS,
+    ROOT,
+    ServedEngine,
+    build_if_missing,
+    parser_of,
+    served_engine,
+)
 
 POLICIES: Mapping[str, Sequence[str]] = {
     "deadline": ("--policy", "deadline"),
@@ -45,20 +53,12 @@ Reports = dict[tuple[str, float], list[dict[str, Any]]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, rounds=3, seconds=6.0)
     add = parser.add_argument
-    add("--repo", type=Path, required=True, help="model repository; built into where it lacks it")
-    add("--model", default="resnet50", help="what to measure (%(default)s)")
-    add("--deadline-ms", type=float, default=100.0, help="of every call (%(default)g)")
-    add("--rounds", type=int, default=3, help="runs of each load and policy (%(default)s)")
-    add("--seconds", type=float, default=6.0, help="length of a run (%(default)g)")
+    add("--deadline-ms", type=positive, default=100.0, help="of every call (%(default)g)")
     add("--factors", type=_factors, default=FACTORS, help="loads, of capacity (0.5,0.8,1,1.5,2,4)")
     add("--out", type=Path, metavar="STEM", help="write STEM.md, STEM.png and STEM.json")
     args = parser.parse_args(argv)
-    if args.rounds < 1 or not args.seconds > 0 or not args.deadline_ms > 0:
-        parser.error("--rounds must be at least 1, --seconds and --deadline-ms above 0")
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     repo = args.repo.resolve()
     build_if_missing(repo, args.model, console)

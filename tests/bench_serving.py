@@ -6,8 +6,8 @@ Throughput: 16 callers, one raw image a call, against the bare engine with every
 at the batch size that gives most. Latency: a caller alone, with the plain stub of gRPC and no
 event loop of its own, against the bare engine at batch 1. The two sides are measured in turn,
 several times, each while the other is idle, and compared by their medians: a machine that slows
-down meanwhile slows down both. The callers share the machine
-with the server, as `make bench` says; the bare engine has it to itself.
+down meanwhile slows down both. The callers share the machine with the server, as `make bench` says;
+the bare engine has it to itself.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from clients.bench import picture
+from clients.bench import at_least, picture, positive
 from proto import classify_pb2 as pb
 from proto import classify_pb2_grpc
 from server import loading, repository
@@ -181,16 +181,25 @@ class ServedEngine:
             raise SystemExit(f"bench: calls failed: {report['counts']}")
         return report
 
-    def alone_ms(self, seconds: float) -> float:
-        """Median latency of a lone caller that asks and waits: raw pixels, an image a call."""
+    @contextmanager
+    def stub(self) -> Iterator[Any]:
+        """Classifier's, on a connection of its own."""
         with grpc.insecure_channel(f"127.0.0.1:{self.port}") as channel:
-            stub_of: Any = classify_pb2_grpc.ClassifierStub
-            stub = stub_of(channel)
+            stub: Any = classify_pb2_grpc.ClassifierStub
+            yield stub(channel)
+
+    def request(self) -> pb.ClassifyRequest:
+        """An image of raw pixels."""
+        with self.stub() as stub:
             model = stub.GetModel(pb.GetModelRequest(model=self.model), timeout=10)
-            height, width, channels = model.height, model.width, model.channels
-            image = picture(height, width, channels, 0).tobytes()
-            raw = pb.RawImage(height=height, width=width, channels=channels, data=image)
-            request = pb.ClassifyRequest(model=self.model, images=[pb.Image(raw=raw)])
+        height, width, channels = model.height, model.width, model.channels
+        data = picture(height, width, channels, 0).tobytes()
+        raw = pb.RawImage(height=height, width=width, channels=channels, data=data)
+        return pb.ClassifyRequest(model=self.model, images=[pb.Image(raw=raw)])
+
+    def alone_ms(self, request: pb.ClassifyRequest, seconds: float) -> float:
+        """Median latency of a lone caller that asks and waits."""
+        with self.stub() as stub:
             latencies: list[float] = []
             ends_s = time.perf_counter() + seconds
             while (began_s := time.perf_counter()) < ends_s or not latencies:
@@ -258,19 +267,11 @@ def _await_ready(process: subprocess.Popen[str], http_port: int) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, rounds=5, seconds=4.0)
     add = parser.add_argument
-    add("--repo", type=Path, required=True, help="model repository; built into where it lacks it")
-    add("--model", default="resnet50", help="what to measure (%(default)s)")
-    add("--rounds", type=int, default=5, help="turns that each side gets (%(default)s)")
-    add("--seconds", type=float, default=4.0, help="length of a turn (%(default)g)")
     add("--json", type=Path, metavar="FILE", help="write the figures there too")
     add("--bare", action="store_true", help=argparse.SUPPRESS)  # how it starts its own helper
     args = parser.parse_args(argv)
-    if args.rounds < 1 or not args.seconds > 0:
-        parser.error("--rounds must be at least 1 and --seconds above 0")
     repo = args.repo.resolve()
     if args.bare:
         bare_process(repo, args.model)
@@ -287,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finalists = sorted(survey, key=lambda setup: -survey[setup][0])[:2]
         alone = min((s for s in survey if s.rows == 1), key=lambda setup: survey[setup][1])
         bare_hz: dict[Setup, list[float]] = {setup: [] for setup in finalists}
-        latencies = Measured()
+        request, latencies = served.request(), Measured()
         served_hz, batch_rows = [], []
         for number in range(1, args.rounds + 1):
             for setup in finalists:
@@ -298,7 +299,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             slices = Measured()  # short turns, as less changes from one to the next
             for _ in range(SLICES):
                 slices.bare.append(bare.measure(alone, args.seconds / 2 / SLICES)[1] * 1e3)
-                slices.served.append(served.alone_ms(args.seconds / 2 / SLICES))
+                slices.served.append(served.alone_ms(request, args.seconds / 2 / SLICES))
             latencies.bare.append(median(slices.bare))
             latencies.served.append(median(slices.served))
             console.print(
@@ -371,6 +372,19 @@ def _version(repo: Path, model: str) -> repository.Version:
         if version.model == model and version.manifest is not None:
             return version
     raise SystemExit(f"bench: {repo} has no sound version of {model}")
+
+
+def parser_of(description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:
+    """What every such command is asked: the model, and how often and how long to measure it."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--repo", type=Path, required=True, help="model repository; built into where it lacks it")
+    add("--model", default="resnet50", help="what to measure (%(default)s)")
+    add("--rounds", type=at_least(1), default=rounds, help="turns of each side (%(default)s)")
+    add("--seconds", type=positive, default=seconds, help="length of a turn (%(default)g)")
+    return parser
 
 
 def build_if_missing(repo: Path, model: str, console: Console) -> None:

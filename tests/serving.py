@@ -111,6 +111,7 @@ class Mirror:
         self.closed = False
         self._classes = manifest.classes
         self._top_k = manifest.top_k
+        self.batches: list[int] = []  # the class of each one's first row
         self._waiting: list[Callable[[], None]] = []
         size = manifest.input
         pixels = np.zeros((self.max_batch, size.height, size.width, size.channels), np.uint8)
@@ -127,6 +128,7 @@ class Mirror:
         self.closed = True
 
     def run(self, pixels: Pixels, done: Done) -> None:
+        self.batches.append(int(pixels[0, 0, 0, 0]))
         outcome: Outputs | Exception = self.failure or self._answer(pixels)
         self.started.set()
         if self.held:
@@ -154,6 +156,18 @@ class _MirrorInstance:
 
     def start(self, rows: int, done: Done) -> None:
         self._engine.run(self.pixels[:rows], done)
+
+
+class Mirrors:
+    """Makes the engines of a server, and keeps them for the test."""
+
+    def __init__(self, *, held: bool = False) -> None:
+        self.held = held
+        self.made: list[Mirror] = []
+
+    def __call__(self, manifest: Manifest) -> Mirror:
+        self.made.append(Mirror(manifest, held=self.held))
+        return self.made[-1]
 
 
 def loading(engine: Callable[[Manifest], Engine]) -> Load:

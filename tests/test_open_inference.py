@@ -17,40 +17,26 @@ from PIL import Image
 
 from proto import classify_pb2
 from proto import open_inference_pb2 as pb
-from server.engines import Done, Pixels
+from server.engines import Pixels
 from server.errors import EngineFailure, InvalidInput
-from server.repository import Manifest
 from server.service.open_inference import EXTENSIONS, _small_numbers
 from tests import triton
-from tests.serving import CLASSES, MAX_BATCH, SHAPE, Mirror, Served, loading, publish, raw, serve
+from tests.serving import (
+    CLASSES,
+    MAX_BATCH,
+    SHAPE,
+    Mirror,
+    Mirrors,
+    Served,
+    loading,
+    publish,
+    raw,
+    serve,
+)
 from tests.triton import InferenceServerException, InferInput, InferRequestedOutput, service_pb2
 
 OPEN_INFERENCE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 TOP_K = 10
-
-
-class Recording(Mirror):
-    """A Mirror that remembers the first row of each batch."""
-
-    def __init__(self, manifest: Manifest, *, held: bool = False) -> None:
-        super().__init__(manifest, held=held)
-        self.batches: list[int] = []
-
-    def run(self, pixels: Pixels, done: Done) -> None:
-        self.batches.append(int(pixels[0, 0, 0, 0]))
-        super().run(pixels, done)
-
-
-class Recorders:
-    """Makes the engines of a server, and keeps them for the test."""
-
-    def __init__(self, *, held: bool = False) -> None:
-        self.held = held
-        self.made: list[Recording] = []
-
-    def __call__(self, manifest: Manifest) -> Recording:
-        self.made.append(Recording(manifest, held=self.held))
-        return self.made[-1]
 
 
 def rows(*classes: int) -> Pixels:
@@ -377,7 +363,7 @@ async def test_a_real_engine_answers_as_it_does_for_classify(built_repository: P
 
 async def test_one_is_the_most_urgent_priority_and_none_is_the_least(tmp_path: Path) -> None:
     publish(tmp_path)
-    engines = Recorders(held=True)
+    engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (served, client):
         (ready,) = served.server.catalog.serving()
         calls = [asyncio.create_task(client.infer("tiny", image(rows(0))))]
@@ -404,7 +390,7 @@ async def test_a_timeout_refuses_what_cannot_be_in_time(tmp_path: Path) -> None:
 
 async def test_the_deadline_of_the_call_counts_too(tmp_path: Path) -> None:
     publish(tmp_path)
-    engines = Recorders(held=True)
+    engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (_, client):
         call = client.infer("tiny", image(rows(1)), client_timeout=0.2)
         assert (await failure(call))[0] == "DEADLINE_EXCEEDED"
@@ -534,7 +520,7 @@ async def test_what_is_not_served_is_unimplemented(tmp_path: Path) -> None:
 
 async def test_a_failing_engine_is_an_internal_error(tmp_path: Path) -> None:
     publish(tmp_path)
-    engines = Recorders()
+    engines = Mirrors()
     async with asking(tmp_path, load=loading(engines)) as (_, client):
         engines.made[0].failure = EngineFailure("secret")
         code, message = await failure(client.infer("tiny", image(rows(1))))

@@ -25,7 +25,6 @@ from prometheus_client import CollectorRegistry
 
 from proto import classify_pb2 as pb
 from server import errors
-from server.repository import Manifest
 from server.service.rpc import STATUS
 from server.service.standard import Health
 from tests.serving import (
@@ -34,6 +33,7 @@ from tests.serving import (
     SERVICE,
     SHAPE,
     Mirror,
+    Mirrors,
     Served,
     loading,
     publish,
@@ -43,18 +43,6 @@ from tests.serving import (
 
 CLASSIFIER = pb.DESCRIPTOR.services_by_name["Classifier"]
 HEIGHT, WIDTH, CHANNELS = SHAPE
-
-
-class Mirrors:
-    """Makes the engines of a server, and keeps them for the test."""
-
-    def __init__(self, *, held: bool = False) -> None:
-        self.held = held
-        self.made: list[Mirror] = []
-
-    def __call__(self, manifest: Manifest) -> Mirror:
-        self.made.append(Mirror(manifest, held=self.held))
-        return self.made[-1]
 
 
 def row(index: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -639,6 +627,8 @@ async def test_calls_beyond_the_limit_are_refused_at_once(tmp_path: Path) -> Non
             assert "2 calls are in progress" in str(error.details())
         late = stub.Watch(HealthCheckRequest())
         assert await late.code() == StatusCode.RESOURCE_EXHAUSTED
+        hint = {key: value for key, value in await late.trailing_metadata()}
+        assert hint["grpc-retry-pushback-ms"] == "100", "as any other call"
         mirrors.made[0].release()
         assert found(await running) == [1]
         assert found(await served.classify(raw(2))) == [2]
