@@ -47,8 +47,8 @@ serve: $(RUN) ## serve REPO, after building lenet5 if it is empty; flags of the 
 	@ls $(REPO)/*/*/manifest.json >/dev/null 2>&1 || $(MAKE) --no-print-directory models ARGS=
 	$(PY) -m server --repo $(REPO) $(ARGS)
 
-test: lint ## lint, check types, run all tests
-	$(PY) -m pytest $(ARGS)
+test: lint ## lint, check types, run all tests, a process for each core
+	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## check style and types
 	$(PY) -m ruff check .
@@ -60,7 +60,7 @@ format: $(DEV) ## rewrite the code as lint wants it
 	$(PY) -m ruff format .
 
 proto: $(DEV) ## generate the stubs of proto/*.proto
-	$(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. proto/*.proto
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. proto/*.proto
 
 bench: MODEL ?= resnet50
 bench: $(RUN) ## compare MODEL (resnet50) behind gRPC with its bare engine, on this machine
