@@ -86,7 +86,7 @@ $(RUN): pyproject.toml
 
 $(DEV): $(RUN)
 	@echo "==> installing the tools of development"
-	$(PIP_INSTALL) -e '.[cpu,client,build,dev]'
+	$(PIP_INSTALL) -e '.[cpu,gpu,client,build,dev]'
 	@touch $@
 
 # The public weights of resnet18 may be out of reach; those of lenet5 are trained here.

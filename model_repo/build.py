@@ -1,10 +1,12 @@
 """Command that turns model cards into engines and publishes them.
 
     python -m model_repo.build NAME... | --all [--repo DIR] [--weights SRC] [--or-random] ...
+    python -m model_repo.build NAME... --add-engine --backend tensorrt [--repo DIR] ...
 
-For each model: card -> weights -> ONNX -> engine -> comparison with eager PyTorch -> published.
-What does not compare well is not published. A model that fails does not keep the others from being
-built.
+For each model: card -> weights -> ONNX -> engines -> comparison with eager PyTorch -> published.
+What does not compare well is not published; what can't run on this machine is compared wherever it
+is loaded. A model that fails does not keep the others from being built. With --add-engine the
+newest published version gets another engine of the network it has.
 """
 
 from __future__ import annotations
@@ -28,19 +30,20 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from model_repo import cards, weights
-from model_repo.cards import Card, CardError
+from model_repo.cards import MAX_BATCH, Card, CardError
 from model_repo.download import Patience
 from model_repo.export import TOP_K, ExportError, Served, export
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server import golden, repository
-from server.engines import BACKENDS, Backend, Engine, Pixels, backend, cores, infer
+from server.engines import BACKENDS, Backend, Engine, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
 from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
 
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
 SPELLINGS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
-MAX_BATCH = 1024
+ON_GPU = {"tensorrt"}
+FLAVOURS = ("auto", "tensorrt", "rtx")
 UNTRAINED = "random:0"
 # Where going on without is allowed, a place that does not answer is not waited for as long.
 IMPATIENT = Patience(timeout_s=10, attempts=2)
@@ -55,15 +58,42 @@ class Order:
     """What is asked for, of every model alike."""
 
     repo: Path
-    backend: str = "openvino"
+    backend: str = "openvino"  # or several, separated by commas: an engine each
     precision: str = ""  # empty: the fastest that this machine has natively
     weights: str | None = None  # None: as the card says
+    min_batch: int = 1
+    opt_batch: int | None = None  # None: as the card says, for engines on a GPU
     max_batch: int | None = None  # None: as the card says
+    hardware: tuple[str, ...] = ()  # compute capabilities; empty: see server.engines.tensorrt
+    flavour: str = "auto"  # of TensorRT
     or_random: bool = False
+    add: bool = False  # to the newest published version, instead of publishing a new one
 
     def __post_init__(self) -> None:
-        if self.max_batch is not None and not 1 <= self.max_batch <= MAX_BATCH:
-            raise ValueError(f"max_batch must be 1 to {MAX_BATCH}, not {self.max_batch}")
+        most = self.max_batch or MAX_BATCH
+        for name, rows, limit in (
+            ("max_batch", self.max_batch, MAX_BATCH),
+            ("opt_batch", self.opt_batch, most),
+            ("min_batch", self.min_batch, self.opt_batch or most),
+        ):
+            if rows is not None and not 1 <= rows <= limit:
+                raise ValueError(f"{name} must be 1 to {limit}, not {rows}")
+        names = self.backends
+        if unknown := [name for name in names if name not in BACKENDS]:
+            raise ValueError(
+                f"backend {', '.join(map(repr, unknown))} is unknown; there are "
+                f"{', '.join(BACKENDS)}"
+            )
+        if len(names) > 1 and ("null" in names or len(set(names)) < len(names)):
+            raise ValueError(
+                f"backend is {self.backend!r}; several must differ, and null must be alone"
+            )
+        if self.add and "null" in names:
+            raise ValueError("the null backend computes nothing; it can't be added to what does")
+
+    @property
+    def backends(self) -> list[str]:
+        return self.backend.split(",")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +123,7 @@ def build(name: str, order: Order, watcher: Watcher = Watcher()) -> Built:  # no
     began_s = time.perf_counter()
     _forget_peak()
     try:
-        manifest = _build(name, order, watcher)
+        manifest = _add(name, order, watcher) if order.add else _build(name, order, watcher)
     except (CardError, WeightsError, ExportError, EngineFailure, Unsound) as error:
         raise BuildError(str(error)) from error
     except golden.Deviates as error:
@@ -108,10 +138,8 @@ def build(name: str, order: Order, watcher: Watcher = Watcher()) -> Built:  # no
 
 def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
     watcher.stage("card")
-    compiler = backend(order.backend)
-    precisions = _precisions(compiler, order)
     card = cards.load(name)
-    max_batch = order.max_batch or card.max_batch
+    precisions = {each: _precisions(backend(each), each, order) for each in order.backends}
     pixels = golden_pixels(card.input)
 
     watcher.stage("weights")
@@ -126,17 +154,20 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
     with repository.staging(order.repo, name) as staged:
         watcher.stage("export")
         onnx = staged / repository.ONNX
-        export(served, onnx, shape=card.input.shape, max_batch=max_batch)
+        export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
 
-        job = _Job(
-            order=order,
-            compiler=compiler,
-            card=card,
-            max_batch=max_batch,
-            staged=staged,
-            watcher=watcher,
-        )
-        record, truth = _first_sound(job, precisions, truth)
+        records = []
+        for each in order.backends:
+            job = _Job(
+                backend=each,
+                target=_target(order, each, card),
+                onnx=onnx,
+                staged=staged,
+                shape=card.input.shape,
+                watcher=watcher,
+            )
+            record, truth = _first_sound(job, precisions[each], truth)
+            records.append(record)
 
         watcher.stage("publish")
         repository.write_golden(staged / repository.GOLDEN, truth)
@@ -161,17 +192,49 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             onnx=repository.record(onnx),
             golden=repository.record(staged / repository.GOLDEN),
             labels=repository.record(staged / repository.LABELS),
-            engines=(record,),
+            engines=tuple(records),
         )
         return repository.publish(order.repo, staged, manifest)
 
 
-def _precisions(compiler: Backend, order: Order) -> Sequence[str]:
+def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
+    """Adds engines to the newest sound version, from the graph and the answers it has."""
+    watcher.stage("card")
+    card = cards.load(name)
+    precisions = {each: _precisions(backend(each), each, order) for each in order.backends}
+    versions = [version for version in repository.scan(order.repo) if version.model == name]
+    sound = [version for version in versions if version.manifest is not None]
+    if not sound:
+        raise BuildError(
+            f"{order.repo} has no sound version of {name} to add an engine to; "
+            "build one first, without --add-engine"
+        )
+    folder, manifest = sound[0].folder, sound[0].manifest
+    assert manifest is not None
+    repository.verify(folder, manifest)
+    truth = repository.read_golden(folder, manifest)
+    for each in order.backends:
+        with repository.staging(order.repo, name) as staged:
+            job = _Job(
+                backend=each,
+                target=_target(order, each, card),
+                onnx=folder / manifest.onnx.name,
+                staged=staged,
+                shape=manifest.input.spec().shape,
+                watcher=watcher,
+            )
+            record, _ = _first_sound(job, precisions[each], truth)
+            watcher.stage("publish")
+            manifest = repository.add_engine(order.repo, staged, manifest, record)
+    return manifest
+
+
+def _precisions(compiler: Backend, name: str, order: Order) -> Sequence[str]:
     """What to try in turn: what was asked for, or else the fastest, and fp32 where that fails."""
     there = compiler.precisions()
     if order.precision and order.precision not in there:
         raise BuildError(
-            f"{order.backend} has no {order.precision} on this machine; "
+            f"{name} has no {order.precision} on this machine; "
             f"it has {', '.join(there)} (--precision auto takes the best)"
         )
     if order.precision:
@@ -179,15 +242,31 @@ def _precisions(compiler: Backend, order: Order) -> Sequence[str]:
     return tuple(dict.fromkeys((compiler.best_precision(), "fp32")))
 
 
+def _target(order: Order, backend: str, card: Card) -> Target:
+    """What to compile for, all but the precision."""
+    if backend not in ON_GPU:
+        return Target("", order.max_batch or card.max_batch)
+    max_batch = order.max_batch or card.gpu_max_batch
+    return Target(
+        "",
+        max_batch,
+        opt_batch=min(order.opt_batch or card.gpu_opt_batch, max_batch),
+        min_batch=order.min_batch,
+        hardware=order.hardware,
+        flavour=order.flavour,
+        cache=weights.cache_folder(),
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """A model whose ONNX file lies in `staged` and is to be compiled."""
+    """A graph that is to be compiled into `staged`, for `target` but for the precision."""
 
-    order: Order
-    compiler: Backend
-    card: Card
-    max_batch: int
+    backend: str
+    target: Target
+    onnx: Path
     staged: Path
+    shape: tuple[int, int, int]
     watcher: Watcher
 
 
@@ -208,29 +287,24 @@ def _first_sound(
 
 
 def _sound(job: _Job, precision: str, truth: Golden) -> tuple[EngineRecord, Golden]:
-    compiler, staged = job.compiler, job.staged
+    compiler, staged = backend(job.backend), job.staged
+    target = job.target._replace(precision=precision)
     job.watcher.stage("compile")
-    files = compiler.compile(
-        staged / repository.ONNX, staged, precision=precision, max_batch=job.max_batch
-    )
-    record = EngineRecord(
-        name=f"{job.order.backend}-{precision}",
-        backend=job.order.backend,
-        backend_version=compiler.version(),
-        precision=precision,
-        hardware=compiler.hardware(),
-        max_batch=job.max_batch,
-        files=tuple(repository.record(staged / file) for file in files),
-        deviation={},
-    )
+    compiled = compiler.compile(job.onnx, staged, target, job.watcher.progress)
+    record = repository.engine_record(staged, job.backend, compiled, target, deviation={})
     job.watcher.stage("check")
+    if job.backend in ON_GPU and (reason := compiler.unfit(record)):
+        job.watcher.warn(
+            f"{record.name} was compiled and not run: {reason}. Servers check it first"
+        )
+        return record, truth
     try:
-        with _loaded(compiler, staged, record, job.card) as engine:
-            if job.order.backend == "null":
+        with _loaded(compiler, staged, record, job.shape) as engine:
+            if job.backend == "null":
                 truth = Golden(truth.pixels, _answers(engine, truth.pixels))
             deviation = golden.check(engine, truth, precision)
     except golden.Deviates:
-        for file in files:
+        for file in compiled.files:
             (staged / file).unlink()
         raise
     return msgspec.structs.replace(record, deviation=deviation), truth
@@ -274,8 +348,10 @@ def _weights(card: Card, order: Order, pixels: Pixels, watcher: Watcher) -> Weig
 
 
 @contextmanager
-def _loaded(compiler: Backend, folder: Path, record: EngineRecord, card: Card) -> Iterator[Engine]:
-    engine = compiler.load(folder, record, card.input.shape, threads=cores())
+def _loaded(
+    compiler: Backend, folder: Path, record: EngineRecord, shape: tuple[int, int, int]
+) -> Iterator[Engine]:
+    engine = compiler.load(folder, record, shape, threads=cores())
     try:
         yield engine
     finally:
@@ -351,7 +427,15 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
         "--weights", metavar="SRC", help=f"{weights.SOURCES}; for one model, instead of its card's"
     )
     parser.add_argument(
-        "--backend", choices=BACKENDS, default="openvino", help="what runs it (%(default)s)"
+        "--backend",
+        default="openvino",
+        metavar="B",
+        help=f"what runs it: {', '.join(BACKENDS)}, or several with commas (%(default)s)",
+    )
+    parser.add_argument(
+        "--add-engine",
+        action="store_true",
+        help="add to the newest published version, from the graph it has; needs no weights",
     )
     parser.add_argument(
         "--precision",
@@ -362,6 +446,28 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
     )
     parser.add_argument(
         "--max-batch", type=int, metavar="N", help="most rows at once, instead of the card's"
+    )
+    parser.add_argument(
+        "--opt-batch",
+        type=int,
+        metavar="N",
+        help="rows to tune for, on a GPU, instead of the card's",
+    )
+    parser.add_argument(
+        "--min-batch", type=int, default=1, metavar="N", help="fill fewer rows up, on a GPU (1)"
+    )
+    parser.add_argument(
+        "--compute-capability",
+        default="",
+        metavar="C",
+        help="GPUs to compile for, as 8.9 or 89,120; else the one here, or where there is none all "
+        "that TensorRT-RTX knows from 8.0 on",
+    )
+    parser.add_argument(
+        "--tensorrt-flavour",
+        choices=FLAVOURS,
+        default="auto",
+        help="tensorrt for datacenters or rtx; auto takes what is installed, in that order",
     )
     parser.add_argument(
         "--or-random",
@@ -383,14 +489,22 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
             backend=given.backend,
             precision=SPELLINGS.get(given.precision, ""),
             weights=given.weights,
+            min_batch=given.min_batch,
+            opt_batch=given.opt_batch,
             max_batch=given.max_batch,
+            hardware=tuple(filter(None, given.compute_capability.split(","))),
+            flavour=given.tensorrt_flavour,
             or_random=given.or_random,
+            add=given.add_engine,
         )
-        backend(order.backend)
+        for name in order.backends:
+            backend(name).version()
     except ValueError as error:
         parser.error(str(error))
     except ImportError as error:
-        parser.error(f"the library of {order.backend} is not installed: {error}")
+        parser.error(f"the library of {name} is not installed: {error}")
+    if order.add and given.weights:
+        parser.error("--weights is for a new version; --add-engine takes the network that is there")
     return names, order
 
 
@@ -468,18 +582,19 @@ def _table(built: dict[str, Built]) -> Table:
         table.add_column(title, justify="right")
     for name, result in built.items():
         manifest = result.manifest
-        (engine,) = manifest.engines
-        table.add_row(
-            name,
-            str(manifest.version),
-            "trained" if manifest.weights.trained else "UNTRAINED",
-            f"{engine.name} x{engine.max_batch}",
-            "  ".join(f"{size}: {share:.2%}" for size, share in engine.deviation.items()),
-            f"{golden.LIMITS[engine.precision]:.1%}",
-            f"{sum(file.bytes for file in engine.files) / 1e6:,.1f}",
-            f"{result.peak_bytes / 1e6:,.0f}",
-            f"{result.seconds:,.1f}",
-        )
+        for engine in manifest.engines:
+            table.add_row(
+                name,
+                str(manifest.version),
+                "trained" if manifest.weights.trained else "UNTRAINED",
+                f"{engine.name} x{engine.max_batch}",
+                "  ".join(f"{size}: {share:.2%}" for size, share in engine.deviation.items())
+                or "not run here",
+                f"{golden.LIMITS[engine.precision]:.1%}",
+                f"{sum(file.bytes for file in engine.files) / 1e6:,.1f}",
+                f"{result.peak_bytes / 1e6:,.0f}",
+                f"{result.seconds:,.1f}",
+            )
     return table
 
 

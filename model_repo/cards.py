@@ -16,7 +16,11 @@
     std = [0.229, 0.224, 0.225]
 
     [batch]
-    max_batch = 16                      # most rows that the engine takes at once
+    max_batch = 16                      # most rows that an engine on a CPU takes at once
+
+    [gpu]
+    opt_batch = 64                      # rows that an engine on a GPU is tuned for
+    max_batch = 256                     # most rows that it takes at once
 
 Every key is required, so that nothing about a model depends on a default elsewhere.
 """
@@ -49,6 +53,7 @@ KEYS: dict[str, type] = {
     "share": float,
     "input": dict,
     "batch": dict,
+    "gpu": dict,
 }
 INPUT_KEYS: dict[str, type] = {
     "height": int,
@@ -60,6 +65,8 @@ INPUT_KEYS: dict[str, type] = {
     "std": list,
 }
 BATCH_KEYS: dict[str, type] = {"max_batch": int}
+GPU_KEYS: dict[str, type] = {"opt_batch": int, "max_batch": int}
+MAX_BATCH = 1024
 
 
 class CardError(ValueError):
@@ -78,6 +85,8 @@ class Card:
     mean: tuple[float, ...]  # a channel each, on the scale 0 to 1
     std: tuple[float, ...]
     max_batch: int
+    gpu_opt_batch: int
+    gpu_max_batch: int
     objective_ms: float
     share: float
     sha256: str = ""  # of the card's file
@@ -100,8 +109,14 @@ class Card:
                 raise ValueError(f"{name} must be {channels} finite numbers, not {list(values)}")
         if min(self.std) <= 0:
             raise ValueError(f"std must be above 0, not {list(self.std)}")
-        if not 1 <= self.max_batch <= 1024:
-            raise ValueError(f"max_batch must be 1 to 1024, not {self.max_batch}")
+        for where, rows in (("", self.max_batch), ("gpu.", self.gpu_max_batch)):
+            if not 1 <= rows <= MAX_BATCH:
+                raise ValueError(f"{where}max_batch must be 1 to {MAX_BATCH}, not {rows}")
+        if not 1 <= self.gpu_opt_batch <= self.gpu_max_batch:
+            raise ValueError(
+                f"gpu.opt_batch must be 1 to gpu.max_batch, {self.gpu_max_batch}, "
+                f"not {self.gpu_opt_batch}"
+            )
         if not (math.isfinite(self.objective_ms) and self.objective_ms > 0):
             raise ValueError(f"objective_ms must be above 0, not {self.objective_ms}")
         if not SHARES[0] <= self.share <= SHARES[1]:
@@ -136,6 +151,7 @@ def _card(name: str, table: Mapping[str, Any], labels: Path, digest: str) -> Car
     top = _checked("", table, KEYS)
     pixels = _checked("input.", top["input"], INPUT_KEYS)
     batch = _checked("batch.", top["batch"], BATCH_KEYS)
+    gpu = _checked("gpu.", top["gpu"], GPU_KEYS)
     return Card(
         name=name,
         architecture=top["architecture"],
@@ -151,6 +167,8 @@ def _card(name: str, table: Mapping[str, Any], labels: Path, digest: str) -> Car
         mean=_numbers("input.mean", pixels["mean"]),
         std=_numbers("input.std", pixels["std"]),
         max_batch=batch["max_batch"],
+        gpu_opt_batch=gpu["opt_batch"],
+        gpu_max_batch=gpu["max_batch"],
         objective_ms=top["objective_ms"],
         share=top["share"],
         sha256=digest,

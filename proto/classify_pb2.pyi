@@ -440,7 +440,9 @@ class Model(_message.Message):
     state: Global___Model.State.ValueType
     """Where it stands."""
     reason: _builtins.str
-    """In plain words, why the state is FAILED or NOT_LOADED; else empty."""
+    """In plain words: why the state is FAILED or NOT_LOADED; where it is READY with another engine than
+    the best the version has, why those were passed over. Else empty.
+    """
     architecture: _builtins.str
     """Name of the network, for example "resnet50"."""
     trained: _builtins.bool

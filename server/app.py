@@ -22,6 +22,7 @@ from proto import classify_pb2, open_inference_pb2
 from server import repository
 from server.catalog import Catalog
 from server.engines import BACKENDS, Engine, cores
+from server.gpu import gpus
 from server.host import Host
 from server.images import ImageLimits
 from server.loading import Loaded, load
@@ -94,6 +95,8 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     versions = _versions(settings)
     threads = settings.threads or cores()
     metrics = Metrics()
+    if (found := gpus()) is not None:
+        metrics.read_gpus(found)
     hosts: dict[str, Host] = {}
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
@@ -116,7 +119,11 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             ):
                 catalog = Catalog(
                     load=partial(
-                        load, only=settings.backend, threads=threads, stopping=stop_loading
+                        load,
+                        only=settings.backend,
+                        threads=threads,
+                        stopping=stop_loading,
+                        rebuild=settings.rebuild_engines,
                     ),
                     loader=loader,
                     host_for=host_for,

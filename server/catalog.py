@@ -212,9 +212,11 @@ class Catalog:
             weight=manifest.share,
         )
         self._serving[version.model] = ready
-        status.state, status.reason = State.READY, ""
+        status.state, status.reason = State.READY, loaded.passed_over
         self._metrics.ready.labels(version.model, number).set(1)
         self._metrics.engine_info.labels(*_engine_info(ready)).set(1)
+        fallback = self._metrics.engine_fallback.labels(version.model, number, record.backend)
+        fallback.set(1 if loaded.passed_over else 0)
         self._metrics.engine_load.labels(version.model).set(seconds)
         self._changed()
         log.info(
@@ -237,6 +239,7 @@ class Catalog:
         if ready is not None and self._serving.get(status.model) is ready:
             del self._serving[status.model]
             self._metrics.engine_info.remove(*_engine_info(ready))
+            self._metrics.engine_fallback.remove(*_engine_info(ready)[:3])
             self._changed()
         _log_failure(status)
 

@@ -7,6 +7,7 @@ ServingError
 +-- Overloaded            the queue can't serve you in time: wait as long as it says
 +-- DeadlineUnreachable   even an idle engine could not make your deadline: allow more time
 +-- EngineFailure         it broke on our side: the input is not to blame
+    +-- DeviceLost        and so will all that runs on the same device
 """
 
 
@@ -45,3 +46,7 @@ class DeadlineUnreachable(ServingError):
 
 class EngineFailure(ServingError):
     """The engine broke. The message is for the log; callers are told no details."""
+
+
+class DeviceLost(EngineFailure):
+    """The device is lost to this process: nothing more can run there until it starts anew."""

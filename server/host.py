@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from server.engines import Engine, Instance, Outputs, Pixels, instances_by_units
-from server.errors import EngineFailure, ModelNotReady, Overloaded, ServingError
+from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.metrics import ModelMetrics
 from server.schedule import Batch, Call, Lane, Policy, Profile
 
@@ -229,6 +229,17 @@ class Host:
                 self._fail_batch(run.batch, EngineFailure(f"{run.served.name}: {reason}"))
                 self._abandon(run.served, reason)
 
+    def _lose(self, error: DeviceLost) -> None:
+        """The device is lost to this process: whatever runs there will not come back."""
+        for run in self._runs:
+            run.abandoned = True
+            self._fail_batch(run.batch, error)
+        self._runs.clear()
+        for served in list(self._served.values()):
+            self._abandon(
+                served, f"the device {self.device} is lost; start the server anew: {error}"
+            )
+
     def stop(self) -> None:
         """Lets `watch` end."""
         self._watching = False
@@ -340,6 +351,8 @@ class Host:
         seconds = done_s - run.started_s
         self._busy_s += seconds * run.instance.units
         self._policy.finished(batch, done_s, seconds)
+        if isinstance(outcome, DeviceLost):
+            self._lose(outcome)
         self._pump(clock())  # the engine first: it need not wait for answers to be written
         if run.abandoned:  # its callers have been told
             pass
@@ -351,7 +364,7 @@ class Host:
             self._fail_batch(batch, outcome)
         else:
             self._answer_batch(served, batch, outcome, done_s, seconds)
-        served.metrics.batch(batch.rows, seconds)
+        served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
         if not served.running and served.name not in self._served:
             served.drained.set()
 

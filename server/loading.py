@@ -9,11 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
+import msgspec
+
 from server import golden, repository
-from server.engines import Engine, Instance, Outputs, backend, infer, instances_by_units
+from server.engines import Engine, Instance, Outputs, Target, backend, infer, instances_by_units
 from server.errors import EngineFailure
 from server.host import lanes_of
 from server.repository import EngineRecord, Manifest, Unsound, Version
@@ -22,8 +25,9 @@ from server.schedule import Lane
 log = logging.getLogger(__name__)
 
 # Which of the engines that fit this machine is taken: a GPU's first, nothing that computes nothing
-# where something computes.
+# where something computes; of a backend's, the fastest precision first.
 PREFERENCE = ("tensorrt", "openvino", "null")
+FASTEST = ("fp16", "bf16", "fp32")
 
 PROFILE_RUNS = 3
 
@@ -35,12 +39,21 @@ class Loaded(NamedTuple):
     record: EngineRecord
     lanes: list[Lane]
     labels: tuple[str, ...]
+    passed_over: str = ""  # the better engines of the version, and why they do not serve
 
 
-def load(version: Version, *, only: str, threads: int, stopping: threading.Event) -> Loaded:
+def load(
+    version: Version,
+    *,
+    only: str,
+    threads: int,
+    stopping: threading.Event,
+    rebuild: bool = False,
+) -> Loaded:
     """Loads the best engine of a version; `only` names a backend, or is empty for any.
 
-    Raises Unsound with the reason in plain words: of the version, or of each of its engines.
+    Where none fits, and `rebuild` says so, one is compiled from the version's graph and added to
+    it. Raises Unsound with the reason in plain words: of the version, or of each of its engines.
     Gives up soon after `stopping` is set, as far as the backend lets it.
     """
     manifest = version.manifest
@@ -48,33 +61,95 @@ def load(version: Version, *, only: str, threads: int, stopping: threading.Event
         raise Unsound(version.reason)
     refusals = []
     for record in sorted(manifest.engines, key=_preference):
-        try:
-            return _load(version, manifest, record, only, threads, stopping)
-        except (Unsound, golden.Deviates, EngineFailure) as error:
-            refusals.append(f"{record.name}: {error}")
-            log.warning(
-                "engine_passed_over",
-                extra={
-                    "model": version.model,
-                    "version": version.version,
-                    "engine": record.name,
-                    "reason": str(error),
-                },
+        if only and record.backend != only:
+            refusals.append(
+                f"{record.name}: it is for {record.backend}, and this server is to use {only} only"
             )
+            continue
+        try:
+            loaded = _load(version, manifest, record, threads, stopping)
+            if only or not refusals:
+                return loaded
+            return loaded._replace(passed_over="; ".join(refusals))
+        except (Unsound, golden.Deviates, EngineFailure) as error:
+            refusals.append(_passed_over(version, record.name, error))
+    if rebuild:
+        for name in PREFERENCE[:-1]:
+            try:
+                return _rebuilt(version, manifest, name, only, threads, stopping)
+            except (Unsound, golden.Deviates, EngineFailure, OSError) as error:
+                refusals.append(_passed_over(version, f"a new one of {name}", error))
     raise Unsound("; ".join(refusals))
+
+
+def _passed_over(version: Version, engine: str, error: Exception) -> str:
+    log.warning(
+        "engine_passed_over",
+        extra={
+            "model": version.model,
+            "version": version.version,
+            "engine": engine,
+            "reason": str(error),
+        },
+    )
+    return f"{engine}: {error}"
+
+
+def _rebuilt(
+    version: Version,
+    manifest: Manifest,
+    name: str,
+    only: str,
+    threads: int,
+    stopping: threading.Event,
+) -> Loaded:
+    """An engine for this machine, from the version's graph; added to the version once it has
+    proved itself."""
+    _go_on(stopping)
+    if only and name != only:
+        raise Unsound(f"this server is to use {only} only")
+    try:
+        chosen = backend(name)
+        chosen.version()
+    except ImportError as error:
+        raise Unsound(f"the library of {name} is not installed here ({error})") from None
+    if chosen.hardware() == "none":
+        raise Unsound("this machine has nothing that it runs on")
+    alike = [record for record in manifest.engines if record.backend == name] or manifest.engines
+    target = Target(
+        chosen.best_precision(),
+        max_batch=alike[0].max_batch,
+        opt_batch=alike[0].opt_batch,
+        min_batch=alike[0].min_batch,
+    )
+    log.info("rebuilding", extra={"model": version.model, "version": version.version, "to": name})
+    root = version.folder.parent.parent
+    with repository.staging(root, version.model) as staged:
+        onnx = version.folder / manifest.onnx.name
+        repository.verify(version.folder, msgspec.structs.replace(manifest, engines=()))
+        compiled = chosen.compile(onnx, staged, target)
+        record = repository.engine_record(staged, name, compiled, target, deviation={})
+        if reason := chosen.unfit(record):
+            raise Unsound(reason)
+        answers = repository.read_golden(version.folder, manifest)
+        engine = chosen.load(staged, record, manifest.input.spec().shape, threads=threads)
+        try:
+            deviation = golden.check(engine, answers, record.precision)
+        finally:
+            engine.close()
+        record = msgspec.structs.replace(record, deviation=deviation)
+        manifest = repository.add_engine(root, staged, manifest, record)
+    return _load(version, manifest, record, threads, stopping)
 
 
 def _load(
     version: Version,
     manifest: Manifest,
     record: EngineRecord,
-    only: str,
     threads: int,
     stopping: threading.Event,
 ) -> Loaded:
     _go_on(stopping)
-    if only and record.backend != only:
-        raise Unsound(f"it is for {record.backend}, and this server is to use {only} only")
     try:
         chosen = backend(record.backend)
     except ValueError as error:
@@ -135,6 +210,9 @@ def _measure(instance: Instance, rows: int) -> float:
     return min(seconds[1:])
 
 
-def _preference(record: EngineRecord) -> int:
-    known = record.backend in PREFERENCE
-    return PREFERENCE.index(record.backend) if known else len(PREFERENCE)
+def _preference(record: EngineRecord) -> tuple[int, int]:
+    return _place(record.backend, PREFERENCE), _place(record.precision, FASTEST)
+
+
+def _place(name: str, order: Sequence[str]) -> int:
+    return order.index(name) if name in order else len(order)

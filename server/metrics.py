@@ -12,6 +12,8 @@ from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
+from server.gpu import Gpus
+
 PHASES = ("decode", "queue", "compute", "respond")
 
 # Steps of 1.5 to 2 from 100 us to 10 s: a p99 read off them is within a third of the truth.
@@ -63,6 +65,12 @@ class Metrics:
         self.batch_rows = Histogram(
             "convserve_batch_rows", "Rows in a batch.", ["model"], buckets=ROWS, registry=registry
         )
+        self.padded_rows = Counter(
+            "convserve_padded_rows",
+            "Rows computed for nobody, to fill a batch up to a size that its engine has.",
+            ["model"],
+            registry=registry,
+        )
         self.compute = Counter(
             "convserve_compute_seconds",
             "Seconds of engines at work, each batch counted once.",
@@ -106,6 +114,12 @@ class Metrics:
             ["model", "version", "backend", "precision", "weights"],
             registry=registry,
         )
+        self.engine_fallback = Gauge(
+            "convserve_engine_fallback",
+            "1 where a better engine of the version was passed over; backend is what serves.",
+            ["model", "version", "backend"],
+            registry=registry,
+        )
         self.engine_load = Gauge(
             "convserve_engine_load_seconds",
             "How long loading took: hashes, compilation, golden check, warm-up.",
@@ -129,6 +143,17 @@ class Metrics:
             "device",
             read,
         )
+
+    def read_gpus(self, gpus: Gpus) -> None:
+        """Exports what NVML tells of each GPU, likewise."""
+        for name, help, read in (
+            ("busy_ratio", "Share of the last moment in which some kernel ran.", gpus.busy_ratio),
+            ("memory_used_bytes", "Memory in use, by whomever.", gpus.memory_used),
+            ("memory_total_bytes", "Memory there is.", gpus.memory_total),
+            ("power_watts", "Power drawn.", gpus.power_watts),
+            ("temperature_celsius", "Temperature of the chip.", gpus.temperature),
+        ):
+            self._read(f"convserve_gpu_{name}", help, "gpu", read)
 
     def render(self) -> bytes:
         """The text that Prometheus reads."""
@@ -180,6 +205,7 @@ class ModelMetrics:
         self._phases = [metrics.phase_duration.labels(model, phase) for phase in PHASES]
         self._images = metrics.images.labels(model)
         self._batch_rows = metrics.batch_rows.labels(model)
+        self._padded_rows = metrics.padded_rows.labels(model)
         self._compute = metrics.compute.labels(model)
         self._wasted = metrics.wasted.labels(model)
         self._prediction_error = metrics.prediction_error.labels(model)
@@ -204,9 +230,12 @@ class ModelMetrics:
         self.totals.failed_calls += 1
         self.totals.failed_s += seconds
 
-    def batch(self, rows: int, seconds: float) -> None:
+    def batch(self, rows: int, seconds: float, computed: int) -> None:
+        """A batch of so many rows, for which the device computed as many or more."""
         self.totals.batches += 1
         self._batch_rows.observe(rows)
+        if computed > rows:
+            self._padded_rows.inc(computed - rows)
         self._compute.inc(seconds)
 
     def wasted(self, seconds: float) -> None:

@@ -8,7 +8,8 @@
 
 A version is written into a hidden folder beside its place, synced to disk and renamed: a reader
 sees all of it or nothing, whenever the writer stops. Versions are integers and a published one does
-not change. Whatever is not whole is reported with its reason, and the rest still serves.
+not change, but for engines that are added to it (`add_engine`). Whatever is not whole is reported
+with its reason, and the rest still serves.
 
 What lies in a version is not trusted: its sizes are checked before anything is read or allocated.
 """
@@ -36,7 +37,7 @@ import numpy as np
 from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
-from server.engines import Pixels
+from server.engines import Compiled, Pixels, Target
 from server.images import InputSpec
 
 FORMAT = 1  # of manifest.json; a reader refuses others
@@ -114,10 +115,12 @@ class EngineRecord(Struct, frozen=True, kw_only=True):
     precision: Word
     hardware: Text  # the features it needs, as the backend names them
     max_batch: Count
+    opt_batch: Annotated[int, Meta(ge=0)] = 0  # rows it is tuned for, where it is for some
+    min_batch: Count = 1  # fewer rows are filled up to these
     files: Annotated[tuple[FileRecord, ...], Meta(min_length=1)]
-    deviation: dict[
-        str, Annotated[float, Meta(ge=0)]
-    ]  # by batch size: largest deviation from eager, see server.golden
+    # By batch size: largest deviation from eager, see server.golden. Empty where the engine could
+    # not be run on the machine that compiled it; it is checked wherever it is loaded.
+    deviation: dict[str, Annotated[float, Meta(ge=0)]]
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -468,9 +471,59 @@ def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
+def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecord) -> Manifest:
+    """Adds an engine, whose files lie in the staged folder, to a published version.
+
+    `manifest` says which version. The files come first and the new manifest takes the old one's
+    place at once, so a reader sees the version with the engine or without. Returns the new
+    manifest. Raises Unsound where the version is not what it was, or has such an engine.
+    """
+    home = root / manifest.model
+    folder = home / str(manifest.version)
+    with _locked(home):
+        manifest = read(folder)  # another writer may have added one meanwhile
+        if engine.name in {other.name for other in manifest.engines}:
+            raise Unsound(f"{manifest.model} version {manifest.version} has {engine.name} already")
+        manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine))
+        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+        _decode(text)
+        for file in engine.files:
+            path = staged / file.name
+            _check_size(path, file)
+            path.chmod(0o644)
+            _sync(path)
+            path.rename(folder / file.name)  # over what a writer that died may have left
+        _sync(folder)
+        written = staged / MANIFEST
+        written.write_bytes(text + b"\n")
+        written.chmod(0o644)
+        _sync(written)
+        written.rename(folder / MANIFEST)
+        _sync(folder)
+    return manifest
+
+
 def record(path: Path) -> FileRecord:
     """The record of a file as it is now."""
     return FileRecord(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
+
+
+def engine_record(
+    folder: Path, backend: str, compiled: Compiled, target: Target, deviation: dict[str, float]
+) -> EngineRecord:
+    """The record of an engine that has just been compiled into `folder`."""
+    return EngineRecord(
+        name=compiled.name,
+        backend=backend,
+        backend_version=compiled.version,
+        precision=target.precision,
+        hardware=compiled.hardware,
+        max_batch=target.max_batch,
+        opt_batch=target.opt_batch,
+        min_batch=target.min_batch,
+        files=tuple(record(folder / file) for file in compiled.files),
+        deviation=deviation,
+    )
 
 
 def write_golden(path: Path, golden: Golden) -> None:

@@ -49,6 +49,10 @@ class Settings:
         8000, "port of /metrics, /healthz, /readyz; 0 takes a free one", least=0, most=65535
     )
     backend: str = option("", "use engines of this backend only; empty takes the best that fits")
+    rebuild_engines: bool = option(
+        False,
+        "where no engine of a version fits this machine, compile one and add it to the version",
+    )
     threads: int = option(
         0, "processor cores for CPU engines; 0 takes all this process may use", least=0, most=1024
     )
@@ -121,6 +125,15 @@ class Settings:
         return [name.strip() for name in self.models.split(",") if name.strip()]
 
 
+def _switch(text: str) -> bool:
+    """ "true" or "false", as the environment has to say it; a flag alone is true."""
+    if text.lower() in ("true", "1", "yes", "on"):
+        return True
+    if text.lower() in ("false", "0", "no", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+
+
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     """Settings from the command line and the environment; where wrong, ends with status 2."""
     parser = argparse.ArgumentParser(
@@ -129,6 +142,7 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         epilog=f"Every option can also be set as {PREFIX}<NAME>, as in {PREFIX}HTTP_PORT=8000.",
         allow_abbrev=False,
     )
+    switch: dict[str, Any] = {"nargs": "?", "const": True}  # a flag that may stand alone
     for entry in fields(Settings):
         variable = PREFIX + entry.name.upper()
         given = environment.get(variable, "")
@@ -136,7 +150,8 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
             given = ""
         parser.add_argument(
             "--" + entry.name.replace("_", "-"),
-            type=entry.type,  # a class here, see the top
+            type=_switch if entry.type is bool else entry.type,  # a class here, see the top
+            **switch if entry.type is bool else {},
             default=given or entry.default,
             metavar=entry.name.upper(),
             help=f"{entry.metadata['help']} (default: {str(entry.default) or repr('')})",

@@ -124,6 +124,9 @@ class Mirror:
         for finish in waiting:
             finish()
 
+    def computed(self, rows: int) -> int:
+        return rows
+
     def close(self) -> None:
         self.closed = True
 
@@ -173,7 +176,14 @@ class Mirrors:
 def loading(engine: Callable[[Manifest], Engine]) -> Load:
     """Like server.loading.load, but the engine is what `engine` makes of the manifest."""
 
-    def load(version: Version, *, only: str, threads: int, stopping: threading.Event) -> Loaded:
+    def load(
+        version: Version,
+        *,
+        only: str,
+        threads: int,
+        stopping: threading.Event,
+        rebuild: bool,
+    ) -> Loaded:
         assert version.manifest is not None
         made = engine(version.manifest)
         labels = repository.read_labels(version.folder, version.manifest)

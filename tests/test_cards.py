@@ -70,8 +70,8 @@ def test_pictures_are_prepared_as_the_public_weights_expect(name: str) -> None:
 
 
 def test_the_hash_of_a_card_is_that_of_its_file(tmp_path: Path) -> None:
-    first = changed(tmp_path, "max_batch = 64", "max_batch = 32")
-    second = changed(tmp_path, "max_batch = 64", "max_batch = 31")
+    first = changed(tmp_path, "max_batch = 64\n", "max_batch = 32\n")
+    second = changed(tmp_path, "max_batch = 64\n", "max_batch = 31\n")
     assert len(first.sha256) == 64
     assert first.sha256 != second.sha256
     assert (first.max_batch, second.max_batch) == (32, 31)
@@ -89,6 +89,9 @@ def test_a_card_may_have_labels_and_classes_of_its_own(tmp_path: Path) -> None:
         ('labels = "digits.txt"', 'label = "digits.txt"', "unknown key label; there are arch"),
         ("resize = 0", "resise = 0", "unknown key input.resise; there are height"),
         ("[batch]\nmax_batch = 64", "[batch]", "batch.max_batch is missing"),
+        ("opt_batch = 256\n", "", "gpu.opt_batch is missing"),
+        ("opt_batch = 256", "opt_batch = 1025", "gpu.opt_batch must be 1 to gpu.max_batch, 1024"),
+        ("max_batch = 1024", "max_batch = 2048", "gpu.max_batch must be 1 to 1024, not 2048"),
         ('weights = "digits"', "", "weights is missing"),
         ("[input]", "[[input]]", "input must be of type dict, not"),
         ("max_batch = 64", "max_batch = 64.0", "batch.max_batch must be of type int, not 64.0"),

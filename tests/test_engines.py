@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from server import engines, repository
-from server.engines import BACKENDS, Backend, Engine, Outputs, Pixels, backend, cores, infer
+from server.engines import BACKENDS, Backend, Engine, Outputs, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
 from server.golden import ROW_LIMITS, deviation, yardsticks
 from server.repository import EngineRecord, Manifest
@@ -33,7 +33,7 @@ class Compiled:
         self.manifest: Manifest = repository.read(self.published)
         self.onnx = self.published / repository.ONNX
         precision = self.backend.best_precision()
-        files = self.backend.compile(self.onnx, folder, precision=precision, max_batch=MAX_BATCH)
+        made = self.backend.compile(self.onnx, folder, Target(precision, MAX_BATCH))
         self.record = EngineRecord(
             name=f"{name}-{precision}",
             backend=name,
@@ -41,7 +41,7 @@ class Compiled:
             precision=precision,
             hardware=self.backend.hardware(),
             max_batch=MAX_BATCH,
-            files=tuple(repository.record(folder / file) for file in files),
+            files=tuple(repository.record(folder / file) for file in made.files),
             deviation={},
         )
 
@@ -75,7 +75,7 @@ def test_every_backend_has_a_file_and_every_file_is_a_backend() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'os' is unknown; there are openvino, null"):
+    with pytest.raises(ValueError, match="'os' is unknown; there are openvino, tensorrt, null"):
         backend("os")
 
 
@@ -196,7 +196,7 @@ def test_what_is_no_network_can_not_be_compiled(compiled: Compiled, tmp_path: Pa
     for content in (b"", b"no network"):
         bad.write_bytes(content)
         with pytest.raises(EngineFailure, match=r"bad\.onnx"):
-            compiled.backend.compile(bad, tmp_path, precision="fp32", max_batch=1)
+            compiled.backend.compile(bad, tmp_path, Target("fp32", 1))
 
 
 def test_openvino_says_why_an_engine_does_not_fit_this_machine(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from server import golden, repository
-from server.engines import Done, Engine, Instance, Outputs, Pixels, backend, infer
+from server.engines import Done, Engine, Instance, Outputs, Pixels, Target, backend, infer
 from server.golden import Deviates, check, deviation, yardsticks
 from server.repository import EngineRecord, FileRecord, Golden
 
@@ -51,6 +51,9 @@ class Computed:
     def start(self, rows: int, done: Done) -> None:
         self.sizes.add(rows)
         done(self._answer(self.pixels[:rows].copy()))
+
+    def computed(self, rows: int) -> int:
+        return rows
 
     def close(self) -> None:
         pass
@@ -263,8 +266,8 @@ class Sound:
         if change is not None:
             change(graph.graph)
         onnx.save_model(graph, self.folder / "changed.onnx")
-        files = openvino.compile(
-            self.folder / "changed.onnx", self.folder, precision=precision, max_batch=MAX_BATCH
+        compiled = openvino.compile(
+            self.folder / "changed.onnx", self.folder, Target(precision, MAX_BATCH)
         )
         record = EngineRecord(
             name="changed",
@@ -273,7 +276,7 @@ class Sound:
             precision=precision,
             hardware="",
             max_batch=MAX_BATCH,
-            files=tuple(FileRecord(name=name, bytes=0, sha256="0" * 64) for name in files),
+            files=tuple(FileRecord(name=name, bytes=0, sha256="0" * 64) for name in compiled.files),
             deviation={},
         )
         return openvino.load(self.folder, record, self.manifest.input.spec().shape, threads=1)

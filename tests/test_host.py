@@ -13,7 +13,13 @@ import pytest
 
 from server import host as host_module
 from server.engines import Done, Instance, Outputs, Pixels
-from server.errors import DeadlineUnreachable, EngineFailure, ModelNotReady, Overloaded
+from server.errors import (
+    DeadlineUnreachable,
+    DeviceLost,
+    EngineFailure,
+    ModelNotReady,
+    Overloaded,
+)
 from server.host import Answer, Host, WayBack, clock, lanes_of
 from server.metrics import Metrics
 from server.schedule import Deadline, Policy
@@ -62,6 +68,9 @@ class Scripted:
         waiting, self._waiting = self._waiting, []
         for start in reversed(waiting) if last_first else waiting:
             start()
+
+    def computed(self, rows: int) -> int:
+        return rows
 
     def close(self) -> None:
         self.closed = True
@@ -299,6 +308,42 @@ async def test_an_engine_that_stopped_answering_does_not_hold_up_its_removal() -
             await runs
         await removal
         assert not engine.closed  # something may still run in it
+
+
+async def test_a_lost_device_fails_what_runs_there_and_gives_up_all_its_engines_at_once() -> None:
+    lost, neighbour = Scripted(held=True), Scripted(held=True)
+    lost.failure = DeviceLost("CUDA: cudaErrorIllegalAddress")
+    failures: list[str] = []
+    async with hosting(lost) as bench:
+        profile = lanes_of(neighbour, lambda instance, rows: 0.001)
+        metrics = Metrics().model("n")
+        bench.host.add("n", neighbour, profile, metrics, failures.append, objective_s=1.0)
+        runs = bench.ask(1)
+        await lost.started.get()
+        waits = bench.ask(2)
+        place = bench.host.admit("n", 1)
+        lost.release()
+        with pytest.raises(DeviceLost):
+            await runs
+        with pytest.raises(ModelNotReady, match="the device scripted is lost"):
+            await waits
+        with pytest.raises(ModelNotReady):
+            await place.answer(np.zeros((1, *SHAPE), np.uint8))
+        with pytest.raises(ModelNotReady):
+            bench.host.admit("n", 1)
+    (why,) = bench.failures
+    assert "start the server anew: CUDA: cudaErrorIllegalAddress" in why
+    assert failures == [why]
+
+
+async def test_rows_that_are_computed_for_nobody_are_counted() -> None:
+    class Filling(Scripted):
+        def computed(self, rows: int) -> int:
+            return 4
+
+    async with hosting(Filling()) as bench:
+        await bench.ask(1, 2, 3)
+        assert bench.value("convserve_padded_rows_total") == 1
 
 
 async def test_a_device_is_busy_as_long_as_a_batch_runs() -> None:

@@ -12,7 +12,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from proto import classify_pb2 as pb
+from server.gpu import Gpus
 from server.metrics import PHASES, ROWS, SECONDS, Metrics
+from tests.readme_tables import OneGpu
 from tests.serving import Mirror, Served, loading, publish, raw, serve
 
 LABELS = {
@@ -28,6 +30,8 @@ LABELS = {
     "convserve_model_ready": {"model", "version"},
     "convserve_engine_info": {"model", "version", "backend", "precision", "weights"},
     "convserve_engine_load_seconds": {"model"},
+    "convserve_engine_fallback": {"model", "version", "backend"},
+    "convserve_padded_rows_total": {"model"},
 }
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -141,3 +145,29 @@ def test_each_server_has_instruments_of_its_own() -> None:
     one.model("tiny").answered(3, 0.0, 0.0, 0.0, 0.0)
     assert b'convserve_images_total{model="tiny"} 3.0' in one.render()
     assert b"tiny" not in other.render()
+
+
+def test_a_gpu_is_told_in_the_units_of_its_names() -> None:
+    metrics = Metrics()
+    metrics.read_gpus(Gpus(OneGpu()))
+    assert {
+        sample.name: (sample.labels, sample.value)
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if family.name.startswith("convserve_gpu")
+    } == {
+        "convserve_gpu_busy_ratio": ({"gpu": "0"}, 0.5),
+        "convserve_gpu_memory_used_bytes": ({"gpu": "0"}, float(1 << 30)),
+        "convserve_gpu_memory_total_bytes": ({"gpu": "0"}, float(2 << 30)),
+        "convserve_gpu_power_watts": ({"gpu": "0"}, 75.0),
+        "convserve_gpu_temperature_celsius": ({"gpu": "0"}, 60.0),
+    }
+
+
+def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_told() -> None:
+    class Mute(OneGpu):
+        def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
+            raise OSError("not supported")
+
+    gpus = Gpus(Mute())
+    assert (gpus.power_watts(), gpus.busy_ratio()) == ({}, {"0": 0.5})

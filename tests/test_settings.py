@@ -18,6 +18,8 @@ def other_than_default(entry: Any) -> str:
     """A value that the option may have."""
     if entry.metadata["choices"]:
         return str(entry.metadata["choices"][-1])
+    if entry.type is bool:
+        return str(not entry.default).lower()
     return TEXTS.get(entry.name) or str(NUMBERS.get(entry.name, 300))
 
 
@@ -28,11 +30,21 @@ def test_every_option_has_a_flag_a_variable_and_help(
     text = other_than_default(entry)
     flag = "--" + entry.name.replace("_", "-")
     by_flag, by_variable = parse([flag, text], {}), parse([], {PREFIX + entry.name.upper(): text})
-    assert getattr(by_flag, entry.name) == entry.type(text) != entry.default
+    expected = text == "true" if entry.type is bool else entry.type(text)
+    assert getattr(by_flag, entry.name) == expected != entry.default
     assert by_flag == by_variable
     with pytest.raises(SystemExit):
         parse(["--help"], {})
     assert flag + " " in capsys.readouterr().out
+
+
+def test_a_switch_is_a_flag_alone_or_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse(["--rebuild-engines"], {}).rebuild_engines
+    for word, value in (("yes", True), ("0", False)):
+        assert parse([], {"CONVSERVE_REBUILD_ENGINES": word}).rebuild_engines is value
+    with pytest.raises(SystemExit):
+        parse([], {"CONVSERVE_REBUILD_ENGINES": "maybe"})
+    assert "'maybe' must be true or false" in capsys.readouterr().err
 
 
 def test_a_flag_wins_over_a_variable_and_that_over_the_default() -> None:

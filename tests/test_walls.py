@@ -23,7 +23,8 @@ FORBIDDEN = {
 
 # Each module of the server sees modules of earlier layers only. A new one is put into its layer.
 LAYERS = (
-    {"errors", "settings", "logs", "metrics", "containers"},
+    {"errors", "settings", "logs", "containers", "cuda", "gpu"},
+    {"precision", "metrics"},
     {"engines", "images"},
     {"repository", "schedule"},
     {"golden", "host"},
@@ -34,9 +35,12 @@ LAYERS = (
     {"__main__"},
 )
 
-LIBRARIES = {  # each is seen by the one file of its backend
+LIBRARIES = {  # each is seen by one file
     "openvino": "server/engines/openvino.py",
     "tensorrt": "server/engines/tensorrt.py",
+    "tensorrt_rtx_bindings": "server/engines/tensorrt.py",
+    "cuda": "server/cuda.py",
+    "pynvml": "server/gpu.py",
 }
 
 TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "proto", "starlette", "uvicorn"}
@@ -44,6 +48,7 @@ TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "proto", "starl
 # Where a serving process runs, none of these need be installed.
 NOT_FOR_SERVING = {
     *{"torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "sklearn", "skimage", "scipy"},
+    *{"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "cuda", "pynvml", "ml_dtypes"},
     *{"safetensors", "rich", "pandas", "matplotlib", "grpc_tools", "model_repo"},
 }
 
@@ -73,7 +78,7 @@ async def main():
         "images": len(answer.results),
         "classes": len(answer.results[0]),
         "trained": answer.trained,
-        "engine": served.server.metrics.render().decode().count('backend="openvino"'),
+        "engine": served.server.metrics.render().decode().count('engine_info{backend="openvino"'),
         "alien": sorted(BLOCKED & {name.partition(".")[0] for name in sys.modules}),
     }))
 

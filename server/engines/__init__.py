@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from server.repository import EngineRecord
 
-BACKENDS = ("openvino", "null")
+BACKENDS = ("openvino", "tensorrt", "null")
 
 Pixels = NDArray[np.uint8]
 
@@ -48,6 +48,28 @@ class Outputs(NamedTuple):
 
 
 Done = Callable[["Outputs | Exception"], None]
+Progress = Callable[[int, "int | None"], None]  # steps done, and of how many where that is known
+
+
+class Target(NamedTuple):
+    """What to compile a network for."""
+
+    precision: str
+    max_batch: int
+    opt_batch: int = 0  # rows that it is tuned for; 0 is max_batch
+    min_batch: int = 1  # fewer rows are filled up to these
+    hardware: tuple[str, ...] = ()  # other machines' features; empty is this machine
+    flavour: str = "auto"  # of a backend that comes in several
+    cache: Path | None = None  # a folder for what makes the next compilation faster
+
+
+class Compiled(NamedTuple):
+    """What became of it."""
+
+    name: str  # of the engine, unlike that of any other from the same network
+    files: list[str]  # in the folder given, the main one first
+    hardware: str  # what it needs, as the passport records it
+    version: str  # of the library that compiled it
 
 
 class Instance(Protocol):
@@ -77,6 +99,9 @@ class Engine(Protocol):
     units: int  # what that device has
     instances: Sequence[Instance]
 
+    def computed(self, rows: int) -> int:
+        """How many rows the device computes where it is given so many: more where it fills up."""
+
     def close(self) -> None:
         """Frees memory and threads. Nothing may be running; safe to call twice."""
 
@@ -96,8 +121,10 @@ class Backend(Protocol):
     def precisions(self) -> Sequence[str]:
         """The precisions this machine can compile for."""
 
-    def compile(self, onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list[str]:
-        """Compiles an ONNX file into `folder`; returns the files' names, the main one first."""
+    def compile(
+        self, onnx: Path, folder: Path, target: Target, progress: Progress = ...
+    ) -> Compiled:
+        """Compiles an ONNX file into `folder`. Raises EngineFailure."""
 
     def unfit(self, record: EngineRecord) -> str | None:
         """Why the engine can't run on this machine and what to do about it; None when it can.
@@ -120,6 +147,10 @@ def backend(name: str) -> Backend:
     if name not in BACKENDS:
         raise ValueError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
     return cast(Backend, import_module(f"server.engines.{name}"))
+
+
+def quietly(done: int, of: int | None) -> None:
+    """Progress that nobody follows."""
 
 
 def infer(instance: Instance, pixels: Pixels) -> Outputs:

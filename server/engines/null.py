@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from server.engines import Done, Outputs, Pixels
+from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly
 from server.errors import EngineFailure
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def precisions() -> list[str]:
     return ["fp32"]
 
 
-def compile(onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list[str]:
+def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
     """Keeps the widths of the graph's outputs, read by the library `onnx`."""
     from onnx import load_model
 
@@ -57,7 +57,7 @@ def compile(onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list
     except Exception as error:  # protobuf's own, and what a strange graph makes of the lines above
         raise EngineFailure(f"null: {onnx.name} has no such outputs: {error!r}") from error
     (folder / FILE).write_bytes(msgspec.json.encode(sizes))
-    return [FILE]
+    return Compiled(f"null-{target.precision}", [FILE], hardware(), version())
 
 
 def unfit(record: EngineRecord) -> str | None:
@@ -106,6 +106,9 @@ class NullEngine:
         for array in answer:
             array.flags.writeable = False  # shared by all who ask
         self.instances = [NullInstance(np.zeros((max_batch, *shape), np.uint8), answer)]
+
+    def computed(self, rows: int) -> int:
+        return rows
 
     def close(self) -> None:
         self.instances = []

@@ -18,7 +18,7 @@ from weakref import WeakMethod
 
 import numpy as np
 
-from server.engines import Done, Outputs, Pixels, infer
+from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, infer, quietly
 from server.errors import EngineFailure
 
 # OpenVINO's package reports its import to an outside address, from a forked process. Ours doesn't:
@@ -58,15 +58,18 @@ def precisions() -> Sequence[str]:
     return ["fp32", *(name for name, flags in NATIVE.items() if flags & _flags())]
 
 
-def compile(onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list[str]:
+def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
     """Writes OpenVINO's own representation; the last step, to machine code, is made at load.
 
     So one engine serves every CPU that has its precision natively.
     """
+    if target.hardware:
+        raise EngineFailure("OpenVINO compiles for any CPU at once; no hardware need be named")
+    precision = target.precision
     try:
         model = ov.Core().read_model(onnx)
         row = model.input().partial_shape
-        row[0] = ov.Dimension(1, max_batch)
+        row[0] = ov.Dimension(1, target.max_batch)
         model.reshape(row)
         path = folder / f"openvino-{precision}.xml"
         # Reduced precision needs no more than half the bytes of its weights: fp16 keeps three more
@@ -74,7 +77,7 @@ def compile(onnx: Path, folder: Path, *, precision: str, max_batch: int) -> list
         ov.save_model(model, path, compress_to_fp16=precision != "fp32")
     except RuntimeError as error:
         raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
-    return [path.name, path.with_suffix(".bin").name]
+    return Compiled(path.stem, [path.name, path.with_suffix(".bin").name], hardware(), version())
 
 
 def unfit(record: EngineRecord) -> str | None:
@@ -172,6 +175,9 @@ class OpenVinoEngine:
             else:
                 alone = self._compile(core, model, streams=1, threads=1)
                 self.instances = [self._instance(alone, units=1)]
+
+    def computed(self, rows: int) -> int:
+        return rows
 
     def close(self) -> None:
         self.instances = []

@@ -28,6 +28,7 @@ from grpc import StatusCode
 
 from server.errors import (
     DeadlineUnreachable,
+    DeviceLost,
     EngineFailure,
     InvalidInput,
     ModelNotFound,
@@ -48,6 +49,7 @@ STATUS: dict[type[ServingError], StatusCode] = {
     Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineUnreachable: StatusCode.DEADLINE_EXCEEDED,
     EngineFailure: StatusCode.INTERNAL,
+    DeviceLost: StatusCode.INTERNAL,
 }
 REASON = {Overloaded: "overloaded", DeadlineUnreachable: "deadline_unreachable"}
 
