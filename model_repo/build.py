@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -32,7 +33,7 @@ from rich.table import Table
 from model_repo import cards, weights
 from model_repo.cards import MAX_BATCH, Card, CardError
 from model_repo.download import Patience
-from model_repo.export import TOP_K, ExportError, Served, export
+from model_repo.export import TOP_K, ExportError, Served, export, traced
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server import golden, repository
@@ -160,7 +161,9 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
         for each in order.backends:
             job = _Job(
                 backend=each,
-                target=_target(order, each, card),
+                target=_target(order, each, card)._replace(
+                    program=partial(traced, served, card.input.shape, MAX_BATCH)
+                ),
                 onnx=onnx,
                 staged=staged,
                 shape=card.input.shape,
@@ -242,9 +245,9 @@ def _precisions(compiler: Backend, name: str, order: Order) -> Sequence[str]:
     return tuple(dict.fromkeys((compiler.best_precision(), "fp32")))
 
 
-def _target(order: Order, backend: str, card: Card) -> Target:
+def _target(order: Order, name: str, card: Card) -> Target:
     """What to compile for, all but the precision."""
-    if backend not in ON_GPU:
+    if name not in ON_GPU and not backend(name).hardware().startswith("cuda"):
         return Target("", order.max_batch or card.max_batch)
     max_batch = order.max_batch or card.gpu_max_batch
     return Target(

@@ -6,11 +6,13 @@ work of his own on a pixel or a class. Everything but the batch has a fixed size
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -59,6 +61,58 @@ class Served(nn.Module):
         probabilities = torch.softmax(self.network(x), dim=1)
         scores, classes = torch.topk(probabilities, self.top_k)
         return classes.int(), scores, probabilities
+
+
+class _Narrowing(nn.Module):
+    """Runs a network in a number format, channels last, whatever format its input has."""
+
+    def __init__(self, network: nn.Module, kind: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.kind).contiguous(memory_format=torch.channels_last)
+        out: Tensor = self.network(x)
+        return out
+
+
+class _Widening(nn.Module):
+    """Runs a layer in float32, whatever format its input has."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x.float())
+        return out
+
+
+def traced(
+    served: Served, shape: tuple[int, int, int], max_batch: int, precision: str, device: str
+) -> torch.export.ExportedProgram:
+    """The network on a device ("cpu", "cuda") in "fp32", "bf16" or "fp16", for 1 to `max_batch`
+    rows of `shape` (H, W, C).
+
+    Its last layer, softmax and what normalises the pixels stay float32, as in server.precision;
+    local response normalisations are what PyTorch makes of them.
+    """
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    copied = copy.deepcopy(served)
+    network = copied.network
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
+    layer = network.get_submodule(last)
+    network.to(kind)
+    parent, _, leaf = last.rpartition(".")
+    setattr(network.get_submodule(parent), leaf, _Widening(layer.float()))
+    channels_last: Any = {"memory_format": torch.channels_last}  # torch's types don't know it
+    copied.network = _Narrowing(network.to(**channels_last), kind)
+    copied.to(device)
+    example = torch.zeros(2, *shape, dtype=torch.uint8, device=device)
+    rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))
+    with torch.no_grad():
+        return torch.export.export(copied, (example,), dynamic_shapes=({0: rows},))
 
 
 class OnnxLocalResponseNorm(nn.Module):

@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 # Which of the engines that fit this machine is taken: a GPU's first, nothing that computes nothing
 # where something computes; of a backend's, the fastest precision first.
-PREFERENCE = ("tensorrt", "openvino", "null")
+PREFERENCE = ("tensorrt", "inductor cuda", "openvino", "inductor", "null")
+
+# What compiles the graph that a version has, and for how many rows (to tune for, and at most) where
+# the version has no engine of its kind to tell.
+REBUILT = {"tensorrt": (64, 256), "openvino": (0, 8)}
+
 FASTEST = ("fp16", "bf16", "fp32")
 
 PROFILE_RUNS = 3
@@ -74,7 +79,7 @@ def load(
         except (Unsound, golden.Deviates, EngineFailure) as error:
             refusals.append(_passed_over(version, record.name, error))
     if rebuild:
-        for name in PREFERENCE[:-1]:
+        for name in REBUILT:
             try:
                 return _rebuilt(version, manifest, name, only, threads, stopping)
             except (Unsound, golden.Deviates, EngineFailure, OSError) as error:
@@ -115,13 +120,11 @@ def _rebuilt(
         raise Unsound(f"the library of {name} is not installed here ({error})") from None
     if chosen.hardware() == "none":
         raise Unsound("this machine has nothing that it runs on")
-    alike = [record for record in manifest.engines if record.backend == name] or manifest.engines
-    target = Target(
-        chosen.best_precision(),
-        max_batch=alike[0].max_batch,
-        opt_batch=alike[0].opt_batch,
-        min_batch=alike[0].min_batch,
-    )
+    opt_batch, max_batch = REBUILT[name]
+    for record in manifest.engines:
+        if record.backend == name:
+            opt_batch, max_batch = record.opt_batch, record.max_batch
+    target = Target(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
     log.info("rebuilding", extra={"model": version.model, "version": version.version, "to": name})
     root = version.folder.parent.parent
     with repository.staging(root, version.model) as staged:
@@ -183,12 +186,13 @@ def _go_on(stopping: threading.Event) -> None:
 
 
 def _warm(engine: Engine, stopping: threading.Event) -> None:
-    """Runs every instance at every batch size once: the first time, a size prepares its kernels.
+    """Runs every instance at every size it computes once: the first time prepares its kernels.
 
     Instances of a kind run side by side, so that each of the threads behind them gets its turn.
     """
+    sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
     for group in instances_by_units(engine):
-        for rows in range(1, engine.max_batch + 1):
+        for rows in sizes:
             _go_on(stopping)
             finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
             for instance in group:
@@ -211,7 +215,8 @@ def _measure(instance: Instance, rows: int) -> float:
 
 
 def _preference(record: EngineRecord) -> tuple[int, int]:
-    return _place(record.backend, PREFERENCE), _place(record.precision, FASTEST)
+    kind = record.backend + (" cuda" if record.hardware.startswith("cuda") else "")
+    return _place(kind, PREFERENCE), _place(record.precision, FASTEST)
 
 
 def _place(name: str, order: Sequence[str]) -> int:

@@ -75,7 +75,9 @@ def test_every_backend_has_a_file_and_every_file_is_a_backend() -> None:
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="'os' is unknown; there are openvino, tensorrt, null"):
+    with pytest.raises(
+        ValueError, match="'os' is unknown; there are openvino, tensorrt, inductor, null"
+    ):
         backend("os")
 
 

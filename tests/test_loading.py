@@ -50,14 +50,15 @@ def refused(repo: Path, **options: Any) -> str:
 
 def test_a_gpus_engine_comes_first_and_the_faster_precision() -> None:
     kinds = [("null", "fp32"), ("openvino", "fp32"), ("tensorrt", "fp32"), ("abacus", "fp16")]
+    kinds += [("inductor cpu", "fp16"), ("inductor cuda", "bf16")]
     kinds += [("tensorrt", "fp16"), ("openvino", "bf16"), ("tensorrt", "bf16")]
     records = [
         EngineRecord(
             name=f"{backend}-{precision}",
-            backend=backend,
+            backend=backend.partition(" ")[0],
             backend_version="1",
             precision=precision,
-            hardware="",
+            hardware=backend.partition(" ")[2],
             max_batch=1,
             files=(),
             deviation={},
@@ -66,7 +67,8 @@ def test_a_gpus_engine_comes_first_and_the_faster_precision() -> None:
     ]
     assert [record.name for record in sorted(records, key=loading._preference)] == [
         *("tensorrt-fp16", "tensorrt-bf16", "tensorrt-fp32"),
-        *("openvino-bf16", "openvino-fp32", "null-fp32", "abacus-fp16"),
+        *("inductor cuda-bf16", "openvino-bf16", "openvino-fp32", "inductor cpu-fp16"),
+        *("null-fp32", "abacus-fp16"),
     ]
 
 

@@ -20,7 +20,7 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export
 from server import cuda, golden, repository
 from server.cuda import Absent, Gpu
-from server.engines import Outputs, Target, infer, tensorrt
+from server.engines import Outputs, Target, infer, sizes_of, tensorrt
 from server.errors import DeviceLost, EngineFailure
 from server.precision import typed
 from server.repository import EngineRecord, Manifest
@@ -342,10 +342,10 @@ def rows(*classes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def test_sizes_are_powers_of_two_and_the_ends_of_the_range() -> None:
-    assert tensorrt.sizes_of(record_of(max_batch=6)) == [1, 2, 4, 6]
-    assert tensorrt.sizes_of(record_of(max_batch=8, opt_batch=5)) == [1, 2, 4, 5, 8]
-    assert tensorrt.sizes_of(record_of(max_batch=1)) == [1]
-    assert tensorrt.sizes_of(record_of(max_batch=16, min_batch=3)) == [3, 4, 8, 16]
+    assert sizes_of(record_of(max_batch=6)) == [1, 2, 4, 6]
+    assert sizes_of(record_of(max_batch=8, opt_batch=5)) == [1, 2, 4, 5, 8]
+    assert sizes_of(record_of(max_batch=1)) == [1]
+    assert sizes_of(record_of(max_batch=16, min_batch=3)) == [3, 4, 8, 16]
 
 
 def test_every_number_of_rows_gets_its_own_answers(engine: tensorrt.TensorRtEngine) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from server.repository import EngineRecord
 
-BACKENDS = ("openvino", "tensorrt", "null")
+BACKENDS = ("openvino", "tensorrt", "inductor", "null")
 
 Pixels = NDArray[np.uint8]
 
@@ -61,6 +61,9 @@ class Target(NamedTuple):
     hardware: tuple[str, ...] = ()  # other machines' features; empty is this machine
     flavour: str = "auto"  # of a backend that comes in several
     cache: Path | None = None  # a folder for what makes the next compilation faster
+    # The traced network by precision and kind of device ("cpu", "cuda"), where it is at hand, for a
+    # backend that does not compile the graph.
+    program: Callable[[str, str], Any] | None = None
 
 
 class Compiled(NamedTuple):
@@ -170,6 +173,13 @@ def instances_by_units(engine: Engine) -> list[list[Instance]]:
     for instance in engine.instances:
         groups.setdefault(instance.units, []).append(instance)
     return list(groups.values())
+
+
+def sizes_of(record: EngineRecord) -> list[int]:
+    """The batch sizes that get a graph of their own: powers of two, and the ends of the range."""
+    least, most = record.min_batch, record.max_batch
+    sizes = {1 << power for power in range(most.bit_length())} | {record.opt_batch}
+    return sorted({size for size in sizes if least <= size <= most} | {least, most})
 
 
 def cores() -> int:

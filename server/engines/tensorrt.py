@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.cuda import Absent, Cuda, CudaError, Gpu
-from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly
+from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly, sizes_of
 from server.errors import DeviceLost, EngineFailure
 from server.precision import typed
 
@@ -183,13 +183,6 @@ def load(
         )
     except CudaError as error:
         raise EngineFailure(f"TensorRT can't load {name}: {error}; {notes.last()}") from error
-
-
-def sizes_of(record: EngineRecord) -> list[int]:
-    """The batch sizes that get a graph of their own: powers of two, and the ends of the range."""
-    least, most = record.min_batch, record.max_batch
-    sizes = {1 << power for power in range(most.bit_length())} | {record.opt_batch}
-    return sorted({size for size in sizes if least <= size <= most} | {least, most})
 
 
 class Buffers(NamedTuple):

@@ -1,0 +1,127 @@
+"""Promises of PyTorch's ahead-of-time compiler as an engine: an independent check of OpenVINO."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import numpy as np
+import pytest
+
+from model_repo.build import BuildError, Order, build
+from proto import classify_pb2 as pb
+from server import golden, repository
+from server.engines import Engine, inductor, infer
+from server.errors import EngineFailure
+from server.golden import ROW_LIMITS, deviation, yardsticks
+from server.repository import EngineRecord, Golden
+from tests.serving import serve
+
+MAX_BATCH = 5
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """lenet5 with an engine of each kind, both held against eager PyTorch."""
+    root = tmp_path_factory.mktemp("inductor")
+    order = Order(repo=root, backend="openvino,inductor", max_batch=MAX_BATCH, weights="random:0")
+    build("lenet5", order)
+    return root
+
+
+@pytest.fixture
+def folder(published: Path) -> Path:
+    return published / "lenet5" / "1"
+
+
+@pytest.fixture
+def record(folder: Path) -> EngineRecord:
+    return repository.read(folder).engines[1]
+
+
+@pytest.fixture
+def truth(folder: Path) -> Golden:
+    return repository.read_golden(folder, repository.read(folder))
+
+
+@pytest.fixture
+def engine(folder: Path, record: EngineRecord) -> Iterator[Engine]:
+    engine = cast(Engine, inductor.load(folder, record, (32, 32, 1), threads=2))
+    yield engine
+    engine.close()
+
+
+def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
+    assert record.name.startswith("inductor-bf16-")
+    assert (record.backend_version, record.hardware) == (inductor.version(), inductor.hardware())
+    assert set(record.deviation) == {"1", "3", str(MAX_BATCH)}
+    assert 0 < max(record.deviation.values()) <= golden.LIMITS["bf16"]
+    assert inductor.unfit(record) is None
+
+
+def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -> None:
+    (instance,) = engine.instances
+    scale = yardsticks(truth.probabilities)
+    for rows in range(1, MAX_BATCH + 1):
+        classes, scores, probabilities = infer(instance, truth.pixels[:rows])
+        assert [a.dtype.name for a in (classes, scores)] == ["int32", "float32"]
+        assert classes.shape == scores.shape == (rows, 10)
+        alone = infer(instance, truth.pixels[rows - 1 : rows]).probabilities
+        far = deviation(alone, probabilities[rows - 1 :], scale[rows - 1 : rows])
+        assert far <= ROW_LIMITS["bf16"]
+        assert engine.computed(rows) == rows
+
+
+def test_answers_are_kept_and_closing_twice_is_safe(
+    folder: Path, record: EngineRecord, truth: Golden
+) -> None:
+    engine = inductor.load(folder, record, (32, 32, 1), threads=2)
+    first = infer(engine.instances[0], truth.pixels[:2])
+    kept = first.probabilities.copy()
+    infer(engine.instances[0], truth.pixels[2:4])
+    assert np.array_equal(first.probabilities, kept)
+    instance = weakref.ref(engine.instances[0])
+    engine.close()
+    engine.close()
+    gc.collect()
+    assert instance() is None
+
+
+async def test_it_serves_where_it_is_asked_for(published: Path, truth: Golden) -> None:
+    image = pb.RawImage(height=32, width=32, channels=1, data=truth.pixels[0].tobytes())
+    request = pb.ClassifyRequest(model="lenet5", images=[pb.Image(raw=image)])
+    for backend in ("inductor", ""):
+        async with serve(published, backend=backend) as served:
+            answer = await served.classify(request)
+            (model,) = (await served.call("ListModels", pb.ListModelsRequest())).models
+        assert answer.results[0].classes[0].index == truth.probabilities[0].argmax()
+        assert model.backend == (backend or "openvino"), "OpenVINO comes first on a CPU"
+        assert not model.reason
+
+
+def test_every_mismatch_is_a_plain_sentence(record: EngineRecord) -> None:
+    def why(**fields: str) -> str:
+        return inductor.unfit(msgspec.structs.replace(record, **fields)) or ""
+
+    assert why(backend_version="1.0").startswith("it was compiled by torch 1.0 and this is")
+    assert why(hardware="cuda sm90").startswith("it was compiled for cuda sm90 and this is cpu")
+    assert "'int4' is unknown" in why(precision="int4")
+
+
+def test_a_damaged_package_is_a_failure_that_names_the_file(
+    record: EngineRecord, tmp_path: Path
+) -> None:
+    name = record.files[0].name
+    for content in (b"", b"\x00" * 100):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(EngineFailure, match=name):
+            inductor.load(tmp_path, record, (32, 32, 1), threads=1)
+
+
+def test_it_can_not_be_added_to_a_version_that_has_no_network_any_more(published: Path) -> None:
+    with pytest.raises(BuildError, match="build a new version, without --add-engine"):
+        build("lenet5", Order(repo=published, backend="inductor", add=True))
