@@ -30,7 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from clients.bench import positive
+from clients.arguments import positive
 from server.engines import cores
 from tests.bench_serving import (
     CALLERS,

@@ -32,7 +32,8 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from clients.bench import at_least, picture, positive
+from clients.arguments import at_least, positive
+from clients.pictures import picture
 from proto import classify_pb2 as pb
 from proto import classify_pb2_grpc
 from server import loading, repository
