@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import signal
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -86,7 +87,7 @@ async def _shown(show: Showing, zero_s: float, read: Callable[[], list[Progress]
 async def _pass_on(stop: asyncio.Event, children: list[_Child]) -> None:
     await stop.wait()
     for child in children:
-        child.tell(None)
+        child.tell("stop")
 
 
 async def _ended(*tasks: asyncio.Task[None]) -> None:
@@ -96,17 +97,20 @@ async def _ended(*tasks: asyncio.Task[None]) -> None:
 
 
 class _Child:
-    """A process that sends, seen from here. Its words are (what, value) pairs."""
+    """A process that sends, seen from here. Its words are (what, value) pairs.
+
+    They are read on a thread: event loops want pipes that never block, and long words do.
+    """
 
     def __init__(self, process: BaseProcess, connection: Connection) -> None:
         self._process = process
         self._connection = connection
         self._heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._progress = Progress()
-        asyncio.get_running_loop().add_reader(connection.fileno(), self._hear)
+        self._listening = _listening(connection, self._hear)
 
-    def tell(self, word: float | None) -> None:
-        """A number is the moment to start at, None the word to stop."""
+    def tell(self, word: float | str) -> None:
+        """A number is the moment to start at, any text the word to stop."""
         with suppress(OSError):  # it has gone; whoever expects something of it is told
             self._connection.send(word)
 
@@ -123,25 +127,42 @@ class _Child:
         return found
 
     def close(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._connection.fileno())
-        self._connection.close()
         self._process.terminate()
         self._process.join()
+        self._listening.join()  # its pipe has ended
+        self._connection.close()
 
-    def _hear(self) -> None:
-        try:
-            what, value = self._connection.recv()
-        except (EOFError, OSError):
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
+    def _hear(self, word: Any) -> None:
+        if word is None:
             self._process.join(1)
             died = SenderDied(f"a sending process ended with status {self._process.exitcode}")
             self._heard.put_nowait(("error", died))
             return
+        what, value = word
         if what == "progress":
             self._progress.in_flight = 0
             self._progress.add(value)
         else:
             self._heard.put_nowait((what, value))
+
+
+def _listening(connection: Connection, hear: Callable[[Any], None]) -> threading.Thread:
+    """A thread that has the event loop hear each word of the connection, at its end None."""
+    loop = asyncio.get_running_loop()
+
+    def listen() -> None:
+        word: Any = True
+        while word is not None:
+            try:
+                word = connection.recv()
+            except (EOFError, OSError):
+                word = None
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(hear, word)
+
+    thread = threading.Thread(target=listen, name="words of a sender", daemon=True)
+    thread.start()
+    return thread
 
 
 @asynccontextmanager
@@ -187,18 +208,13 @@ async def _serve(plan: Plan, index: int, connection: Connection) -> None:
     stop = asyncio.Event()
     zero_s: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def hear() -> None:
-        try:
-            word = connection.recv()
-        except (EOFError, OSError):  # nobody is there any more to tell
-            word = None
-            asyncio.get_running_loop().remove_reader(connection.fileno())
-        if word is None:
-            stop.set()
-        elif not zero_s.done():
+    def hear(word: float | str | None) -> None:
+        if isinstance(word, float):
             zero_s.set_result(word)
+        else:  # the word to stop; or nobody is there any more to tell
+            stop.set()
 
-    asyncio.get_running_loop().add_reader(connection.fileno(), hear)
+    _listening(connection, hear)
     showing: list[asyncio.Task[None]] = []
 
     async def start() -> float:

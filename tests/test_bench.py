@@ -186,6 +186,15 @@ async def test_several_processes_send_together_what_one_would() -> None:
     assert len(report.sender_cpu_s) == 2
 
 
+async def test_a_long_account_of_a_sending_process_comes_whole() -> None:
+    async with serving(ScriptedClassifier()) as target:
+        asked = open_loop(target, 20_000, processes=2, max_in_flight=1)
+        report = await measure(asked)
+    due = list(takewhile(lambda due_s: due_s < 0.3, poisson(20_000, seed=1)))
+    assert sorted(report.samples["due_s"]) == due  # 40 bytes each: more than a pipe holds
+    assert report.summary.counts[NOT_SENT] > 2000
+
+
 async def test_what_a_sending_process_fails_at_is_told_as_in_one() -> None:
     async with serving(ScriptedClassifier()) as target:
         with pytest.raises(ModelNotFound, match="nosuch"):
