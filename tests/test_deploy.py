@@ -19,13 +19,15 @@ from typing import Any
 import pytest
 import yaml
 
+from server.metrics import Metrics
 from tests.readme_tables import instruments
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILE = (ROOT / "deploy/Dockerfile").read_text()
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
-ASKED = re.compile(r"(convserve_\w+)(?:\{([^}]*)\})?")
+ASKED = re.compile(r"\b((?:convserve|process)_\w+|up)\b(?:\{([^}]*)\})?")
+TARGET = {"job", "instance"}  # labels that Prometheus adds
 GROUPED = re.compile(r"\bby \(([^)]*)\)")
 
 
@@ -235,14 +237,17 @@ def test_the_healthcheck_says_what_readyz_says(status: int, healthy: bool) -> No
 
 
 def exported() -> dict[str, set[str]]:
-    """Names that Prometheus stores of ours, with the labels of each."""
-    found: dict[str, set[str]] = {}
+    """Names that Prometheus stores of ours and of the process, with the labels of each."""
+    found: dict[str, set[str]] = {"up": TARGET}
+    for family in Metrics().registry.collect():
+        if family.name.startswith("process_"):
+            found |= {sample.name: TARGET for sample in family.samples}
     for name, kind, labels, _ in instruments():
         if kind == "histogram":
-            found[f"{name}_bucket"] = {*labels, "le"}
-            found[f"{name}_sum"] = found[f"{name}_count"] = set(labels)
+            found[f"{name}_bucket"] = {*labels, "le"} | TARGET
+            found[f"{name}_sum"] = found[f"{name}_count"] = TARGET.union(labels)
         else:
-            found[name] = set(labels)
+            found[name] = TARGET.union(labels)
     return found
 
 
