@@ -15,7 +15,7 @@ import argparse
 import gc
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -39,6 +39,7 @@ from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongH
 from server import golden, repository
 from server.engines import BACKENDS, Backend, Engine, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
+from server.images import InputSpec
 from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
 
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
@@ -68,6 +69,7 @@ class Order:
     hardware: tuple[str, ...] = ()  # compute capabilities; empty: see server.engines.tensorrt
     flavour: str = "auto"  # of TensorRT
     or_random: bool = False
+    images: Callable[[InputSpec], Pixels] = golden_pixels  # what answers are compared on
     add: bool = False  # to the newest published version, instead of publishing a new one
 
     def __post_init__(self) -> None:
@@ -141,7 +143,7 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
     watcher.stage("card")
     card = cards.load(name)
     precisions = {each: _precisions(backend(each), each, order) for each in order.backends}
-    pixels = golden_pixels(card.input)
+    pixels = order.images(card.input)
 
     watcher.stage("weights")
     found = _weights(card, order, pixels, watcher)

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,6 +159,9 @@ def _split() -> tuple[Pixels, Labels, NDArray[np.bool_]]:
 
     No random numbers, which another version of their library would draw differently.
     """
+    # Here, so that networks with other weights can be built where scikit-learn is not installed.
+    from sklearn.datasets import load_digits
+
     bunch = load_digits()
     images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)  # the data are 0 to 16
     labels = bunch.target.astype(np.int64)

@@ -10,6 +10,8 @@ thousandth, a network of garbage gives about a thousandth too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,12 +39,15 @@ class Deviates(Exception):
     """An engine is further from the truth than its precision explains; the message says how far."""
 
 
-def check(engine: Engine, golden: Golden, precision: str) -> dict[str, float]:
-    """Runs the golden inputs through every instance at batch 1, an odd batch and the largest.
+def check(
+    engine: Engine, golden: Golden, precision: str, sizes: Sequence[int] = ()
+) -> dict[str, float]:
+    """Runs the golden inputs through every instance at these batch sizes; none named are 1, an odd
+    one and the largest.
 
     Returns the largest deviation by batch size. Raises Deviates, or EngineFailure.
     """
-    sizes = sorted({1, min(3, engine.max_batch), engine.max_batch})
+    sizes = sizes or sorted({1, min(3, engine.max_batch), engine.max_batch})
     worst = dict.fromkeys(map(str, sizes), 0.0)
     for instance in engine.instances:
         for size in sizes:

@@ -85,11 +85,11 @@ def bare_process(repo: Path, model: str) -> None:
     )
     for line in sys.stdin:
         asked = json.loads(line)
-        rows_hz, batch_s = _keep_busy(groups[asked["units"]], asked["rows"], asked["seconds"])
+        rows_hz, batch_s = keep_busy(groups[asked["units"]], asked["rows"], asked["seconds"])
         print(json.dumps({"rows_hz": rows_hz, "batch_s": batch_s}), flush=True)
 
 
-def _keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
+def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
     """Images a second with every instance of the group at work, and the median batch's seconds."""
     finished: SimpleQueue[tuple[Instance, Outputs | Exception]] = SimpleQueue()
     started: dict[int, float] = {}

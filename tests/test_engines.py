@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 
 from server import engines, repository
-from server.engines import BACKENDS, Backend, Engine, Outputs, Pixels, Target, backend, cores, infer
+from server.engines import (
+    BACKENDS,
+    Backend,
+    Engine,
+    Outputs,
+    Pixels,
+    Target,
+    backend,
+    cores,
+    infer,
+    tensorrt,
+)
 from server.errors import EngineFailure
 from server.golden import ROW_LIMITS, deviation, yardsticks
 from server.repository import EngineRecord, Manifest
@@ -50,7 +61,13 @@ class Compiled:
         return self.backend.load(self.folder, self.record, shape, threads=threads)
 
 
-@pytest.fixture(params=["openvino", "null"])
+WITH_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(tensorrt.hardware() == "none", reason="this machine has no GPU"),
+]
+
+
+@pytest.fixture(params=["openvino", "null", pytest.param("tensorrt", marks=WITH_A_GPU)])
 def compiled(request: pytest.FixtureRequest, built_repository: Path, tmp_path: Path) -> Compiled:
     return Compiled(request.param, built_repository, tmp_path)
 
@@ -205,7 +222,7 @@ def test_openvino_says_why_an_engine_does_not_fit_this_machine(
     compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if compiled.record.backend != "openvino":
-        pytest.skip("the null backend fits everywhere")
+        pytest.skip("of OpenVINO")
     unfit = compiled.backend.unfit
 
     def changed(**fields: str) -> EngineRecord:

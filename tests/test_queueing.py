@@ -45,7 +45,9 @@ class Steady(Mirror):
         super().close()
 
 
-def load(version: Version, *, only: str, threads: int, stopping: threading.Event) -> Loaded:
+def load(
+    version: Version, *, only: str, threads: int, stopping: threading.Event, rebuild: bool
+) -> Loaded:
     assert version.manifest is not None
     engine = Steady(version.manifest)
     labels = repository.read_labels(version.folder, version.manifest)

@@ -1,0 +1,555 @@
+"""The work of tests/gpu_lane.py, in a process that finds the right TensorRT: see there."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from model_repo import architectures, cards, weights
+from model_repo.build import Order, build
+from model_repo.cards import MAX_BATCH
+from model_repo.export import Served, export, traced
+from server import golden, repository
+from server.cuda import Absent, Cuda
+from server.engines import Engine, Pixels, Target, backend, cores, infer
+from server.errors import EngineFailure
+from server.images import InputSpec
+from tests.bench_serving import keep_busy, served_engine
+
+FIRST = ("resnet50", "vgg16", "googlenet", "resnet152", "alexnet", "lenet5")
+BATCHES = (1, 8, 32, 128, 256)
+COMPILED = ("resnet50", "vgg16")  # beside torch.compile too, which takes its time
+SERVED = "resnet50"
+IMAGES_A_CALL = (1, 8, 64)
+BAD_LOADS = 200
+COPY_BYTES = 256 << 20
+
+Results = dict[str, Any]
+
+
+class Lane:
+    """What is found, and the time that is left to find more."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.out: Path = given.out
+        self.repo: Path = given.out / "engines"
+        self.seconds: float = given.seconds
+        self.peak_flops: float = given.peak_tflops * 1e12
+        self.backend: str = given.backend
+        self._ends_s = time.monotonic() + 60 * given.minutes
+        self.results: Results = {
+            "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "command": "python -m tests.gpu_measure " + " ".join(sys.argv[1:]),
+            "machine": machine(),
+            "tried": json.loads(given.tried),
+            "models": {},
+            "skipped": [],
+            "failed": [],
+        }
+
+    def step(self, name: str, work: Callable[[], Any]) -> Any:
+        """What `work` gives, or None where time is up or it failed; either is written down."""
+        if time.monotonic() > self._ends_s:
+            self.results["skipped"].append(name)
+            return None
+        began_s = time.monotonic()
+        try:
+            found = work()
+        except Exception as error:  # the rest shall be measured all the same
+            traceback.print_exc()
+            self.results["failed"].append({"step": name, "why": f"{type(error).__name__}: {error}"})
+            return None
+        print(f"{name}: {time.monotonic() - began_s:.1f} s", flush=True)
+        self.save()
+        return found
+
+    def save(self) -> None:
+        (self.out / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
+        (self.out / "results.md").write_text(table(self.results))
+
+
+# --- the machine -------------------------------------------------------------------------------
+
+
+def machine() -> Results:
+    found: Results = {
+        "system": platform.platform(),
+        "processor": processor(),
+        "cores": cores(),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "gpu": None,
+    }
+    try:
+        gpu = Cuda().gpu()
+    except Absent as error:
+        found["why_no_gpu"] = str(error)
+    else:
+        found |= {
+            "gpu": gpu.name,
+            "capability": gpu.capability,
+            "driver_cuda": gpu.cuda,
+            "free_bytes": gpu.free_bytes,
+        }
+    try:
+        found["tensorrt"] = backend("tensorrt").version()
+    except ImportError as error:
+        found["tensorrt"] = str(error)
+    return found
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+# --- what is measured --------------------------------------------------------------------------
+
+
+def pictures(spec: InputSpec) -> Pixels:
+    """Real images where the packages that hold them are installed, else smooth made-up ones."""
+    try:
+        from model_repo.golden_images import golden_pixels
+
+        return golden_pixels(spec)
+    except ImportError:
+        draw = np.random.default_rng(0)
+        made = []
+        for number in range(6):
+            coarse = draw.integers(0, 256, (4 + number, 4 + number, spec.channels), np.uint8)
+            planes = torch.from_numpy(coarse).permute(2, 0, 1)[None].float()
+            size = (spec.height, spec.width)
+            fine = nn.functional.interpolate(planes, size, mode="bicubic").clamp(0, 255)
+            made.append(fine[0].permute(1, 2, 0).byte().numpy())
+        return np.stack(made)
+
+
+def built(lane: Lane, name: str, precision: str) -> Results:
+    """Builds and publishes; the golden check is part of it."""
+    order = Order(
+        repo=lane.repo,
+        backend=lane.backend,
+        precision=precision,
+        weights="random:0",
+        images=pictures,
+    )
+    made = build(name, order)
+    (record,) = made.manifest.engines
+    return {
+        "engine": record.name,
+        "seconds": made.seconds,
+        "plan_bytes": sum(file.bytes for file in record.files),
+        "deviation": record.deviation,
+    }
+
+
+@contextmanager
+def newest(lane: Lane, name: str) -> Iterator[tuple[Engine, repository.Version]]:
+    """The engine that was built last."""
+    version = next(version for version in repository.scan(lane.repo) if version.model == name)
+    assert version.manifest is not None, version.reason
+    (record,) = version.manifest.engines
+    shape = version.manifest.input.spec().shape
+    engine = backend(record.backend).load(version.folder, record, shape, threads=cores())
+    try:
+        yield engine, version
+    finally:
+        engine.close()
+        gc.collect()
+
+
+def parity(engine: Engine, version: repository.Version) -> dict[str, float]:
+    """The largest deviation from eager float32, by every size that the engine computes, and that
+    the same image gets the same answer in every row. Raises golden.Deviates."""
+    assert version.manifest is not None
+    truth = repository.read_golden(version.folder, version.manifest)
+    sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
+    precision = version.manifest.engines[0].precision
+    return golden.check(engine, truth, precision, sizes)
+
+
+def speed(lane: Lane, engine: Engine, name: str) -> list[Results]:
+    """Latency of one instance and throughput of all, by batch size; pixels come from the host."""
+    flop = 2 * multiplications(name)
+    rows = []
+    for batch in (batch for batch in BATCHES if batch <= engine.max_batch):
+        instance = engine.instances[0]
+        latencies = timed(lane.seconds, lambda: infer(instance, instance.pixels[:batch]))  # noqa: B023
+        images_hz, _ = keep_busy(engine.instances, batch, lane.seconds)
+        rows.append({"batch": batch, **percentiles(latencies), "images_hz": images_hz})
+        if lane.results["machine"]["gpu"]:
+            rows[-1]["roofline"] = images_hz * flop / lane.peak_flops
+    return rows
+
+
+def pytorch(lane: Lane, name: str, precision: str, *, compiled: bool) -> list[Results]:
+    """The same by PyTorch on the GPU, eager or by torch.compile with CUDA graphs; pixels come from
+    page-locked memory and answers go there."""
+    card = cards.load(name)
+    network = architectures.create(card.architecture, card.classes).eval()
+    served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
+    module: Any = traced(served, card.input.shape, MAX_BATCH, precision, "cuda").module()
+    if compiled:
+        module = torch.compile(module, mode="reduce-overhead", dynamic=False)
+    rows = []
+    for batch in BATCHES:
+        pixels = torch.zeros((batch, *card.input.shape), dtype=torch.uint8).pin_memory()
+
+        def run(pixels: torch.Tensor = pixels) -> None:
+            outputs = module(pixels.to("cuda", non_blocking=True))
+            for output in outputs:
+                output.to("cpu", non_blocking=True)
+            torch.cuda.synchronize()
+
+        with torch.inference_mode():
+            for _ in range(3):
+                run()
+            latencies = timed(lane.seconds, run)
+        rows.append(
+            {"batch": batch, **percentiles(latencies), "images_hz": batch / median(latencies)}
+        )
+    return rows
+
+
+def timed(seconds: float, run: Callable[[], Any]) -> list[float]:
+    """Seconds of each run, for so long and at least ten times."""
+    for _ in range(3):
+        run()
+    found: list[float] = []
+    ends_s = time.perf_counter() + seconds
+    while (began_s := time.perf_counter()) < ends_s or len(found) < 10:
+        run()
+        found.append(time.perf_counter() - began_s)
+    return found
+
+
+def percentiles(latencies: Sequence[float]) -> Results:
+    return {"p50_ms": 1e3 * median(latencies), "p99_ms": 1e3 * quantiles(latencies, n=100)[98]}
+
+
+def multiplications(name: str) -> int:
+    """Those of all convolutions and dense layers for one image."""
+    total = 0
+
+    def count(module: nn.Module, _: object, out: torch.Tensor) -> None:
+        nonlocal total
+        weight = module.weight
+        assert isinstance(weight, torch.Tensor)
+        total += out[0].numel() * weight[0].numel()
+
+    with torch.device("meta"):
+        card = cards.load(name)
+        network = architectures.create(card.architecture, card.classes).eval()
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.register_forward_hook(count)
+        network(torch.empty(1, *architectures.find(card.architecture).input_shape))
+    return total
+
+
+def copies() -> Results:
+    """Bytes a second over the bus, page-locked memory."""
+    cuda = Cuda()
+    address, _ = cuda.pinned(COPY_BYTES)
+    device, stream = cuda.memory(COPY_BYTES), cuda.stream()
+    found = {}
+    for name, copy, to, source in (
+        ("to_device", cuda.copy_in, device, address),
+        ("to_host", cuda.copy_out, address, device),
+    ):
+
+        def run(copy: Any = copy, to: int = to, source: int = source) -> None:
+            copy(to, source, COPY_BYTES, stream)
+            cuda.finish(stream)
+
+        found[name] = COPY_BYTES / median(timed(0.3, run))
+    cuda.free_stream(stream)
+    cuda.free(device)
+    cuda.free_pinned(address)
+    return found
+
+
+def bad_plans(lane: Lane, name: str) -> Results:
+    """Loads a damaged plan many times; what the device's memory lost."""
+    with newest(lane, name) as (_, version):
+        pass
+    assert version.manifest is not None
+    (record,) = version.manifest.engines
+    folder = lane.out / "damaged"
+    folder.mkdir(exist_ok=True)
+    content = bytearray((version.folder / record.files[0].name).read_bytes())
+    content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
+    (folder / record.files[0].name).write_bytes(content)
+    shape = version.manifest.input.spec().shape
+    cuda = Cuda()
+    before = 0
+    for number in range(BAD_LOADS):
+        try:
+            backend(record.backend).load(folder, record, shape, threads=1).close()
+        except EngineFailure:
+            pass
+        else:
+            raise AssertionError("a damaged plan was loaded")
+        if number == BAD_LOADS // 10:
+            before = cuda.gpu().free_bytes
+    return {"loads": BAD_LOADS, "lost_bytes": before - cuda.gpu().free_bytes}
+
+
+def behind_grpc(lane: Lane, name: str) -> list[Results]:
+    """The server with callers in several processes, raw pixels, beside the bare engine's best."""
+    with newest(lane, name) as (engine, _):
+        bare = [
+            keep_busy(engine.instances, batch, lane.seconds)[0]
+            for batch in BATCHES
+            if batch <= engine.max_batch
+        ]
+    processes = max(1, min(8, cores() // 2))
+    rows = []
+    with served_engine(lane.repo, name) as server:
+        for images in IMAGES_A_CALL:
+            options = [
+                "--concurrency",
+                str(max(16, 512 // images)),
+                "--images-per-call",
+                str(images),
+            ]
+            options += ["--deadline-ms", "10000", "--processes", str(processes)]
+            report = server.load(*options, seconds=3 * lane.seconds)
+            images_hz = report["images_hz"]
+            rows.append(
+                {
+                    "images_a_call": images,
+                    "images_hz": images_hz,
+                    "bare_hz": max(bare),
+                    "ratio": images_hz / max(bare),
+                    "p50_ms": report["latency_ms"]["p50"],
+                    "p99_ms": report["latency_ms"]["p99"],
+                }
+            )
+    return rows
+
+
+def compiled_only(lane: Lane, names: Sequence[str]) -> None:
+    """Without a GPU: every network becomes a plan."""
+    plans = lane.results["plans"] = {}
+    for name in names:
+
+        def work(name: str = name) -> None:
+            card = cards.load(name)
+            found = weights.load(card, "random:0")
+            served = Served(found.network, classes=card.classes, mean=card.mean, std=card.std)
+            folder = lane.out / "plans" / name
+            folder.mkdir(parents=True, exist_ok=True)
+            export(served, folder / "model.onnx", shape=card.input.shape, max_batch=MAX_BATCH)
+            began_s = time.monotonic()
+            target = Target("fp16", card.gpu_max_batch, opt_batch=card.gpu_opt_batch)
+            made = backend("tensorrt").compile(folder / "model.onnx", folder, target)
+            plans[name] = {
+                "engine": made.name,
+                "seconds": time.monotonic() - began_s,
+                "plan_bytes": (folder / made.files[0]).stat().st_size,
+            }
+
+        lane.step(f"{name} fp16 compiled", work)
+
+
+# --- the whole ---------------------------------------------------------------------------------
+
+
+def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
+    on_gpu = lane.results["machine"]["gpu"] is not None
+    if on_gpu:
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        lane.results["copies"] = lane.step("copies", copies)
+    for number, name in enumerate(names):
+        for precision in precisions:
+            found = lane.results["models"].setdefault(f"{name} {precision}", {})
+            found["build"] = lane.step(
+                f"{name} {precision} built", partial(built, lane, name, precision)
+            )
+            if found["build"] is None:
+                continue
+
+            def checked(name: str = name, found: Results = found) -> None:
+                with newest(lane, name) as (engine, version):
+                    found["parity"] = parity(engine, version)
+                    found["speed"] = speed(lane, engine, name)
+
+            lane.step(f"{name} {precision} checked and timed", checked)
+        if number == 0:
+            if on_gpu and lane.backend == "tensorrt":
+                lane.results["bad_plans"] = lane.step("bad plans", partial(bad_plans, lane, name))
+            lane.results["served"] = lane.step("served", partial(behind_grpc, lane, name))
+        if on_gpu:
+            for compiled in (False, True)[: 2 if name in COMPILED else 1]:
+                how = "torch.compile" if compiled else "eager"
+                work = partial(pytorch, lane, name, precisions[-1], compiled=compiled)
+                lane.results["models"][f"{name} {precisions[-1]}"][how] = lane.step(
+                    f"{name} {how}", work
+                )
+
+
+def table(results: Results) -> str:
+    """The results for people, in Markdown."""
+    about = results["machine"]
+    lines = [
+        f"{results['date']}, `{results['command']}`",
+        "",
+        f"GPU: {about['gpu'] or 'none, ' + about.get('why_no_gpu', '')}; TensorRT: "
+        f"{about['tensorrt']}; torch {about['torch']}; Python {about['python']}; "
+        f"{about['processor']}, {about['cores']} cores",
+        "",
+    ]
+    for tried in results["tried"]:
+        lines.append(f"- TensorRT {tried['tensorrt']}: {tried['why'] or 'runs'}")
+    if found := results.get("copies"):
+        lines.append(
+            f"- copies: {found['to_device'] / 1e9:.1f} GB/s to the device, "
+            f"{found['to_host'] / 1e9:.1f} GB/s to the host"
+        )
+    if found := results.get("bad_plans"):
+        lines.append(
+            f"- a damaged plan loaded {found['loads']} times: {found['lost_bytes'] / 1e6:,.1f} MB "
+            "of the device's memory lost"
+        )
+    lines += _grid(
+        ("model", "by", "batch", "p50 ms", "p99 ms", "images/s", "of the roofline"),
+        [
+            (
+                name,
+                how,
+                f"{row['batch']}",
+                f"{row['p50_ms']:.3f}",
+                f"{row['p99_ms']:.3f}",
+                f"{row['images_hz']:,.0f}",
+                f"{row['roofline']:.1%}" if "roofline" in row else "",
+            )
+            for name, found in results["models"].items()
+            for how, key in (
+                ("the engine", "speed"),
+                ("eager", "eager"),
+                ("compile", "torch.compile"),
+            )
+            for row in found.get(key) or ()
+        ],
+    )
+    lines += _grid(
+        ("images a call", "served images/s", "bare images/s", "ratio", "p50 ms", "p99 ms"),
+        [
+            (
+                f"{row['images_a_call']}",
+                f"{row['images_hz']:,.0f}",
+                f"{row['bare_hz']:,.0f}",
+                f"{row['ratio']:.1%}",
+                f"{row['p50_ms']:.2f}",
+                f"{row['p99_ms']:.2f}",
+            )
+            for row in results.get("served") or ()
+        ],
+    )
+    lines += _grid(
+        ("model", "largest deviation", "at sizes"),
+        [
+            (name, f"{max(found['parity'].values()):.2%}", " ".join(found["parity"]))
+            for name, found in results["models"].items()
+            if found.get("parity")
+        ],
+    )
+    lines += _grid(
+        ("model", "plan", "seconds", "MB"),
+        [
+            (name, plan["engine"], f"{plan['seconds']:.1f}", f"{plan['plan_bytes'] / 1e6:,.1f}")
+            for name, plan in results.get("plans", {}).items()
+        ],
+    )
+    lines += [f"- failed: {failed['step']}: {failed['why']}" for failed in results["failed"]]
+    if results["skipped"]:
+        lines.append(f"- no time was left for: {', '.join(results['skipped'])}")
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    if not rows:
+        return []
+    return ["", *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)), ""]
+
+
+def probe(out: Path) -> None:
+    """Compiles LeNet-5 by TensorRT and holds it against eager PyTorch. Raises what goes wrong."""
+    Cuda()
+    order = Order(
+        repo=out / "probe",
+        backend="tensorrt",
+        precision="fp16",
+        weights="random:0",
+        images=pictures,
+    )
+    manifest = build("lenet5", order).manifest
+    if not manifest.engines[0].deviation:
+        raise EngineFailure(backend("tensorrt").unfit(manifest.engines[0]) or "it was not run")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.gpu_measure", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--probe", action="store_true")
+    parser.add_argument("--backend", default="auto")
+    parser.add_argument("--tried", default="[]")
+    parser.add_argument("--models", default="")
+    parser.add_argument("--precisions", default="")
+    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--peak-tflops", type=float, default=990.0)
+    given = parser.parse_args(arguments)
+    if given.probe:
+        try:
+            probe(given.out)
+        except Exception as error:
+            print(f"{type(error).__name__}: {error}".replace("\n", " "))
+            return 1
+        return 0
+    lane = Lane(given)
+    known = [*FIRST, *(name for name in cards.names() if name not in FIRST)]
+    names = given.models.split(",") if given.models else known
+    if unknown := [name for name in names if name not in known]:
+        parser.error(f"there is no model {', '.join(unknown)}; there are {', '.join(known)}")
+    gpu = lane.results["machine"]["gpu"]
+    if lane.backend in ("auto", "tensorrt"):
+        lane.backend = (
+            "tensorrt" if any(tried["runs"] for tried in lane.results["tried"]) else "none"
+        )
+    if lane.backend == "none" and gpu is not None:
+        lane.backend = "inductor"
+    if lane.backend == "none":
+        print(
+            f"no GPU: {lane.results['machine']['why_no_gpu']}; compiling, and no more", flush=True
+        )
+        compiled_only(lane, names)
+    else:
+        precisions = given.precisions.split(",") if given.precisions else ["fp16", "bf16"]
+        run(lane, names, precisions)
+    lane.save()
+    print(table(lane.results))
+    return 1 if lane.results["failed"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
