@@ -157,7 +157,7 @@ def from_pixels(
 
 
 def batch_from_pixels(
-    data: bytes,
+    data: bytes | memoryview,
     count: int,
     height: int,
     width: int,

@@ -46,7 +46,10 @@ class Settings:
     host: str = option("0.0.0.0", "address to listen on")
     port: int = option(8001, "port of gRPC; 0 takes a free one and logs it", least=0, most=65535)
     http_port: int = option(
-        8000, "port of /metrics, /healthz, /readyz; 0 takes a free one", least=0, most=65535
+        8000,
+        "port of HTTP: /v1, /v2, /metrics, /healthz, /readyz; 0 takes a free one",
+        least=0,
+        most=65535,
     )
     backend: str = option("", "use engines of this backend only; empty takes the best that fits")
     rebuild_engines: bool = option(
@@ -73,7 +76,10 @@ class Settings:
     )
     max_images_per_call: int = option(256, "images one call may bring", least=1, most=65536)
     max_message_bytes: int = option(
-        64 << 20, "bytes of one gRPC message, either way", least=4096, most=2**31 - 1
+        64 << 20,
+        "bytes of one gRPC message, either way, and of the body of one call to /v2",
+        least=4096,
+        most=2**31 - 1,
     )
     max_bytes_in_progress: int = option(
         1 << 30,

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 
+from server.service.rest import HTTP_STATUS
 from server.service.rpc import STATUS
 from tests.readme_tables import README, TABLES, renewed
 
@@ -23,8 +24,11 @@ def test_no_table_is_missing() -> None:
 
 
 def test_every_error_stands_with_its_status() -> None:
-    rows = set(re.findall(r"^\| `(\w+)` \| `(\w+)`", TEXT, flags=re.MULTILINE))
-    assert {(error.__name__, code.name) for error, code in STATUS.items()} <= rows
+    rows = set(re.findall(r"^\| `(\w+)` \| `(\w+)` \| (\d+) ", TEXT, flags=re.MULTILINE))
+    expected = {
+        (error.__name__, code.name, str(int(HTTP_STATUS[code]))) for error, code in STATUS.items()
+    }
+    assert rows == expected
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z-]+)\b", TEXT))))

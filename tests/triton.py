@@ -1,6 +1,7 @@
-"""Triton's own gRPC client, sync and asyncio, in the process of the server it asks.
+"""Triton's own clients, sync and asyncio, over gRPC and HTTP, in the process of the server.
 
-Its messages have the names of ours, and a descriptor pool holds a name once: it gets its own pool.
+The messages of gRPC have the names of ours, and a descriptor pool holds a name once: the client
+gets its own pool.
 """
 
 from unittest import mock
@@ -13,11 +14,16 @@ with mock.patch.object(descriptor_pool, "Default", return_value=descriptor_pool.
     from tritonclient.grpc import InferInput, InferRequestedOutput, service_pb2
     from tritonclient.utils import InferenceServerException
 
+import tritonclient.http as http
+import tritonclient.http.aio as http_aio
+
 __all__ = [
     "InferInput",
     "InferRequestedOutput",
     "InferenceServerException",
     "aio",
+    "http",
+    "http_aio",
     "service_pb2",
     "sync",
 ]

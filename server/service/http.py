@@ -1,20 +1,24 @@
-"""HTTP for machines: /metrics for Prometheus, /healthz and /readyz for orchestrators."""
+"""HTTP: /metrics for Prometheus, /healthz and /readyz for orchestrators, and the calls of REST."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from server.catalog import Catalog
 from server.metrics import Metrics
+from server.service.rest import http_problem
 
 
-def application(metrics: Metrics, catalog: Catalog, accepting: Callable[[], bool]) -> Starlette:
+def application(
+    metrics: Metrics, catalog: Catalog, accepting: Callable[[], bool], calls: Sequence[Route]
+) -> Starlette:
     """`accepting` says whether new calls are taken at all."""
 
     async def read_metrics(request: Request) -> Response:
@@ -42,10 +46,16 @@ def application(metrics: Metrics, catalog: Catalog, accepting: Callable[[], bool
         }
         return JSONResponse(body, status_code=200 if ready else 503)
 
+    async def problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return http_problem(error)
+
     return Starlette(
         routes=[
             Route("/metrics", read_metrics),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-        ]
+            *calls,
+        ],
+        exception_handlers={HTTPException: problem},
     )

@@ -25,13 +25,17 @@ from server.errors import InvalidInput, ModelNotFound
 from server.images import batch_from_pixels, decode
 from server.schedule import PRIORITIES
 from server.service.inference import Inference, best_classes, check_request_id
+from server.service.json_tensors import files_from_json, numbers_from_json
 from server.service.rpc import Call
 
 log = logging.getLogger(__name__)
 
 SERVER = "convserve"
 # Triton's names. "model_repository" is not among them: it promises loading and unloading.
-EXTENSIONS = ("classification", "model_configuration", "schedule_policy", "statistics")
+EXTENSIONS = (
+    *("binary_tensor_data", "classification", "model_configuration", "schedule_policy"),
+    "statistics",
+)
 
 IMAGE, ENCODED = "image", "encoded"
 INPUTS = {IMAGE: "UINT8", ENCODED: "BYTES"}
@@ -52,8 +56,17 @@ REFUSED = {
 }
 INDEX_STATE = {State.READY: "READY", State.LOADING: "LOADING"}
 
+_Tensor = pb.ModelInferRequest.InferInputTensor
 _Parameters = Mapping[str, pb.InferParameter]
 _Name = pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest
+
+
+class Elements(NamedTuple):
+    """Where the elements of the input stand."""
+
+    field: str  # what that is called
+    data: bytes | memoryview
+    text: bool = False  # JSON, instead of raw bytes
 
 
 class Wanted(NamedTuple):
@@ -84,7 +97,7 @@ class OpenInference:
         return pb.ServerReadyResponse(ready=self._ready())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
-        version = _version("version", request.version)
+        version = version_number("version", request.version)
         try:
             status = self._catalog.status(request.name, version)
         except ModelNotFound:  # Triton's clients ask whether one is there, and expect no error
@@ -121,14 +134,20 @@ class OpenInference:
         )
 
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
+        return await self.infer(request, call)
+
+    async def infer(
+        self, request: pb.ModelInferRequest, call: Call, beside: Elements | None = None
+    ) -> pb.ModelInferResponse:
+        """ModelInfer; `beside` are the elements where the message does not hold them itself."""
         model = self._catalog.find(
-            request.model_name, _version("model_version", request.model_version)
+            request.model_name, version_number("model_version", request.model_version)
         )
         call.model, call.version = model.name, model.version_text
         check_request_id("id", request.id)
         wanted = _wanted(request.outputs, model)
         priority, timeout_s = _schedule(request.parameters)
-        images, pixels = self._input(request, model)
+        images, pixels = self._input(request, model, beside)
         classified = await self._inference.classify(
             model,
             call,
@@ -165,7 +184,7 @@ class OpenInference:
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
-        version = _version("version", request.version)
+        version = version_number("version", request.version)
         if request.name:
             models = [self._catalog.find(request.name, version)]
             call.model, call.version = models[0].name, models[0].version_text
@@ -195,12 +214,12 @@ class OpenInference:
         )
 
     def _named(self, request: _Name, call: Call) -> Ready:
-        model = self._catalog.find(request.name, _version("version", request.version))
+        model = self._catalog.find(request.name, version_number("version", request.version))
         call.model, call.version = model.name, model.version_text
         return model
 
     def _input(
-        self, request: pb.ModelInferRequest, model: Ready
+        self, request: pb.ModelInferRequest, model: Ready, beside: Elements | None
     ) -> tuple[int, Callable[[], Awaitable[Pixels]]]:
         """How many images a call brings, and what makes their pixels. Raises InvalidInput."""
         for position, given in enumerate(request.inputs):
@@ -225,46 +244,43 @@ class OpenInference:
             needed = ", ".join(map(str, ("images", *dimensions)))
             raise _wrong(tensor, "shape", _brief(shape), f"[{needed}]")
         self._inference.check_count("inputs[0].shape[0]", shape[0])
-        raw = len(request.raw_input_contents)
-        typed = tensor.HasField("contents")
-        if raw and typed:
-            raise InvalidInput(
-                "raw_input_contents",
-                f"is given, and the contents of {tensor.name!r} too; give one of them",
-            )
-        if raw > 1 or not (raw or typed):
-            raise InvalidInput(
-                "raw_input_contents", f"has {raw} entries; one is needed, for {tensor.name!r}"
-            )
-        if tensor.name == ENCODED:
-            return shape[0], partial(self._from_files, request, model)
-        return shape[0], partial(self._from_pixels, request, model)
+        elements = beside or _elements(request)
+        make = self._from_files if tensor.name == ENCODED else self._from_pixels
+        return shape[0], partial(make, tensor, elements, model)
 
-    async def _from_pixels(self, request: pb.ModelInferRequest, model: Ready) -> Pixels:
-        tensor = request.inputs[0]
+    async def _from_pixels(
+        self, tensor: _Tensor, elements: Elements | None, model: Ready
+    ) -> Pixels:
         count = tensor.shape[0]
         needed = count * math.prod(model.spec.shape)
-        if request.raw_input_contents:
-            data = request.raw_input_contents[0]
-            if len(data) != needed:
-                raise _wrong_size("raw_input_contents[0]", "bytes", len(data), tensor, needed)
-            limits = self._inference.limits  # the array holds the bytes: there is no copy
-            return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
-        _check_only(tensor, "uint_contents", needed)
-        flat = await self._inference.made(count, _small_numbers, tensor.contents)
-        return flat.reshape(count, *model.spec.shape)
+        if elements is None:
+            _check_only(tensor, "uint_contents", needed)
+            flat = await self._inference.made(count, _small_numbers, tensor.contents)
+            return flat.reshape(count, *model.spec.shape)
+        field, data, text = elements
+        if text:
+            shape = tuple(tensor.shape)
+            return await self._inference.made(count, numbers_from_json, data, shape, field)
+        if len(data) != needed:
+            raise _wrong_size(field, "bytes", len(data), tensor, needed)
+        limits = self._inference.limits  # the array holds the bytes: there is no copy
+        return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
 
-    async def _from_files(self, request: pb.ModelInferRequest, model: Ready) -> Pixels:
-        tensor = request.inputs[0]
+    async def _from_files(self, tensor: _Tensor, elements: Elements | None, model: Ready) -> Pixels:
         count = tensor.shape[0]
         files: Sequence[bytes]
-        if request.raw_input_contents:
-            field = "raw_input_contents[0]"
-            files = _elements(request.raw_input_contents[0], count, field, tensor)
-        else:
+        if elements is None:
             field = "inputs[0].contents.bytes_contents"
             _check_only(tensor, "bytes_contents", count)
             files = tensor.contents.bytes_contents
+        elif elements.text:
+            field = elements.field
+            files = files_from_json(elements.data, field)
+            if len(files) != count:
+                raise _wrong_size(field, "elements", len(files), tensor, count)
+        else:
+            field = elements.field
+            files = _files(elements.data, count, field, tensor)
         work = [
             (index, decode, (file, model.spec, self._inference.limits, f"{field}[{index}]"))
             for index, file in enumerate(files)
@@ -279,7 +295,7 @@ def _version_of_server() -> str:
         return "unknown"
 
 
-def _version(field: str, text: str) -> int:
+def version_number(field: str, text: str) -> int:
     """A version as the catalog counts, 0 where none is named. Raises InvalidInput."""
     if not text:
         return 0
@@ -368,15 +384,11 @@ def _refuse_parameters(field: str, names: Iterable[str]) -> None:
             raise InvalidInput(f"{field}[{name}]", REFUSED[name])
 
 
-def _wrong(
-    tensor: pb.ModelInferRequest.InferInputTensor, part: str, given: str, needed: str
-) -> InvalidInput:
+def _wrong(tensor: _Tensor, part: str, given: str, needed: str) -> InvalidInput:
     return InvalidInput(f"inputs[0].{part}", f"of {tensor.name!r} is {given}; {needed} is needed")
 
 
-def _wrong_size(
-    field: str, what: str, given: int, tensor: pb.ModelInferRequest.InferInputTensor, needed: int
-) -> InvalidInput:
+def _wrong_size(field: str, what: str, given: int, tensor: _Tensor, needed: int) -> InvalidInput:
     shape = list(tensor.shape)
     return InvalidInput(
         field, f"has {given:,} {what}; {tensor.name!r} of shape {shape} needs {needed:,}"
@@ -389,7 +401,7 @@ def _brief(shape: Sequence[int]) -> str:
     return f"[{first}{', ...' if len(shape) > 8 else ''}]"
 
 
-def _check_only(tensor: pb.ModelInferRequest.InferInputTensor, field: str, elements: int) -> None:
+def _check_only(tensor: _Tensor, field: str, elements: int) -> None:
     """Raises InvalidInput unless the typed contents are so many elements in that field alone."""
     contents = tensor.contents
     for descriptor, _ in contents.ListFields():
@@ -422,9 +434,22 @@ def _small_numbers(contents: pb.InferTensorContents) -> NDArray[np.uint8]:
     return packed[~follows]
 
 
-def _elements(
-    data: bytes, count: int, field: str, tensor: pb.ModelInferRequest.InferInputTensor
-) -> list[bytes]:
+def _elements(request: pb.ModelInferRequest) -> Elements | None:
+    """The raw elements of the one input; None where they are typed. Raises InvalidInput."""
+    name = request.inputs[0].name
+    raw = len(request.raw_input_contents)
+    typed = request.inputs[0].HasField("contents")
+    if raw and typed:
+        raise InvalidInput(
+            "raw_input_contents",
+            f"is given, and the contents of {name!r} too; give one of them",
+        )
+    if raw > 1 or not (raw or typed):
+        raise InvalidInput("raw_input_contents", f"has {raw} entries; one is needed, for {name!r}")
+    return Elements("raw_input_contents[0]", request.raw_input_contents[0]) if raw else None
+
+
+def _files(data: bytes | memoryview, count: int, field: str, tensor: _Tensor) -> list[bytes]:
     """The elements of a BYTES tensor, each behind its length as four bytes. Raises InvalidInput."""
     found: list[bytes] = []
     position = 0
@@ -440,7 +465,7 @@ def _elements(
                 f"has {len(data) - begin:,} bytes left for element {len(found)}; "
                 f"its length says {length:,}",
             )
-        found.append(data[begin:position])
+        found.append(bytes(data[begin:position]))
     if len(found) != count:  # one more is enough to know
         raise _wrong_size(field, "or more elements", len(found), tensor, count)
     return found

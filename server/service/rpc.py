@@ -118,6 +118,12 @@ class Intake:
             return
         raise Overloaded(why, retry_after_s=INTAKE_RETRY_S)
 
+    def hold(self, size: int) -> None:
+        """So many bytes more have come of a call that was taken. Raises as `take`, which it leaves
+        counted."""
+        self.calls -= 1
+        self.take(size)
+
     def leave(self, size: int = 0) -> None:
         """The call is over; refused ones leave too."""
         self.calls -= 1
@@ -142,26 +148,54 @@ def handlers(
     }
 
 
+class Tally:
+    """Counts the calls of one method, whatever brings them: each ends in one of these."""
+
+    def __init__(self, method: str, metrics: Metrics) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._counters: dict[tuple[str, str, str], Any] = {}
+        self._durations: dict[str, Any] = {}
+
+    def answered(self, call: Call, seconds: float) -> None:
+        self.count(call, StatusCode.OK)
+        duration = self._durations.get(call.model)
+        if duration is None:
+            duration = self._metrics.request_duration.labels(call.model, self._method)
+            self._durations[call.model] = duration
+        duration.observe(seconds)
+
+    def refused(self, call: Call, error: ServingError) -> None:
+        self.count(call, STATUS[type(error)])
+        if call.model and (reason := REASON.get(type(error))):
+            self._metrics.refused.labels(call.model, reason).inc()
+
+    def given_up(self, call: Call, *, late: bool) -> None:
+        """By the caller, or because the deadline has passed."""
+        self.count(call, StatusCode.DEADLINE_EXCEEDED if late else StatusCode.CANCELLED)
+        if late and call.model:
+            self._metrics.deadline_missed.labels(call.model, call.stage).inc()
+
+    def broken(self, call: Call) -> None:
+        """By an exception that nobody expected; it is being handled."""
+        log.exception("call_failed", extra={"method": self._method, "model": call.model})
+        self.count(call, StatusCode.INTERNAL)
+
+    def count(self, call: Call, code: StatusCode) -> None:
+        key = (call.model, call.version, code.name)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._metrics.requests.labels(
+                call.model, call.version, self._method, code.name
+            )
+            self._counters[key] = counter
+        counter.inc()
+
+
 def _answering(
     name: str, request_class: type[Message], method: Method, metrics: Metrics, intake: Intake
 ) -> Any:
-    counters: dict[tuple[str, str, str], Any] = {}
-    durations: dict[str, Any] = {}
-
-    def count(call: Call, code: StatusCode) -> None:
-        key = (call.model, call.version, code.name)
-        counter = counters.get(key)
-        if counter is None:
-            counter = metrics.requests.labels(call.model, call.version, name, code.name)
-            counters[key] = counter
-        counter.inc()
-
-    def answered(call: Call, seconds: float) -> None:
-        count(call, StatusCode.OK)
-        duration = durations.get(call.model)
-        if duration is None:
-            duration = durations[call.model] = metrics.request_duration.labels(call.model, name)
-        duration.observe(seconds)
+    tally = Tally(name, metrics)
 
     async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
         arrived_s = clock()
@@ -173,24 +207,18 @@ def _answering(
             response = await method(request, call)
             body = response.SerializeToString()
         except ServingError as error:
-            count(call, STATUS[type(error)])
-            if call.model and (reason := REASON.get(type(error))):
-                metrics.refused.labels(call.model, reason).inc()
+            tally.refused(call, error)
             await refuse(context, error, name)
         except asyncio.CancelledError:  # by the caller, or because the deadline has passed
             early_s = EARLY_S if left_s is None else max(EARLY_S, EARLY_SHARE * left_s)
-            missed = clock() >= call.deadline_s - early_s
-            count(call, StatusCode.DEADLINE_EXCEEDED if missed else StatusCode.CANCELLED)
-            if missed and call.model:
-                metrics.deadline_missed.labels(call.model, call.stage).inc()
+            tally.given_up(call, late=clock() >= call.deadline_s - early_s)
             raise
         except Exception:
-            log.exception("call_failed", extra={"method": name, "model": call.model})
-            count(call, StatusCode.INTERNAL)
+            tally.broken(call)
             await context.abort(StatusCode.INTERNAL, "internal error")
         finally:
             intake.leave(len(data))
-        call.after(answered, call, clock() - arrived_s)
+        call.after(tally.answered, call, clock() - arrived_s)
         return body
 
     return answer
@@ -213,11 +241,11 @@ async def refuse(
 ) -> None:
     """Ends a call with the error's status and what details it has. Raises to end the handler."""
     code = STATUS[type(error)]
-    message = _clipped(str(error))
+    message = told(error, method)
     status = Status(code=code.value[0])
     trailers: list[tuple[str, str | bytes]] = []
     if isinstance(error, InvalidInput):
-        description = _clipped(error.description)
+        description = clipped(error.description)
         violation = BadRequest.FieldViolation(field=error.field, description=description)
         status.details.add().Pack(BadRequest(field_violations=[violation]))
     elif isinstance(error, Overloaded):
@@ -225,16 +253,21 @@ async def refuse(
         wait.FromNanoseconds(round(error.retry_after_s * 1e9))
         status.details.add().Pack(RetryInfo(retry_delay=wait))
         trailers.append(("grpc-retry-pushback-ms", str(math.ceil(error.retry_after_s * 1e3))))
-    elif isinstance(error, EngineFailure):
-        log.debug("engine_failure", extra={"method": method, "error": str(error)})
-        message = "the engine failed; the request is not to blame"
     status.message = message
     if status.details:
         trailers.append(("grpc-status-details-bin", status.SerializeToString()))
     await context.abort(code, message, tuple(trailers))
 
 
-def _clipped(text: str) -> str:
+def told(error: ServingError, method: str) -> str:
+    """What a caller is told of an error."""
+    if isinstance(error, EngineFailure):
+        log.debug("engine_failure", extra={"method": method, "error": str(error)})
+        return "the engine failed; the request is not to blame"
+    return clipped(str(error))
+
+
+def clipped(text: str) -> str:
     return text if len(text) <= MESSAGE_LIMIT else text[: MESSAGE_LIMIT - 4] + " ..."
 
 

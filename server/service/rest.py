@@ -1,0 +1,412 @@
+"""The same calls over HTTP: the Open Inference Protocol's REST, and an image straight from curl.
+
+Each is answered by the coroutine that answers it over gRPC, counted under the same method, and
+refused for the same reasons: as a problem (RFC 9457) with the status that `HTTP_STATUS` gives for
+gRPC's. A caller sets its deadline by the header `Grpc-Timeout`, whose form gRPC defines ("500m" is
+half a second) and which gateways from HTTP to gRPC read as well; HTTP has no header of its own for
+it. A caller that hangs up, or whose deadline passes, costs no computation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from asyncio import FIRST_COMPLETED
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+from types import MappingProxyType
+from typing import Any
+
+import msgspec
+from grpc import StatusCode
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from proto import classify_pb2, open_inference_pb2
+from server.errors import InvalidInput, ModelNotReady, Overloaded, ServingError
+from server.host import clock
+from server.metrics import Metrics
+from server.service.classify import Classifier
+from server.service.json_messages import decoded, infer_request, infer_response, plain
+from server.service.open_inference import (
+    NAME_LIMIT,
+    VERSION_DIGITS,
+    OpenInference,
+    version_number,
+)
+from server.service.rpc import STATUS, Call, Intake, Tally, clipped, told
+
+HTTP_STATUS = {
+    StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
+    StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
+    StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
+    StatusCode.DEADLINE_EXCEEDED: HTTPStatus.GATEWAY_TIMEOUT,
+    StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+PROBLEM = "application/problem+json"
+
+DEADLINE = "Grpc-Timeout"
+TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md
+UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
+SMALL_BODY_BYTES = 4096  # of a question that needs no more than a few names
+BODY_S = 30.0  # for a body to come in, which takes the place of a call meanwhile
+MOST_U32 = (1 << 32) - 1
+
+NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+Answering = Callable[[Request, bytes, Call], Coroutine[Any, Any, Response]]
+
+
+class Index(msgspec.Struct):
+    """The body of /v2/repository/index."""
+
+    ready: bool = False
+
+
+_INDEX = msgspec.json.Decoder(Index)
+
+
+class Json(Response):
+    """What msgspec makes of anything."""
+
+    media_type = "application/json"
+
+    def render(self, content: Any) -> bytes:
+        return msgspec.json.encode(content)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyLimits:
+    """Bytes of a body; larger ones are refused before they are read."""
+
+    image: int
+    infer: int
+
+
+class Rest:
+    """The routes under /v1 and /v2. Used on the event loop's thread only."""
+
+    def __init__(
+        self,
+        classifier: Classifier,
+        open_inference: OpenInference,
+        metrics: Metrics,
+        intake: Intake,
+        limits: BodyLimits,
+    ) -> None:
+        self._classifier = classifier
+        self._open_inference = open_inference
+        self._metrics = metrics
+        self._intake = intake
+        self._limits = limits
+        self._working: set[asyncio.Task[Response]] = set()
+        self._stopping = False
+
+    def routes(self) -> list[Route]:
+        one, all_of = "/v2/models/{name}", ("", "/versions/{version}")
+        routes = [
+            self._get("/v2/health/live", "ServerLive", self._live),
+            self._get("/v2/health/ready", "ServerReady", self._ready),
+            self._get("/v2", "ServerMetadata", self._server),
+            self._get("/v2/models/stats", "ModelStatistics", self._statistics),
+            self._post("/v2/repository/index", "RepositoryIndex", self._index, SMALL_BODY_BYTES),
+        ]
+        for version in all_of:
+            model = one + version
+            routes += [
+                self._get(model, "ModelMetadata", self._metadata),
+                self._get(f"{model}/ready", "ModelReady", self._model_ready),
+                self._get(f"{model}/config", "ModelConfig", self._config),
+                self._get(f"{model}/stats", "ModelStatistics", self._statistics),
+                self._post(f"{model}/infer", "ModelInfer", self._infer, self._limits.infer),
+                self._post(
+                    f"/v1/models/{{name}}{version}:classify",
+                    "Classify",
+                    self._classify,
+                    self._limits.image,
+                ),
+            ]
+        return routes
+
+    async def stop(self, grace_s: float | None) -> None:
+        """Takes no new calls; ends when those in progress have, at the latest after the grace.
+
+        None is none, as for a server of grpcio's.
+        """
+        self._stopping = True
+        if self._working:
+            await asyncio.wait(self._working, timeout=grace_s or 0)
+        for task in self._working:
+            task.cancel()
+
+    # --- what is asked for without a body
+
+    async def _live(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ServerLiveRequest()
+        return Json(plain(await self._open_inference.ServerLive(message, call)))
+
+    async def _ready(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ServerReadyRequest()
+        answer = await self._open_inference.ServerReady(message, call)
+        return Json(plain(answer), _ready_status(answer.ready))
+
+    async def _server(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ServerMetadataRequest()
+        return Json(plain(await self._open_inference.ServerMetadata(message, call)))
+
+    async def _metadata(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ModelMetadataRequest(**request.path_params)
+        return Json(plain(await self._open_inference.ModelMetadata(message, call)))
+
+    async def _model_ready(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ModelReadyRequest(**request.path_params)
+        answer = await self._open_inference.ModelReady(message, call)
+        ready = {"name": message.name, "ready": answer.ready}
+        return Json(ready, _ready_status(answer.ready))
+
+    async def _config(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ModelConfigRequest(**request.path_params)
+        answer = await self._open_inference.ModelConfig(message, call)
+        return Json(plain(answer.config))
+
+    async def _statistics(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.ModelStatisticsRequest(**request.path_params)
+        return Json(plain(await self._open_inference.ModelStatistics(message, call)))
+
+    # --- what has one
+
+    async def _index(self, request: Request, body: bytes, call: Call) -> Response:
+        ready = decoded(_INDEX, body).ready if body else False
+        message = open_inference_pb2.RepositoryIndexRequest(ready=ready)
+        answer = await self._open_inference.RepositoryIndex(message, call)
+        return Json([plain(model) for model in answer.models])
+
+    async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
+        given = _whole(HEADER_LENGTH, request.headers.get(HEADER_LENGTH), len(body))
+        header_bytes = len(body) if given is None else given
+        name, version = request.path_params["name"], request.path_params.get("version", "")
+        fields = self._intake.max_fields
+        message, elements, binary = infer_request(name, version, body, header_bytes, fields)
+        answer = await self._open_inference.infer(message, call, elements)
+        data, header_bytes = infer_response(answer, binary)
+        if header_bytes == len(data):
+            return Response(data, media_type="application/json")
+        headers = {HEADER_LENGTH: str(header_bytes)}
+        return Response(data, headers=headers, media_type="application/octet-stream")
+
+    async def _classify(self, request: Request, body: bytes, call: Call) -> Response:
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise InvalidInput("body", "is a form; the file itself is needed, as --data-binary has")
+        path, query = request.path_params, request.query_params
+        if strange := set(query) - {"top_k", "priority", "request_id"}:
+            raise InvalidInput(
+                min(strange)[:80], "is no parameter; there are top_k, priority and request_id"
+            )
+        message = classify_pb2.ClassifyRequest(
+            model=path["name"],
+            version=version_number("version", path.get("version", "")),
+            images=[classify_pb2.Image(encoded=body)],
+            top_k=_whole("top_k", query.get("top_k"), MOST_U32) or 0,
+            priority=_whole("priority", query.get("priority"), MOST_U32) or 0,
+            request_id=query.get("request_id", ""),
+        )
+        try:
+            answer = await self._classifier.Classify(message, call)
+        except InvalidInput as error:  # the one image is the body
+            field = "body" if error.field.startswith("images") else error.field
+            raise InvalidInput(field, error.description) from None
+        return Json(
+            {
+                "model": answer.model,
+                "version": answer.version,
+                "trained": answer.trained,
+                "classes": [plain(found) for found in answer.results[0].classes],
+                "timing": plain(answer.timing),
+                "request_id": answer.request_id,
+            }
+        )
+
+    # --- how all of them are answered
+
+    def _get(self, path: str, method: str, answering: Answering) -> Route:
+        """A question that is answered at once, from memory; it holds nothing and is never too
+        much."""
+        tally = Tally(method, self._metrics)
+
+        async def endpoint(request: Request) -> Response:
+            call = Call(clock(), math.inf)
+            try:
+                response = await answering(request, b"", call)
+            except Exception as error:
+                return self._failed(error, call, tally, method)
+            tally.answered(call, clock() - call.arrived_s)
+            return response
+
+        return Route(path, endpoint, methods=["GET"], name=method)
+
+    def _post(self, path: str, method: str, answering: Answering, limit: int) -> Route:
+        """A question with a body of so many bytes at most."""
+        tally = Tally(method, self._metrics)
+
+        async def endpoint(request: Request) -> Response:
+            call = Call(clock(), math.inf)
+            try:
+                call.deadline_s = call.arrived_s + _timeout(request.headers.get(DEADLINE))
+                async with self._body(request, limit, call) as body:
+                    response = await self._worked(request, answering(request, body, call), call)
+            except TimeoutError:
+                tally.given_up(call, late=True)
+                return _problem(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
+            except ClientDisconnect:
+                tally.given_up(call, late=False)
+                return Response()  # nobody reads it
+            except Exception as error:
+                return self._failed(error, call, tally, method)
+            call.after(tally.answered, call, clock() - call.arrived_s)
+            return response
+
+        return Route(path, endpoint, methods=["POST"], name=method)
+
+    @asynccontextmanager
+    async def _body(self, request: Request, limit: int, call: Call) -> AsyncIterator[bytes]:
+        """The body, its bytes counted among those in progress as they come and until the end.
+
+        Raises TimeoutError when the call's deadline passes meanwhile.
+        """
+        held = 0
+        try:
+            self._intake.take()
+            if request.headers.get("content-encoding", "identity") != "identity":
+                raise HTTPException(415, "Content-Encoding: only identity is understood")
+            length = request.headers.get("content-length", "")
+            if length.isdecimal() and int(length) > limit:
+                raise _too_large(limit)
+            parts = []
+            left_s = call.deadline_s - clock()
+            try:
+                async with asyncio.timeout(min(left_s, BODY_S)):
+                    async for part in request.stream():
+                        if held + len(part) > limit:
+                            raise _too_large(limit)
+                        held += len(part)
+                        self._intake.hold(len(part))
+                        parts.append(part)
+            except TimeoutError:
+                if left_s > BODY_S:
+                    raise HTTPException(408, f"the body took more than {BODY_S:.0f} s") from None
+                raise
+            yield b"".join(parts)
+        finally:
+            self._intake.leave(held)
+
+    async def _worked(
+        self, request: Request, work: Coroutine[Any, Any, Response], call: Call
+    ) -> Response:
+        """What the work gives; its own errors, TimeoutError at the deadline, ClientDisconnect."""
+        if self._stopping:
+            work.close()
+            raise ModelNotReady("the server is stopping")
+        working = asyncio.create_task(work)
+        gone = asyncio.create_task(_hung_up(request))
+        self._working.add(working)
+        left_s = None if call.deadline_s == math.inf else max(0.0, call.deadline_s - clock())
+        try:
+            await asyncio.wait({working, gone}, timeout=left_s, return_when=FIRST_COMPLETED)
+            if not working.done():
+                raise ClientDisconnect if gone.done() else TimeoutError
+        finally:
+            gone.cancel()
+            if not working.done():
+                working.cancel()
+                await asyncio.wait({working})
+            self._working.discard(working)
+        if working.cancelled():
+            raise ModelNotReady("the server has stopped")
+        return working.result()
+
+    def _failed(self, error: Exception, call: Call, tally: Tally, method: str) -> Response:
+        if isinstance(error, ServingError):
+            tally.refused(call, error)
+            members: dict[str, Any] = {}
+            headers: dict[str, str] = {}
+            if isinstance(error, InvalidInput):
+                members["field"] = clipped(error.field)
+            elif isinstance(error, Overloaded):
+                members["retry_after_ms"] = math.ceil(error.retry_after_s * 1e3)
+                headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+            return _problem(STATUS[type(error)], told(error, method), members, headers)
+        if isinstance(error, HTTPException):
+            tally.count(call, StatusCode.INVALID_ARGUMENT)
+            return http_problem(error)
+        tally.broken(call)
+        return _problem(StatusCode.INTERNAL, "internal error")
+
+
+def http_problem(error: HTTPException) -> Response:
+    """Of HTTP's own errors: no such path, another method, a body too large."""
+    return _problem_of(error.status_code, error.detail, {}, dict(error.headers or {}))
+
+
+def _problem(
+    code: StatusCode,
+    detail: str,
+    members: Mapping[str, Any] = NOTHING,
+    headers: Mapping[str, str] = NOTHING,
+) -> Response:
+    return _problem_of(HTTP_STATUS[code], detail, {"code": code.name, **members}, headers)
+
+
+def _problem_of(
+    status: int, detail: str, members: Mapping[str, Any], headers: Mapping[str, str]
+) -> Response:
+    # `error` is where clients of the Open Inference Protocol look.
+    title = HTTPStatus(status).phrase
+    body = {"type": "about:blank", "title": title, "status": int(status), "detail": detail}
+    return Json({**body, "error": detail, **members}, status, dict(headers), media_type=PROBLEM)
+
+
+def _too_large(limit: int) -> HTTPException:
+    return HTTPException(413, f"the body has more than {limit:,} bytes; no more are allowed")
+
+
+def _ready_status(ready: bool) -> int:
+    return 200 if ready else HTTP_STATUS[StatusCode.UNAVAILABLE]
+
+
+def _timeout(text: str | None) -> float:
+    """Seconds until the deadline, infinite without one. Raises InvalidInput."""
+    if text is None:
+        return math.inf
+    found = TIMEOUT.fullmatch(text)
+    if found is None:
+        raise InvalidInput(
+            DEADLINE,
+            f"is {text[:NAME_LIMIT]!r}; up to 8 digits and one of H, M, S, m, u, n are needed: "
+            "500m is half a second",
+        )
+    return int(found[1]) * UNIT_S[found[2]]
+
+
+def _whole(field: str, text: str | None, most: int) -> int | None:
+    """A whole number from 0, None where nothing is given. Raises InvalidInput."""
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS):
+        raise InvalidInput(field, f"is {text[:NAME_LIMIT]!r}; a whole number is needed")
+    if int(text) > most:
+        raise InvalidInput(field, f"is {text}; 0 to {most} is allowed")
+    return int(text)
+
+
+async def _hung_up(request: Request) -> None:
+    """Waits until the caller of a request, whose body has been read, is gone."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
