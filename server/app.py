@@ -33,11 +33,12 @@ from server.service import rpc, standard
 from server.service.classify import Classifier
 from server.service.http import application
 from server.service.inference import Inference
-from server.service.open_inference import OpenInference
+from server.service.open_inference import SHARED_MEMORY_METHODS, OpenInference
 from server.service.rest import BodyLimits, Rest
 from server.service.rpc import Intake
 from server.service.standard import HEALTH, Health, Reflection
 from server.settings import Settings
+from server.shared_memory import Regions
 
 log = logging.getLogger(__name__)
 
@@ -152,15 +153,17 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     max_bytes=settings.max_bytes_in_progress,
                 )
                 classifier = Classifier(catalog, inference)
+                regions = Regions() if settings.allow_shared_memory else None
                 open_inference = OpenInference(
-                    catalog, inference, lambda: state.accepting and catalog.ready
+                    catalog, inference, lambda: state.accepting and catalog.ready, intake, regions
                 )
                 implementations: list[tuple[ServiceDescriptor, object]] = [
                     (CLASSIFIER, classifier),
                     (OPEN_INFERENCE, open_inference),
                 ]
+                unserved = SHARED_MEMORY_METHODS if regions is None else frozenset[str]()
                 for service, methods in implementations:
-                    handlers = rpc.handlers(service, methods, metrics, intake)
+                    handlers = rpc.handlers(service, methods, metrics, intake, unserved)
                     server.add_generic_rpc_handlers(
                         [grpc.method_handlers_generic_handler(service.full_name, handlers)]
                     )
@@ -179,6 +182,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     metrics,
                     intake,
                     BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes),
+                    shared_memory=regions is not None,
                 )
                 http = HttpServer(
                     application(metrics, catalog, lambda: state.accepting, rest.routes())
@@ -197,6 +201,8 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     loading.cancel()
                     await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
                     await catalog.unload_all()
+                    if regions is not None:
+                        regions.unregister()
                     http.should_exit = True
                     await serving_http
                     for host in hosts.values():

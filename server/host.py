@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.engines import Engine, Instance, Outputs, Pixels, instances_by_units
+from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.metrics import ModelMetrics
 from server.schedule import Batch, Call, Lane, Policy, Profile
@@ -68,7 +68,7 @@ class _Job(Call):
     """A call with what the mechanism needs to answer it."""
 
     answer: asyncio.Future[Answer] = field(kw_only=True)
-    pixels: Pixels | None = None
+    pixels: Pixels | Rows | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
     done_rows: int = 0
@@ -118,11 +118,11 @@ class Place:
         """Whether a batch with some of its rows has started."""
         return self._job.started_s > 0
 
-    async def answer(self, pixels: Pixels) -> Answer:
+    async def answer(self, pixels: Pixels | Rows) -> Answer:
         """Classifies [N, H, W, C] uint8, as many rows as were admitted, and waits for the answer.
 
-        Raises Overloaded where it has become too late for one, EngineFailure or ModelNotReady.
-        A caller that is cancelled costs nothing more.
+        Raises Overloaded where it has become too late for one, EngineFailure, ModelNotReady, or
+        what `Rows` do. A caller that is cancelled costs nothing more.
         """
         job = self._job
         assert len(pixels) == job.rows, "as many rows as were admitted"
@@ -307,7 +307,10 @@ class Host:
         for call, first, rows in batch.portions:
             assert isinstance(call, _Job)
             assert call.pixels is not None
-            instance.pixels[row : row + rows] = call.pixels[first : first + rows]
+            if isinstance(call.pixels, Rows):
+                self._fetch(batch.model, call, instance.pixels[row : row + rows], first)
+            else:
+                instance.pixels[row : row + rows] = call.pixels[first : first + rows]
             row += rows
             if first == 0:
                 call.started_s = now_s
@@ -325,6 +328,15 @@ class Host:
         except Exception as error:  # a promise of the engine's broken; ours to the callers is not
             log.exception("engine_start_failed", extra={"model": served.name})
             done(EngineFailure(f"{type(error).__name__} at the start of a batch"))
+
+    def _fetch(self, model: str, call: _Job, target: Pixels, first: int) -> None:
+        """Rows of a call that stand elsewhere; a call whose rows are gone fails alone."""
+        assert isinstance(call.pixels, Rows)
+        try:
+            call.pixels.copy_into(target, first)
+        except Exception as error:
+            self._policy.withdraw(model, call)
+            _fail(call, error)
 
     def _abandon(self, served: _Served, reason: str) -> None:
         """Gives an engine up: nobody shall wait for it any more."""

@@ -20,6 +20,8 @@ PREFIX = "CONVSERVE_"
 KUBERNETES = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)")
 KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
+SWITCH = {"true": True, "false": False, "1": True, "0": False}
+
 
 def option(
     default: Any,
@@ -97,6 +99,11 @@ class Settings:
     max_calls: int = option(
         4096, "calls in progress at a time; further ones are refused", least=1, most=2**31 - 1
     )
+    allow_shared_memory: bool = option(
+        False,
+        "whether callers may lend shared memory; then any caller has the server read and write "
+        "what it may in /dev/shm",
+    )
     grace_s: float = option(
         30.0, "seconds that accepted calls have to finish after SIGTERM", least=0, most=86_400
     )
@@ -132,12 +139,10 @@ class Settings:
 
 
 def _switch(text: str) -> bool:
-    """ "true" or "false", as the environment has to say it; a flag alone is true."""
-    if text.lower() in ("true", "1", "yes", "on"):
-        return True
-    if text.lower() in ("false", "0", "no", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} must be true or false")
+    """A flag alone is true; a variable needs a value."""
+    if text.lower() not in SWITCH:
+        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SWITCH)}")
+    return SWITCH[text.lower()]
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
@@ -148,16 +153,17 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
         epilog=f"Every option can also be set as {PREFIX}<NAME>, as in {PREFIX}HTTP_PORT=8000.",
         allow_abbrev=False,
     )
-    switch: dict[str, Any] = {"nargs": "?", "const": True}  # a flag that may stand alone
     for entry in fields(Settings):
         variable = PREFIX + entry.name.upper()
         given = environment.get(variable, "")
         if KUBERNETES_ADDRESS.fullmatch(given):
             given = ""
+        switch = entry.type is bool
         parser.add_argument(
             "--" + entry.name.replace("_", "-"),
-            type=_switch if entry.type is bool else entry.type,  # a class here, see the top
-            **switch if entry.type is bool else {},
+            type=_switch if switch else entry.type,  # a class here, see the top
+            nargs="?" if switch else None,
+            const=True if switch else None,
             default=given or entry.default,
             metavar=entry.name.upper(),
             help=f"{entry.metadata['help']} (default: {str(entry.default) or repr('')})",

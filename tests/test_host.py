@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from server import host as host_module
-from server.engines import Done, Instance, Outputs, Pixels
+from server.engines import Done, Instance, Outputs, Pixels, Rows
 from server.errors import (
     DeadlineUnreachable,
     DeviceLost,
     EngineFailure,
+    InvalidInput,
     ModelNotReady,
     Overloaded,
 )
@@ -137,6 +138,51 @@ async def test_every_caller_gets_its_own_rows() -> None:
     async with hosting(Scripted(instances=2)) as bench:
         answers = await asyncio.gather(*(bench.ask(n, n + 1) for n in range(30)))
         assert [found(answer) for answer in answers] == [[n, n + 1] for n in range(30)]
+
+
+class Elsewhere(Rows):
+    """Rows of that class, which remember what they were copied into; it breaks at a `failure`."""
+
+    def __init__(self, count: int, of: int, failure: Exception | None = None) -> None:
+        self.targets: list[Pixels] = []
+        self._count, self._of, self._failure = count, of, failure
+
+    def __len__(self) -> int:
+        return self._count
+
+    def copy_into(self, target: Pixels, first: int) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self.targets.append(target)
+        target[:, 0, 0, 0] = range(self._of + first, self._of + first + len(target))
+
+
+async def test_rows_that_stand_elsewhere_are_copied_once_into_the_batch() -> None:
+    async with hosting(Scripted()) as bench:
+        lent = Elsewhere(6, 20)
+        place = bench.host.admit("m", 6)
+        assert found(await place.answer(lent)) == [20, 21, 22, 23, 24, 25]
+        memory = [instance.pixels for instance in bench.engine.instances]
+        for target in lent.targets:
+            assert any(np.shares_memory(target, pixels) for pixels in memory)
+
+
+@pytest.mark.parametrize("failure", [InvalidInput("region", "is gone"), OSError("broken")])
+async def test_rows_that_are_gone_fail_their_own_call_alone(failure: Exception) -> None:
+    async with hosting(Scripted(held=True)) as bench:
+        first = bench.ask(0)
+        await bench.engine.started.get()
+        gone = asyncio.create_task(
+            bench.host.admit("m", 6).answer(Elsewhere(6, 20, failure))  # more than one batch
+        )
+        mate = bench.ask(7)
+        await asyncio.sleep(0)
+        bench.engine.release()
+        known = type(failure) if isinstance(failure, InvalidInput) else EngineFailure
+        with pytest.raises(known):
+            await gone
+        assert (found(await first), found(await mate)) == ([0], [7])
+        assert bench.host.waiting("m") == 0
 
 
 async def test_calls_that_wait_travel_together_and_no_batch_exceeds_the_engine() -> None:

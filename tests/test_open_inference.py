@@ -445,7 +445,7 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
         (floats, "fp32_contents: is given; 'image' is UINT8, which comes in uint_contents"),
         (short, "uint_contents: has 1 elements; 'image' of shape [1, 8, 6, 3] needs 144"),
         (large, "uint_contents: has a number above 255"),
-        (shared, "shared memory is not served"),
+        (shared, "shared memory is not served without --allow-shared-memory"),
         (raw_bytes(element, [2], "encoded", "BYTES"), "1 or more elements; 'encoded' of shape [2]"),
         (raw_bytes(3 * element, [2], "encoded", "BYTES"), "3 or more elements"),
         (raw_bytes(element[:-1], [1], "encoded", "BYTES"), "left for element 0; its length says"),

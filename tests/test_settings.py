@@ -16,10 +16,10 @@ NUMBERS = {"queue_rows": 700, "max_bytes_in_progress": 2_000_000_000, "max_messa
 
 def other_than_default(entry: Any) -> str:
     """A value that the option may have."""
+    if entry.type is bool:
+        return str(not entry.default)
     if entry.metadata["choices"]:
         return str(entry.metadata["choices"][-1])
-    if entry.type is bool:
-        return str(not entry.default).lower()
     return TEXTS.get(entry.name) or str(NUMBERS.get(entry.name, 300))
 
 
@@ -30,7 +30,7 @@ def test_every_option_has_a_flag_a_variable_and_help(
     text = other_than_default(entry)
     flag = "--" + entry.name.replace("_", "-")
     by_flag, by_variable = parse([flag, text], {}), parse([], {PREFIX + entry.name.upper(): text})
-    expected = text == "true" if entry.type is bool else entry.type(text)
+    expected = text == "True" if entry.type is bool else entry.type(text)
     assert getattr(by_flag, entry.name) == expected != entry.default
     assert by_flag == by_variable
     with pytest.raises(SystemExit):
@@ -38,19 +38,17 @@ def test_every_option_has_a_flag_a_variable_and_help(
     assert flag + " " in capsys.readouterr().out
 
 
-def test_a_switch_is_a_flag_alone_or_a_word(capsys: pytest.CaptureFixture[str]) -> None:
-    assert parse(["--rebuild-engines"], {}).rebuild_engines
-    for word, value in (("yes", True), ("0", False)):
-        assert parse([], {"CONVSERVE_REBUILD_ENGINES": word}).rebuild_engines is value
-    with pytest.raises(SystemExit):
-        parse([], {"CONVSERVE_REBUILD_ENGINES": "maybe"})
-    assert "'maybe' must be true or false" in capsys.readouterr().err
-
-
 def test_a_flag_wins_over_a_variable_and_that_over_the_default() -> None:
     variables = {"CONVSERVE_PORT": "1001", "CONVSERVE_HTTP_PORT": "1002"}
     settings = parse(["--port", "1003"], variables)
     assert (settings.port, settings.http_port, settings.grace_s) == (1003, 1002, 30.0)
+
+
+def test_a_switch_needs_no_value_as_a_flag() -> None:
+    assert parse(["--allow-shared-memory", "--port=1"], {}).allow_shared_memory
+    variables = {"CONVSERVE_ALLOW_SHARED_MEMORY": "1"}
+    assert parse([], variables).allow_shared_memory
+    assert not parse(["--allow-shared-memory=0"], variables).allow_shared_memory
 
 
 def test_an_empty_variable_is_none() -> None:
@@ -70,6 +68,7 @@ def test_an_empty_variable_is_none() -> None:
         (["--log-format", "xml"], "log_format is 'xml'; it must be one of text, json"),
         (["--queue-rows", "10"], "queue_rows is 10; it must hold one call of max_images_per_call"),
         (["--max-bytes-in-progress", "5000"], "it must hold one message of max_message_bytes"),
+        (["--allow-shared-memory=maybe"], "'maybe' is none of true, false, 1, 0"),
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
         (["--http", "1"], "unrecognized arguments: --http 1"),
     ],

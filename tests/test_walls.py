@@ -26,7 +26,7 @@ LAYERS = (
     {"errors", "settings", "logs", "containers", "cuda", "gpu"},
     {"precision", "metrics"},
     {"engines", "images"},
-    {"repository", "schedule"},
+    {"repository", "schedule", "shared_memory"},
     {"golden", "host"},
     {"loading"},
     {"catalog"},

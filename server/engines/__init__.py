@@ -7,6 +7,7 @@ nothing else, so a backend's library is needed only where that backend is chosen
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -45,6 +46,17 @@ class Outputs(NamedTuple):
             np.concatenate([part.scores for part in parts]),
             np.concatenate([part.probabilities for part in parts]),
         )
+
+
+class Rows(ABC):
+    """[N, H, W, C] that stand elsewhere until a batch takes them, which is their only copy."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def copy_into(self, target: Pixels, first: int) -> None:
+        """Fills the target with the rows from there on. Raises InvalidInput where they are gone."""
 
 
 Done = Callable[["Outputs | Exception"], None]

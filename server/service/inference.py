@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from server.catalog import Ready
-from server.engines import Outputs, Pixels
+from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, Overloaded
 from server.host import Answer, clock
 from server.images import ImageLimits
@@ -48,6 +48,10 @@ class Classified:
         )
         return ended_s
 
+    def spoiled(self) -> None:
+        """No response could be made: has the call counted among those that failed."""
+        self._call.after(self._model.metrics.failed, clock() - self._call.arrived_s)
+
 
 class Inference:
     """What the services share that classify. Used on the event loop's thread only."""
@@ -72,7 +76,7 @@ class Inference:
         model: Ready,
         call: Call,
         images: int,
-        pixels: Callable[[], Awaitable[Pixels]],
+        pixels: Callable[[], Awaitable[Pixels | Rows]],
         *,
         deadline_s: float,
         priority: int,

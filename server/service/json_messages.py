@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from proto import open_inference_pb2 as pb
 from server.errors import InvalidInput
-from server.service.open_inference import OUTPUTS, Elements
+from server.service.open_inference import OUTPUTS, REGION, Elements
 
 BINARY_SIZE = "binary_data_size"  # parameters of the protocol, of tensors
 BINARY = "binary_data"
@@ -123,7 +123,9 @@ def infer_response(response: pb.ModelInferResponse, binary: frozenset[str]) -> t
             "datatype": output.datatype,
             "shape": list(output.shape),
         }
-        if output.name in binary:
+        if REGION in output.parameters:
+            pass  # they are there
+        elif output.name in binary:
             parameters[BINARY_SIZE] = len(raw)
             behind.append(raw)
         else:

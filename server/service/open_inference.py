@@ -20,18 +20,23 @@ from numpy.typing import NDArray
 from proto import open_inference_pb2 as pb
 from server import repository
 from server.catalog import Catalog, Ready, State
-from server.engines import Outputs, Pixels
+from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, ModelNotFound
 from server.images import batch_from_pixels, decode
 from server.schedule import PRIORITIES
 from server.service.inference import Inference, best_classes, check_request_id
 from server.service.json_tensors import files_from_json, numbers_from_json
-from server.service.rpc import Call
+from server.service.rpc import Call, Intake
+from server.shared_memory import Regions, Window, WindowRows
 
 log = logging.getLogger(__name__)
 
 SERVER = "convserve"
 # Triton's names. "model_repository" is not among them: it promises loading and unloading.
+SHARED_MEMORY = "system_shared_memory"  # served only where regions are
+SHARED_MEMORY_METHODS = frozenset(
+    f"SystemSharedMemory{action}" for action in ("Status", "Register", "Unregister")
+)
 EXTENSIONS = (
     *("binary_tensor_data", "classification", "model_configuration", "schedule_policy"),
     "statistics",
@@ -41,6 +46,7 @@ IMAGE, ENCODED = "image", "encoded"
 INPUTS = {IMAGE: "UINT8", ENCODED: "BYTES"}
 CLASSES, SCORES, PROBABILITIES = "classes", "scores", "probabilities"
 OUTPUTS = {CLASSES: "INT32", SCORES: "FP32", PROBABILITIES: "FP32"}
+OUTPUT_BYTES = 4  # of a number of any of them
 CLASSIFICATION = "classification"  # the parameter of an output
 CLASSIFIABLE = (SCORES, PROBABILITIES)
 
@@ -52,8 +58,11 @@ REFUSED = {
     "sequence_id": "sequences are not served: images do not depend on each other",
     "sequence_start": "sequences are not served: images do not depend on each other",
     "sequence_end": "sequences are not served: images do not depend on each other",
-    "shared_memory_region": "shared memory is not served; send the tensor itself",
 }
+REGION, REGION_OFFSET, REGION_BYTES = (
+    f"shared_memory_{part}" for part in ("region", "offset", "byte_size")
+)
+MOST_U64 = (1 << 64) - 1
 INDEX_STATE = {State.READY: "READY", State.LOADING: "LOADING"}
 
 _Tensor = pb.ModelInferRequest.InferInputTensor
@@ -65,7 +74,7 @@ class Elements(NamedTuple):
     """Where the elements of the input stand."""
 
     field: str  # what that is called
-    data: bytes | memoryview
+    data: bytes | memoryview | Window
     text: bool = False  # JSON, instead of raw bytes
 
 
@@ -74,18 +83,30 @@ class Wanted(NamedTuple):
 
     name: str
     best: int = 0  # so many classes as texts; 0 is the tensor itself
+    window: Window | None = None  # where to put it, instead of into the response
 
 
 class OpenInference:
     """The methods of inference.GRPCInferenceService; server.service.rpc says how they are called.
 
-    `ready` says whether the server takes calls and some model answers.
+    `ready` says whether the server takes calls and some model answers; without `regions` there is
+    no shared memory, and the methods for it must not be called.
     """
 
-    def __init__(self, catalog: Catalog, inference: Inference, ready: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        inference: Inference,
+        ready: Callable[[], bool],
+        intake: Intake,
+        regions: Regions | None = None,
+    ) -> None:
         self._catalog = catalog
         self._inference = inference
         self._ready = ready
+        self._intake = intake
+        self._regions = regions
+        self._extensions = (*EXTENSIONS, SHARED_MEMORY) if regions else EXTENSIONS
         self._version = _version_of_server()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
@@ -107,7 +128,9 @@ class OpenInference:
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, call: Call
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name=SERVER, version=self._version, extensions=EXTENSIONS)
+        return pb.ServerMetadataResponse(
+            name=SERVER, version=self._version, extensions=self._extensions
+        )
 
     async def ModelMetadata(
         self, request: pb.ModelMetadataRequest, call: Call
@@ -145,9 +168,27 @@ class OpenInference:
         )
         call.model, call.version = model.name, model.version_text
         check_request_id("id", request.id)
-        wanted = _wanted(request.outputs, model)
+        windows: list[Window] = []
+        try:
+            return await self._infer(request, call, model, beside, windows)
+        finally:
+            for window in windows:
+                window.close()
+
+    async def _infer(
+        self,
+        request: pb.ModelInferRequest,
+        call: Call,
+        model: Ready,
+        beside: Elements | None,
+        windows: list[Window],
+    ) -> pb.ModelInferResponse:
+        """Adds the windows of shared memory that it uses to `windows`."""
+        wanted = self._wanted(request.outputs, model, windows)
         priority, timeout_s = _schedule(request.parameters)
-        images, pixels = self._input(request, model, beside)
+        images, pixels = self._input(request, model, beside, windows)
+        for position, output in enumerate(wanted):
+            _check_room(f"outputs[{position}]", output, images, model)
         classified = await self._inference.classify(
             model,
             call,
@@ -160,8 +201,12 @@ class OpenInference:
             model_name=model.name, model_version=model.version_text, id=request.id
         )
         response.parameters["trained"].bool_param = model.manifest.weights.trained
-        for output in wanted:
-            _add(response, output, classified.answer.outputs, model.labels)
+        try:
+            for output in wanted:
+                _add(response, output, classified.answer.outputs, model.labels)
+        except InvalidInput:  # it has no place any more where the caller wants it
+            classified.spoiled()
+            raise
         ended_s = classified.made()
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
@@ -213,14 +258,107 @@ class OpenInference:
             ]
         )
 
+    async def SystemSharedMemoryStatus(
+        self, request: pb.SystemSharedMemoryStatusRequest, call: Call
+    ) -> pb.SystemSharedMemoryStatusResponse:
+        response = pb.SystemSharedMemoryStatusResponse()
+        for region in self._shared().status(request.name):
+            response.regions[region.name].MergeFrom(
+                pb.SystemSharedMemoryStatusResponse.RegionStatus(
+                    name=region.name,
+                    key=region.key,
+                    offset=region.offset,
+                    byte_size=region.byte_size,
+                )
+            )
+        return response
+
+    async def SystemSharedMemoryRegister(
+        self, request: pb.SystemSharedMemoryRegisterRequest, call: Call
+    ) -> pb.SystemSharedMemoryRegisterResponse:
+        self._shared().register(request.name, request.key, request.offset, request.byte_size)
+        return pb.SystemSharedMemoryRegisterResponse()
+
+    async def SystemSharedMemoryUnregister(
+        self, request: pb.SystemSharedMemoryUnregisterRequest, call: Call
+    ) -> pb.SystemSharedMemoryUnregisterResponse:
+        self._shared().unregister(request.name)
+        return pb.SystemSharedMemoryUnregisterResponse()
+
+    def _shared(self) -> Regions:
+        assert self._regions is not None, "its methods are served only with regions"
+        return self._regions
+
+    def _window(self, field: str, parameters: _Parameters, windows: list[Window]) -> Window | None:
+        """The window that the parameters of a tensor name; None where they name none."""
+        if REGION not in parameters:
+            return None
+        place = f"{field}[{REGION}]"
+        if self._regions is None:
+            raise InvalidInput(
+                place, "is given; shared memory is not served without --allow-shared-memory"
+            )
+        if REGION_BYTES not in parameters:
+            raise InvalidInput(f"{field}[{REGION_BYTES}]", "is missing")
+        byte_size = _number(f"{field}[{REGION_BYTES}]", parameters[REGION_BYTES], 0, MOST_U64)
+        offset = 0
+        if REGION_OFFSET in parameters:
+            offset = _number(f"{field}[{REGION_OFFSET}]", parameters[REGION_OFFSET], 0, MOST_U64)
+        name = parameters[REGION].string_param
+        windows.append(self._regions.window(place, name, offset, byte_size))
+        return windows[-1]
+
     def _named(self, request: _Name, call: Call) -> Ready:
         model = self._catalog.find(request.name, version_number("version", request.version))
         call.model, call.version = model.name, model.version_text
         return model
 
+    def _wanted(
+        self,
+        outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor],
+        model: Ready,
+        windows: list[Window],
+    ) -> list[Wanted]:
+        """What is to be answered, in the order asked; all where nothing is named."""
+        if not outputs:
+            return [Wanted(name) for name in OUTPUTS]
+        wanted: list[Wanted] = []
+        for position, output in enumerate(outputs):
+            field = f"outputs[{position}]"
+            if output.name not in OUTPUTS:
+                raise InvalidInput(
+                    f"{field}.name",
+                    f"is {output.name[:NAME_LIMIT]!r}; {', '.join(OUTPUTS)} are allowed",
+                )
+            if any(output.name == other.name for other in wanted):
+                raise InvalidInput(
+                    f"{field}.name", f"is {output.name!r}, which is asked for already"
+                )
+            parameters = output.parameters
+            _refuse_parameters(f"{field}.parameters", parameters)
+            best = 0
+            if CLASSIFICATION in parameters:
+                place = f"{field}.parameters[{CLASSIFICATION}]"
+                if output.name not in CLASSIFIABLE:
+                    allowed = " or ".join(CLASSIFIABLE)
+                    raise InvalidInput(place, f"is asked of {output.name!r}; {allowed} can give it")
+                best = _number(place, parameters[CLASSIFICATION], 1, model.manifest.top_k)
+            window = self._window(f"{field}.parameters", parameters, windows)
+            if window is not None and best:
+                raise InvalidInput(
+                    f"{field}.parameters[{REGION}]",
+                    f"is given, and {CLASSIFICATION} too, which goes into the response only",
+                )
+            wanted.append(Wanted(output.name, best, window))
+        return wanted
+
     def _input(
-        self, request: pb.ModelInferRequest, model: Ready, beside: Elements | None
-    ) -> tuple[int, Callable[[], Awaitable[Pixels]]]:
+        self,
+        request: pb.ModelInferRequest,
+        model: Ready,
+        beside: Elements | None,
+        windows: list[Window],
+    ) -> tuple[int, Callable[[], Awaitable[Pixels | Rows]]]:
         """How many images a call brings, and what makes their pixels. Raises InvalidInput."""
         for position, given in enumerate(request.inputs):
             if given.name not in INPUTS:
@@ -244,13 +382,17 @@ class OpenInference:
             needed = ", ".join(map(str, ("images", *dimensions)))
             raise _wrong(tensor, "shape", _brief(shape), f"[{needed}]")
         self._inference.check_count("inputs[0].shape[0]", shape[0])
-        elements = beside or _elements(request)
+        window = self._window("inputs[0].parameters", tensor.parameters, windows)
+        if window is not None:
+            elements: Elements | None = _elements_in(window, request, beside)
+        else:
+            elements = beside or _elements(request)
         make = self._from_files if tensor.name == ENCODED else self._from_pixels
         return shape[0], partial(make, tensor, elements, model)
 
     async def _from_pixels(
         self, tensor: _Tensor, elements: Elements | None, model: Ready
-    ) -> Pixels:
+    ) -> Pixels | Rows:
         count = tensor.shape[0]
         needed = count * math.prod(model.spec.shape)
         if elements is None:
@@ -259,10 +401,14 @@ class OpenInference:
             return flat.reshape(count, *model.spec.shape)
         field, data, text = elements
         if text:
+            assert not isinstance(data, Window)
             shape = tuple(tensor.shape)
             return await self._inference.made(count, numbers_from_json, data, shape, field)
-        if len(data) != needed:
-            raise _wrong_size(field, "bytes", len(data), tensor, needed)
+        size = data.byte_size if isinstance(data, Window) else len(data)
+        if size != needed:
+            raise _wrong_size(field, "bytes", size, tensor, needed)
+        if isinstance(data, Window):
+            return WindowRows(data, tuple(tensor.shape))
         limits = self._inference.limits  # the array holds the bytes: there is no copy
         return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
 
@@ -273,19 +419,37 @@ class OpenInference:
             field = "inputs[0].contents.bytes_contents"
             _check_only(tensor, "bytes_contents", count)
             files = tensor.contents.bytes_contents
-        elif elements.text:
-            field = elements.field
-            files = files_from_json(elements.data, field)
-            if len(files) != count:
-                raise _wrong_size(field, "elements", len(files), tensor, count)
         else:
-            field = elements.field
-            files = _files(elements.data, count, field, tensor)
+            field, data, text = elements
+            if isinstance(data, Window):
+                return await self._from_lent_files(tensor, field, data, model)
+            if text:
+                files = files_from_json(data, field)
+                if len(files) != count:
+                    raise _wrong_size(field, "elements", len(files), tensor, count)
+            else:
+                files = _files(data, count, field, tensor)
         work = [
             (index, decode, (file, model.spec, self._inference.limits, f"{field}[{index}]"))
             for index, file in enumerate(files)
         ]
         return await self._inference.decoded([None] * count, work)
+
+    async def _from_lent_files(
+        self, tensor: _Tensor, field: str, window: Window, model: Ready
+    ) -> Pixels:
+        """Files are read whole before they are decoded, and held as if the message had brought
+        them."""
+        held = 0
+        most = tensor.shape[0] * (self._inference.limits.encoded_bytes + 4)
+        if window.byte_size > most:
+            raise _wrong_size(field, "bytes", window.byte_size, tensor, most, "at most ")
+        try:
+            held = window.byte_size
+            self._intake.hold(held)
+            return await self._from_files(tensor, Elements(field, window.read()), model)
+        finally:
+            self._intake.drop(held)
 
 
 def _version_of_server() -> str:
@@ -324,35 +488,6 @@ def _dimensions(model: Ready) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _wanted(
-    outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor], model: Ready
-) -> list[Wanted]:
-    """What is to be answered, in the order asked; all where nothing is named."""
-    if not outputs:
-        return [Wanted(name) for name in OUTPUTS]
-    wanted: list[Wanted] = []
-    for position, output in enumerate(outputs):
-        field = f"outputs[{position}]"
-        if output.name not in OUTPUTS:
-            raise InvalidInput(
-                f"{field}.name",
-                f"is {output.name[:NAME_LIMIT]!r}; {', '.join(OUTPUTS)} are allowed",
-            )
-        if any(output.name == other.name for other in wanted):
-            raise InvalidInput(f"{field}.name", f"is {output.name!r}, which is asked for already")
-        parameters = output.parameters
-        _refuse_parameters(f"{field}.parameters", parameters)
-        best = 0
-        if CLASSIFICATION in parameters:
-            place = f"{field}.parameters[{CLASSIFICATION}]"
-            if output.name not in CLASSIFIABLE:
-                allowed = " or ".join(CLASSIFIABLE)
-                raise InvalidInput(place, f"is asked of {output.name!r}; {allowed} can give it")
-            best = _number(place, parameters[CLASSIFICATION], 1, model.manifest.top_k)
-        wanted.append(Wanted(output.name, best))
-    return wanted
-
-
 def _schedule(parameters: _Parameters) -> tuple[int, float]:
     """The scheduler's priority, and the seconds within which an answer is of use."""
     _refuse_parameters("parameters", parameters)
@@ -388,10 +523,12 @@ def _wrong(tensor: _Tensor, part: str, given: str, needed: str) -> InvalidInput:
     return InvalidInput(f"inputs[0].{part}", f"of {tensor.name!r} is {given}; {needed} is needed")
 
 
-def _wrong_size(field: str, what: str, given: int, tensor: _Tensor, needed: int) -> InvalidInput:
+def _wrong_size(
+    field: str, what: str, given: int, tensor: _Tensor, needed: int, limit: str = ""
+) -> InvalidInput:
     shape = list(tensor.shape)
     return InvalidInput(
-        field, f"has {given:,} {what}; {tensor.name!r} of shape {shape} needs {needed:,}"
+        field, f"has {given:,} {what}; {tensor.name!r} of shape {shape} needs {limit}{needed:,}"
     )
 
 
@@ -449,6 +586,28 @@ def _elements(request: pb.ModelInferRequest) -> Elements | None:
     return Elements("raw_input_contents[0]", request.raw_input_contents[0]) if raw else None
 
 
+def _elements_in(
+    window: Window, request: pb.ModelInferRequest, beside: Elements | None
+) -> Elements:
+    tensor = request.inputs[0]
+    field = f"inputs[0].parameters[{REGION}]"
+    if beside is not None or request.raw_input_contents or tensor.HasField("contents"):
+        raise InvalidInput(field, f"is given, and the contents of {tensor.name!r} too; give one")
+    return Elements(field, window)
+
+
+def _check_room(field: str, output: Wanted, images: int, model: Ready) -> None:
+    """Raises InvalidInput where a tensor will not fit into its window."""
+    if output.window is None:
+        return
+    needed = images * math.prod(_dimensions(model)[output.name]) * OUTPUT_BYTES
+    if needed > output.window.byte_size:
+        raise InvalidInput(
+            f"{field}.parameters[{REGION_BYTES}]",
+            f"is {output.window.byte_size:,}; {output.name!r} of {images} images needs {needed:,}",
+        )
+
+
 def _files(data: bytes | memoryview, count: int, field: str, tensor: _Tensor) -> list[bytes]:
     """The elements of a BYTES tensor, each behind its length as four bytes. Raises InvalidInput."""
     found: list[bytes] = []
@@ -474,15 +633,27 @@ def _files(data: bytes | memoryview, count: int, field: str, tensor: _Tensor) ->
 def _add(
     response: pb.ModelInferResponse, output: Wanted, outputs: Outputs, labels: Sequence[str]
 ) -> None:
-    """Adds a tensor with its bytes to the response."""
+    """Adds a tensor to the response, with its bytes there or in its window."""
     if output.best:
-        count, data = len(outputs.classes), _texts(outputs, output.best, labels)
-        response.outputs.add(name=output.name, datatype="BYTES", shape=(count, output.best))
+        count = len(outputs.classes)
+        data: bytes | memoryview = _texts(outputs, output.best, labels)
+        tensor = response.outputs.add(
+            name=output.name, datatype="BYTES", shape=(count, output.best)
+        )
     else:
-        values: NDArray[Any] = getattr(outputs, output.name)
-        data = values.tobytes()
-        response.outputs.add(name=output.name, datatype=OUTPUTS[output.name], shape=values.shape)
-    response.raw_output_contents.append(data)
+        values: NDArray[Any] = np.ascontiguousarray(getattr(outputs, output.name))
+        data = values.data.cast("B")
+        tensor = response.outputs.add(
+            name=output.name, datatype=OUTPUTS[output.name], shape=values.shape
+        )
+    if output.window is None:
+        response.raw_output_contents.append(bytes(data))
+        return
+    output.window.write(memoryview(data))
+    tensor.parameters[REGION].string_param = output.window.name
+    tensor.parameters[REGION_OFFSET].int64_param = output.window.offset
+    tensor.parameters[REGION_BYTES].int64_param = len(data)
+    response.raw_output_contents.append(b"")  # clients count them
 
 
 def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:

@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 from grpc import StatusCode
@@ -65,12 +65,24 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 Answering = Callable[[Request, bytes, Call], Coroutine[Any, Any, Response]]
 
 
+Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
+
+
 class Index(msgspec.Struct):
     """The body of /v2/repository/index."""
 
     ready: bool = False
 
 
+class Region(msgspec.Struct):
+    """The body of /v2/systemsharedmemory/region/NAME/register."""
+
+    key: str
+    byte_size: Size
+    offset: Size = 0
+
+
+_REGION = msgspec.json.Decoder(Region)
 _INDEX = msgspec.json.Decoder(Index)
 
 
@@ -101,12 +113,15 @@ class Rest:
         metrics: Metrics,
         intake: Intake,
         limits: BodyLimits,
+        *,
+        shared_memory: bool = False,
     ) -> None:
         self._classifier = classifier
         self._open_inference = open_inference
         self._metrics = metrics
         self._intake = intake
         self._limits = limits
+        self._shared_memory = shared_memory
         self._working: set[asyncio.Task[Response]] = set()
         self._stopping = False
 
@@ -133,6 +148,18 @@ class Rest:
                     self._classify,
                     self._limits.image,
                 ),
+            ]
+        return routes + (self._region_routes() if self._shared_memory else [])
+
+    def _region_routes(self) -> list[Route]:
+        root, small = "/v2/systemsharedmemory", SMALL_BODY_BYTES
+        register = "SystemSharedMemoryRegister"
+        routes = [self._post(f"{root}/region/{{name}}/register", register, self._register, small)]
+        for region in ("", "/region/{name}"):
+            status, unregister = f"{root}{region}/status", f"{root}{region}/unregister"
+            routes += [
+                self._get(status, "SystemSharedMemoryStatus", self._regions),
+                self._post(unregister, "SystemSharedMemoryUnregister", self._unregister, small),
             ]
         return routes
 
@@ -181,7 +208,28 @@ class Rest:
         message = open_inference_pb2.ModelStatisticsRequest(**request.path_params)
         return Json(plain(await self._open_inference.ModelStatistics(message, call)))
 
+    async def _regions(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.SystemSharedMemoryStatusRequest(**request.path_params)
+        answer = await self._open_inference.SystemSharedMemoryStatus(message, call)
+        return Json([plain(region) for region in answer.regions.values()])
+
     # --- what has one
+
+    async def _register(self, request: Request, body: bytes, call: Call) -> Response:
+        region: Region = decoded(_REGION, body)
+        message = open_inference_pb2.SystemSharedMemoryRegisterRequest(
+            name=request.path_params["name"],
+            key=region.key,
+            offset=region.offset,
+            byte_size=region.byte_size,
+        )
+        await self._open_inference.SystemSharedMemoryRegister(message, call)
+        return Json({})
+
+    async def _unregister(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.SystemSharedMemoryUnregisterRequest(**request.path_params)
+        await self._open_inference.SystemSharedMemoryUnregister(message, call)
+        return Json({})
 
     async def _index(self, request: Request, body: bytes, call: Call) -> Response:
         ready = decoded(_INDEX, body).ready if body else False

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -124,6 +124,10 @@ class Intake:
         self.calls -= 1
         self.take(size)
 
+    def drop(self, size: int) -> None:
+        """So many bytes of a call that goes on are held no longer."""
+        self.held_bytes -= size
+
     def leave(self, size: int = 0) -> None:
         """The call is over; refused ones leave too."""
         self.calls -= 1
@@ -131,9 +135,14 @@ class Intake:
 
 
 def handlers(
-    service: ServiceDescriptor, implementation: object, metrics: Metrics, intake: Intake
+    service: ServiceDescriptor,
+    implementation: object,
+    metrics: Metrics,
+    intake: Intake,
+    without: Set[str] = frozenset(),
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """A handler for each method of `service`, by name, from the coroutines of `implementation`."""
+    """A handler for each method of `service`, by name, from the coroutines of `implementation`;
+    methods `without` one are UNIMPLEMENTED."""
     return {
         method.name: grpc.unary_unary_rpc_method_handler(
             _answering(
@@ -145,6 +154,7 @@ def handlers(
             )
         )
         for method in service.methods
+        if method.name not in without
     }
 
 
