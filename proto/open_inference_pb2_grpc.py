@@ -64,6 +64,11 @@ class GRPCInferenceServiceStub(object):
                 request_serializer=proto_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
                 response_deserializer=proto_dot_open__inference__pb2.ModelInferResponse.FromString,
                 _registered_method=True)
+        self.ModelStreamInfer = channel.stream_stream(
+                '/inference.GRPCInferenceService/ModelStreamInfer',
+                request_serializer=proto_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+                response_deserializer=proto_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
+                _registered_method=True)
         self.ModelConfig = channel.unary_unary(
                 '/inference.GRPCInferenceService/ModelConfig',
                 request_serializer=proto_dot_open__inference__pb2.ModelConfigRequest.SerializeToString,
@@ -136,6 +141,15 @@ class GRPCInferenceServiceServicer(object):
 
     def ModelInfer(self, request, context):
         """Classifies the images of one tensor. Answered whole or not at all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ModelStreamInfer(self, request_iterator, context):
+        """ModelInfer for each message, up to 64 at a time, answered in the order of the requests (Triton's).
+        What fails is told in its answer, and the stream goes on. A stream that the server ends because it
+        is stopping has the status UNAVAILABLE, after the answers to all that it has read.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,6 +232,11 @@ def add_GRPCInferenceServiceServicer_to_server(servicer, server):
                     servicer.ModelInfer,
                     request_deserializer=proto_dot_open__inference__pb2.ModelInferRequest.FromString,
                     response_serializer=proto_dot_open__inference__pb2.ModelInferResponse.SerializeToString,
+            ),
+            'ModelStreamInfer': grpc.stream_stream_rpc_method_handler(
+                    servicer.ModelStreamInfer,
+                    request_deserializer=proto_dot_open__inference__pb2.ModelInferRequest.FromString,
+                    response_serializer=proto_dot_open__inference__pb2.ModelStreamInferResponse.SerializeToString,
             ),
             'ModelConfig': grpc.unary_unary_rpc_method_handler(
                     servicer.ModelConfig,
@@ -412,6 +431,33 @@ class GRPCInferenceService(object):
             '/inference.GRPCInferenceService/ModelInfer',
             proto_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
             proto_dot_open__inference__pb2.ModelInferResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ModelStreamInfer(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/inference.GRPCInferenceService/ModelStreamInfer',
+            proto_dot_open__inference__pb2.ModelInferRequest.SerializeToString,
+            proto_dot_open__inference__pb2.ModelStreamInferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -33,9 +33,13 @@ from server.service import rpc, standard
 from server.service.classify import Classifier
 from server.service.http import application
 from server.service.inference import Inference
-from server.service.open_inference import SHARED_MEMORY_METHODS, OpenInference
+from server.service.open_inference import (
+    SHARED_MEMORY_METHODS,
+    OpenInference,
+    stream_refusal,
+)
 from server.service.rest import BodyLimits, Rest
-from server.service.rpc import Intake
+from server.service.rpc import Intake, Streams
 from server.service.standard import HEALTH, Health, Reflection
 from server.settings import Settings
 from server.shared_memory import Regions
@@ -163,7 +167,14 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 ]
                 unserved = SHARED_MEMORY_METHODS if regions is None else frozenset[str]()
                 for service, methods in implementations:
-                    handlers = rpc.handlers(service, methods, metrics, intake, unserved)
+                    handlers = rpc.handlers(
+                        service,
+                        methods,
+                        metrics,
+                        intake,
+                        streams=Streams(stream_refusal, stopping),
+                        without=unserved,
+                    )
                     server.add_generic_rpc_handlers(
                         [grpc.method_handlers_generic_handler(service.full_name, handlers)]
                     )

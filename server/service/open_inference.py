@@ -24,7 +24,12 @@ from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, ModelNotFound
 from server.images import batch_from_pixels, decode
 from server.schedule import PRIORITIES
-from server.service.inference import Inference, best_classes, check_request_id
+from server.service.inference import (
+    REQUEST_ID_LIMIT,
+    Inference,
+    best_classes,
+    check_request_id,
+)
 from server.service.json_tensors import files_from_json, numbers_from_json
 from server.service.rpc import Call, Intake
 from server.shared_memory import Regions, Window, WindowRows
@@ -47,6 +52,7 @@ INPUTS = {IMAGE: "UINT8", ENCODED: "BYTES"}
 CLASSES, SCORES, PROBABILITIES = "classes", "scores", "probabilities"
 OUTPUTS = {CLASSES: "INT32", SCORES: "FP32", PROBABILITIES: "FP32"}
 OUTPUT_BYTES = 4  # of a number of any of them
+FINAL = "triton_final_response"  # of an answer in a stream: there is no other to its request
 CLASSIFICATION = "classification"  # the parameter of an output
 CLASSIFIABLE = (SCORES, PROBABILITIES)
 
@@ -158,6 +164,14 @@ class OpenInference:
 
     async def ModelInfer(self, request: pb.ModelInferRequest, call: Call) -> pb.ModelInferResponse:
         return await self.infer(request, call)
+
+    async def ModelStreamInfer(
+        self, request: pb.ModelInferRequest, call: Call
+    ) -> pb.ModelStreamInferResponse:
+        call.request_id = request.id
+        response = await self.infer(request, call)
+        response.parameters[FINAL].bool_param = True
+        return pb.ModelStreamInferResponse(infer_response=response)
 
     async def infer(
         self, request: pb.ModelInferRequest, call: Call, beside: Elements | None = None
@@ -450,6 +464,14 @@ class OpenInference:
             return await self._from_files(tensor, Elements(field, window.read()), model)
         finally:
             self._intake.drop(held)
+
+
+def stream_refusal(call: Call, why: str) -> pb.ModelStreamInferResponse:
+    """What a stream answers to a request that failed."""
+    request_id = call.request_id if len(call.request_id) <= REQUEST_ID_LIMIT else ""
+    return pb.ModelStreamInferResponse(
+        error_message=why, infer_response=pb.ModelInferResponse(id=request_id)
+    )
 
 
 def _version_of_server() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Awaitable, Callable, Set
+from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -64,19 +64,23 @@ INTAKE_RETRY_S = 0.1  # when a call not taken in may try again: most calls take 
 EARLY_S = 0.005
 EARLY_SHARE = 0.01
 
+STREAM_DEPTH = 64  # calls of one stream that are answered at a time; the next one is not read yet
+
+_Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, "Call"], Awaitable[Message]]
 
 
 class Call:
     """What an RPC knows of the call it answers, and what the counting learns from it."""
 
-    __slots__ = ("_soon", "arrived_s", "deadline_s", "model", "stage", "version")
+    __slots__ = ("_soon", "arrived_s", "deadline_s", "model", "request_id", "stage", "version")
 
     def __init__(self, arrived_s: float, deadline_s: float) -> None:
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s  # on host.clock; infinite where the caller set none
         self.model = ""  # set once it is known to exist
         self.version = ""
+        self.request_id = ""  # set where a stream's answer is to bring it back
         self.stage = "decode"  # where it is: decode, queue or compute
         self._soon = asyncio.get_running_loop().call_soon
 
@@ -134,28 +138,43 @@ class Intake:
         self.held_bytes -= size
 
 
+@dataclass(frozen=True, slots=True)
+class Streams:
+    """How streams are answered, whose every message is a call of its own."""
+
+    refused: Callable[[Call, str], Message]  # the answer to a call that failed, and why
+    stopping: asyncio.Event  # set, no more is read: what was read is answered, and the stream ends
+
+
 def handlers(
     service: ServiceDescriptor,
     implementation: object,
     metrics: Metrics,
     intake: Intake,
+    *,
+    streams: Streams | None = None,
     without: Set[str] = frozenset(),
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """A handler for each method of `service`, by name, from the coroutines of `implementation`;
     methods `without` one are UNIMPLEMENTED."""
-    return {
-        method.name: grpc.unary_unary_rpc_method_handler(
-            _answering(
-                method.name,
-                GetMessageClass(method.input_type),
-                getattr(implementation, method.name),
-                metrics,
-                intake,
-            )
+    found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+    for method in service.methods:
+        if method.name in without:
+            continue
+        answering = _Answering(
+            method.name,
+            GetMessageClass(method.input_type),
+            getattr(implementation, method.name),
+            Tally(method.name, metrics),
+            intake,
         )
-        for method in service.methods
-        if method.name not in without
-    }
+        if method.client_streaming:
+            assert streams is not None, f"{method.name} needs to know how streams are answered"
+            stream = _streaming(answering, streams)
+            found[method.name] = grpc.stream_stream_rpc_method_handler(stream)
+        else:
+            found[method.name] = grpc.unary_unary_rpc_method_handler(_unary(answering))
+    return found
 
 
 class Tally:
@@ -202,34 +221,127 @@ class Tally:
         counter.inc()
 
 
-def _answering(
-    name: str, request_class: type[Message], method: Method, metrics: Metrics, intake: Intake
-) -> Any:
-    tally = Tally(name, metrics)
+@dataclass(frozen=True, slots=True)
+class _Answering:
+    """One method, from the bytes of a request to those of its response."""
 
-    async def answer(data: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> bytes:
+    name: str
+    request_class: type[Message]
+    method: Method
+    tally: Tally
+    intake: Intake
+
+    async def response(self, data: bytes, call: Call, left_s: float | None) -> bytes:
+        """Raises what the method does, or `_Unexpected`; all of it has been counted then."""
+        try:
+            self.intake.take(len(data))
+            request = _request(self.request_class, data, self.intake.max_fields)
+            response = await self.method(request, call)
+            body = response.SerializeToString()
+        except ServingError as error:
+            self.tally.refused(call, error)
+            raise
+        except asyncio.CancelledError:  # by the caller, or because the deadline has passed
+            early_s = EARLY_S if left_s is None else max(EARLY_S, EARLY_SHARE * left_s)
+            self.tally.given_up(call, late=clock() >= call.deadline_s - early_s)
+            raise
+        except Exception:
+            self.tally.broken(call)
+            raise _Unexpected from None
+        finally:
+            self.intake.leave(len(data))
+        call.after(self.tally.answered, call, clock() - call.arrived_s)
+        return body
+
+
+class _Unexpected(Exception):
+    """Something that is in the log, and no caller's business."""
+
+    MESSAGE = "internal error"
+
+
+def _unary(answering: _Answering) -> Any:
+    async def answer(data: bytes, context: _Context) -> bytes:
         arrived_s = clock()
         left_s = context.time_remaining()
         call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
         try:
-            intake.take(len(data))
-            request = _request(request_class, data, intake.max_fields)
-            response = await method(request, call)
-            body = response.SerializeToString()
+            return await answering.response(data, call, left_s)
         except ServingError as error:
-            tally.refused(call, error)
-            await refuse(context, error, name)
-        except asyncio.CancelledError:  # by the caller, or because the deadline has passed
-            early_s = EARLY_S if left_s is None else max(EARLY_S, EARLY_SHARE * left_s)
-            tally.given_up(call, late=clock() >= call.deadline_s - early_s)
-            raise
-        except Exception:
-            tally.broken(call)
-            await context.abort(StatusCode.INTERNAL, "internal error")
+            await refuse(context, error, answering.name)
+        except _Unexpected:
+            await context.abort(StatusCode.INTERNAL, _Unexpected.MESSAGE)
+        raise AssertionError("abort raises")
+
+    return answer
+
+
+def _streaming(answering: _Answering, streams: Streams) -> Any:
+    """Up to `STREAM_DEPTH` calls of a stream are answered at a time, and their answers are sent in
+    the order of the requests. The stream itself counts as a call in progress too."""
+
+    async def response(data: bytes, deadline_s: float, left_s: float | None) -> bytes:
+        call = Call(clock(), deadline_s)
+        try:
+            return await answering.response(data, call, left_s)
+        except ServingError as error:
+            why = f"{STATUS[type(error)].name}: {told(error, answering.name)}"
+        except _Unexpected:
+            why = f"{StatusCode.INTERNAL.name}: {_Unexpected.MESSAGE}"
+        return streams.refused(call, why).SerializeToString()
+
+    async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
+        left_s = context.time_remaining()
+        deadline_s = math.inf if left_s is None else clock() + left_s
+        answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
+        room = asyncio.Semaphore(STREAM_DEPTH)
+        working: set[asyncio.Task[Any]] = set()
+
+        async def read() -> None:
+            try:
+                await room.acquire()
+                async for data in requests:
+                    task = asyncio.create_task(response(data, deadline_s, left_s))
+                    working.add(task)
+                    task.add_done_callback(working.discard)
+                    answers.put_nowait(task)
+                    await room.acquire()
+            finally:
+                answers.put_nowait(None)
+
+        async def end() -> None:
+            await streams.stopping.wait()
+            reading.cancel()
+
+        reading, ending = asyncio.create_task(read()), asyncio.create_task(end())
+        working |= {reading, ending}
+        try:
+            while (task := await answers.get()) is not None:
+                await context.write(await task)
+                room.release()
+            if reading.cancelled():
+                await context.abort(StatusCode.UNAVAILABLE, "the server is stopping")
+            reading.result()  # raises where it ended otherwise than by the end of the requests
         finally:
-            intake.leave(len(data))
-        call.after(tally.answered, call, clock() - arrived_s)
-        return body
+            tasks = list(working)
+            for other in tasks:
+                other.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    return _counted(answering.name, stream, answering.intake)
+
+
+def _counted(method: str, stream: Any, intake: Intake) -> Any:
+    """The stream, counting as a call in progress while it lasts."""
+
+    async def answer(requests: Any, context: _Context) -> None:
+        try:
+            intake.take()
+            await stream(requests, context)
+        except Overloaded as error:
+            await refuse(context, error, method)
+        finally:
+            intake.leave()
 
     return answer
 
@@ -246,9 +358,7 @@ def _request(request_class: type[Message], data: bytes, max_fields: int) -> Mess
         raise _unreadable(request_class, data, error) from None
 
 
-async def refuse(
-    context: grpc.aio.ServicerContext[Any, Any], error: ServingError, method: str
-) -> None:
+async def refuse(context: _Context, error: ServingError, method: str) -> None:
     """Ends a call with the error's status and what details it has. Raises to end the handler."""
     code = STATUS[type(error)]
     message = told(error, method)
