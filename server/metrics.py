@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections import Counter as Counted
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.samples import Exemplar, Sample
+from prometheus_client.values import ValueClass
+
+# They would be a series beside each counter and histogram, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 from server.gpu import Gpus
 
@@ -31,6 +46,43 @@ ERRORS = (
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
+class Steps(Histogram):
+    """A histogram that sorts values into its buckets some at a time, and all before it is read.
+
+    One value costs 0.25 us instead of 0.9 so (31 buckets). Used on one thread only. Labels must
+    have been given.
+    """
+
+    TOGETHER = 64
+
+    def _metric_init(self) -> None:
+        super()._metric_init()
+        self._waiting: list[float] = []
+        # Other processes' values are read from files, where none may be missing.
+        self._most = 1 if getattr(ValueClass, "_multiprocess", False) else self.TOGETHER
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._waiting.append(amount)
+        if exemplar:
+            bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
+            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
+        if len(self._waiting) >= self._most:
+            self._sort()
+
+    def _sort(self) -> None:
+        values, self._waiting = self._waiting, []
+        self._sum.inc(sum(values))
+        for index, count in Counted([bisect_left(self._upper_bounds, v) for v in values]).items():
+            self._buckets[index].inc(count)
+
+    def _child_samples(self) -> Iterable[Sample]:
+        self._sort()
+        samples = super()._child_samples()
+        if self._upper_bounds[0] < 0:  # OpenMetrics allows no count then, as there is no sum
+            return [sample for sample in samples if sample.name != "_count"]
+        return samples
+
+
 class Metrics:
     """The instruments of one server, in a registry of its own."""
 
@@ -45,14 +97,14 @@ class Metrics:
             ["model", "version", "method", "code"],
             registry=registry,
         )
-        self.request_duration = Histogram(
+        self.request_duration = Steps(
             "convserve_request_duration_seconds",
             "From a call's arrival to its answer, successful calls only.",
             ["model", "method"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.phase_duration = Histogram(
+        self.phase_duration = Steps(
             "convserve_phase_duration_seconds",
             "Where the time of a successful call went.",
             ["model", "phase"],
@@ -62,7 +114,7 @@ class Metrics:
         self.images = Counter(
             "convserve_images", "Images classified.", ["model"], registry=registry
         )
-        self.batch_rows = Histogram(
+        self.batch_rows = Steps(
             "convserve_batch_rows", "Rows in a batch.", ["model"], buckets=ROWS, registry=registry
         )
         self.padded_rows = Counter(
@@ -95,7 +147,7 @@ class Metrics:
             ["model"],
             registry=registry,
         )
-        self.prediction_error = Histogram(
+        self.prediction_error = Steps(
             "convserve_prediction_error_seconds",
             "When an answer was expected at admission, less when its engine was done.",
             ["model"],
@@ -159,6 +211,12 @@ class Metrics:
         """The text that Prometheus reads."""
         return generate_latest(self.registry)
 
+    def render_for(self, accept: str) -> tuple[bytes, str]:
+        """That, in the best form that a reader's Accept names, and its content type: OpenMetrics
+        where it is one of them, as only that has exemplars."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self.registry), content_type
+
     def _read(
         self,
         name: str,
@@ -202,7 +260,7 @@ class ModelMetrics:
         self.model = model
         self.totals = Totals()
         self._metrics = metrics
-        self._phases = [metrics.phase_duration.labels(model, phase) for phase in PHASES]
+        self._phases = [metrics.phase_duration.labels(model, phase).observe for phase in PHASES]
         self._images = metrics.images.labels(model)
         self._batch_rows = metrics.batch_rows.labels(model)
         self._padded_rows = metrics.padded_rows.labels(model)
@@ -221,9 +279,10 @@ class ModelMetrics:
         totals.images += images
         totals.calls += 1
         totals.last_s = time.time()
-        for phase, (histogram, value) in enumerate(zip(self._phases, seconds, strict=True)):
-            histogram.observe(value)
-            totals.phases_s[phase] += value
+        spent_s = totals.phases_s
+        for phase, value in enumerate(seconds):
+            self._phases[phase](value)
+            spent_s[phase] += value
 
     def failed(self, seconds: float) -> None:
         """A call that got no answer, and when it knew so."""

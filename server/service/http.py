@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -22,7 +21,8 @@ def application(
     """`accepting` says whether new calls are taken at all."""
 
     async def read_metrics(request: Request) -> Response:
-        return Response(metrics.render(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        text, content_type = metrics.render_for(request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
         """The process lives and its loop turns."""
