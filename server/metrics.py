@@ -24,10 +24,10 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.values import ValueClass
 
+from server.gpu import Gpus
+
 # They would be a series beside each counter and histogram, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
-
-from server.gpu import Gpus
 
 PHASES = ("decode", "queue", "compute", "respond")
 

@@ -18,7 +18,7 @@ def call_cost_s(calls: int) -> float:
 
     def call() -> None:
         model.predicted(0.001)
-        model.batch(1, 0.012)
+        model.batch(1, 0.012, 1)
         model.answered(1, 0.0001, 0.002, 0.012, 0.0003)
         count.inc()
         duration.observe(0.0151)

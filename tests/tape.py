@@ -98,9 +98,10 @@ class Tape(Cuda):
         self._captures[stream] = []
 
     def end_capture(self, stream: int) -> int:
+        operations = self._captures.pop(stream)
         self._record("end_capture", stream)
         graph = self._new()
-        self._graphs[graph] = self._captures.pop(stream)
+        self._graphs[graph] = operations
         return graph
 
     def launch(self, graph: int, stream: int) -> None:

@@ -459,11 +459,20 @@ def test_sticky_errors_are_errors_that_cuda_has() -> None:
     assert set(runtime.cudaError_t.__members__) >= cuda.STICKY
 
 
-@pytest.mark.parametrize("call", ["memory", "copy_in", "finish", "begin_capture", "end_capture"])
+@pytest.mark.parametrize("call", ["begin_capture", "end_capture"])
+def test_where_capturing_fails_batches_are_enqueued(call: str, tape: Tape) -> None:
+    tape.fail[call] = "cudaErrorStreamCaptureUnsupported"
+    engine = taped(tape, contexts=1)
+    assert infer(engine.instances[0], rows(1, 2, 3)).classes[:, 0].tolist() == [1, 2, 3]
+    assert "launch" not in tape.names()
+    engine.close()
+
+
+@pytest.mark.parametrize("call", ["memory", "copy_in", "finish", "end_capture"])
 def test_a_failed_load_leaves_nothing_behind(call: str, tape: Tape) -> None:
     threads = threading.active_count()
     for _ in range(200):
-        tape.fail[call] = "cudaErrorMemoryAllocation"
+        tape.fail[call] = "cudaErrorLaunchFailure"
         with pytest.raises(cuda.CudaError):
             taped(tape)
         assert not tape.live

@@ -300,21 +300,33 @@ class TensorRtInstance:
         return Buffers(name, device, host, content.view(kind).reshape(-1, *shape), row_bytes)
 
     def _prepare(self, size: int) -> int | None:
-        """A graph of one batch size, after a run that compiles what the size needs."""
+        """A graph of one batch size, after a run that compiles what the size needs; None where it
+        can't be captured."""
         shape = (size, *self.pixels.shape[1:])
         if not self._context.set_input_shape(self._input.name, shape):
             raise EngineFailure(f"TensorRT takes no batch of {size}")
         self._enqueue(size)
         self._cuda.finish(self._stream)
         capturable = getattr(self._context, "is_stream_capturable", None)
-        if capturable is not None and not capturable(self._stream):
-            log.warning("graph_not_captured", extra={"rows": size})
-            return None
+        why = "TensorRT says so"
+        if capturable is None or capturable(self._stream):
+            try:
+                return self._captured(size)
+            except CudaError as error:
+                if error.sticky:
+                    raise
+                why = str(error)
+            except EngineFailure as error:
+                why = str(error)
+        log.warning("graph_not_captured", extra={"rows": size, "reason": why})
+        return None  # batches of the size are enqueued each time, which costs the processor more
+
+    def _captured(self, size: int) -> int:
         self._cuda.begin_capture(self._stream)
         try:
             self._enqueue(size)
         except BaseException:
-            with suppress(CudaError):
+            with suppress(CudaError):  # the stream must not be left capturing
                 self._cuda.free_graph(self._cuda.end_capture(self._stream))
             raise
         return self._cuda.end_capture(self._stream)
