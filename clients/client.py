@@ -22,9 +22,11 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import importlib
 import math
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -392,7 +394,7 @@ class AsyncClient:
                 raise error
             attempt += 1
             try:
-                answer = await self._rpc(method)(request, timeout=left_s)
+                answer = await self._rpc(method)(request, timeout=left_s, **_trace_context())
                 if answer is not None:
                     return answer
                 # Seen in grpcio 1.78 where the deadline passed as the answer came.
@@ -439,6 +441,16 @@ class AsyncClient:
         task = asyncio.current_task()
         if self._closed and not (task and task.cancelling()):
             raise _closed_meanwhile() from None
+
+
+def _trace_context() -> dict[str, Any]:
+    """The metadata that carries the W3C context of the caller's own trace to the server, where the
+    program traces with OpenTelemetry; else nothing."""
+    if "opentelemetry.trace" not in sys.modules:
+        return {}
+    carrier: dict[str, str] = {}
+    importlib.import_module("opentelemetry.propagate").inject(carrier)
+    return {"metadata": tuple(carrier.items())} if carrier else {}
 
 
 def channel_options(max_message_bytes: int) -> list[tuple[str, int]]:

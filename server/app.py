@@ -43,6 +43,7 @@ from server.service.rpc import Intake, Streams
 from server.service.standard import HEALTH, Health, Reflection
 from server.settings import Settings
 from server.shared_memory import Regions
+from server.tracing import Tracing, TracingMissing
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     metrics = Metrics()
     if (found := gpus()) is not None:
         metrics.read_gpus(found)
+    tracing = _tracing(settings)
     hosts: dict[str, Host] = {}
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
@@ -115,6 +117,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 if engine.device not in hosts:
                     policy = _policy(settings, engine.units)
                     hosts[engine.device] = host = Host(engine.device, engine.units, policy)
+                    host.tracing = tracing
                     watching.append(background.create_task(host.watch()))
                 return hosts[engine.device]
 
@@ -174,6 +177,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         intake,
                         streams=Streams(stream_refusal, stopping),
                         without=unserved,
+                        tracing=tracing,
                     )
                     server.add_generic_rpc_handlers(
                         [grpc.method_handlers_generic_handler(service.full_name, handlers)]
@@ -214,6 +218,8 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     await catalog.unload_all()
                     if regions is not None:
                         regions.unregister()
+                    if tracing is not None:
+                        await asyncio.to_thread(tracing.close)
                     http.should_exit = True
                     await serving_http
                     for host in hosts.values():
@@ -283,6 +289,15 @@ def _policy(settings: Settings, units: int) -> Policy:
         size, delay_s = settings.fixed_batch, settings.fixed_delay_ms / 1e3
         return Fixed(units, settings.queue_rows, size=size, delay_s=delay_s)
     return Deadline(units, settings.queue_rows)
+
+
+def _tracing(settings: Settings) -> Tracing | None:
+    if not settings.trace_endpoint:
+        return None
+    try:
+        return Tracing(settings.trace_endpoint, settings.trace_ratio)
+    except TracingMissing as error:
+        raise CannotServe(str(error)) from None
 
 
 def _options(settings: Settings) -> list[tuple[str, int]]:

@@ -19,6 +19,7 @@ from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.metrics import ModelMetrics
 from server.schedule import Batch, Call, Lane, Policy, Profile
+from server.tracing import Trace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +73,7 @@ class _Job(Call):
     submitted_s: float = 0.0
     started_s: float = 0.0
     done_rows: int = 0
+    trace: Trace | None = None
     batch_rows: tuple[int, ...] = ()
     parts: list[tuple[int, Outputs]] = field(default_factory=list)  # of a call in several batches
 
@@ -135,6 +137,10 @@ class Place:
             self.leave()
             raise
 
+    def trace(self, trace: Trace) -> None:
+        """Has the batches of its rows tell the host's `tracing` of the call."""
+        self._job.trace = trace
+
     def leave(self) -> None:
         """Gives the place back; nothing happens where it has been used up."""
         self._host._policy.withdraw(self._served.name, self._job)
@@ -158,6 +164,7 @@ class Host:
         self._served: dict[str, _Served] = {}
         self._runs: set[_Run] = set()
         self.way_back = WayBack()  # told by whoever sends the answers
+        self.tracing: Tracing | None = None
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.TimerHandle | None = None  # where the policy wants to be asked again
         self._wake_s = math.inf
@@ -377,6 +384,10 @@ class Host:
         else:
             self._answer_batch(served, batch, outcome, done_s, seconds)
         served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
+        if self.tracing is not None:
+            jobs = [call for call, _, _ in batch.portions if isinstance(call, _Job)]
+            if traces := [job.trace for job in jobs if job.trace is not None]:
+                self.tracing.batch(served.name, batch.rows, run.started_s, done_s, traces)
         if not served.running and served.name not in self._served:
             served.drained.set()
 

@@ -104,6 +104,17 @@ class Settings:
         "whether callers may lend shared memory; then any caller has the server read and write "
         "what it may in /dev/shm",
     )
+    trace_endpoint: str = option(
+        "",
+        "HOST:PORT of an OpenTelemetry collector (OTLP over gRPC) that gets traces of calls; empty "
+        "traces none; needs the extra otel",
+    )
+    trace_ratio: float = option(
+        0.01,
+        "share of the calls to trace whose callers leave it open; the others say by traceparent",
+        least=0,
+        most=1,
+    )
     grace_s: float = option(
         30.0, "seconds that accepted calls have to finish after SIGTERM", least=0, most=86_400
     )

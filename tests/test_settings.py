@@ -11,7 +11,12 @@ from server.images import ImageLimits
 from server.settings import PREFIX, Settings, parse
 
 TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b"}
-NUMBERS = {"queue_rows": 700, "max_bytes_in_progress": 2_000_000_000, "max_message_bytes": 5000}
+NUMBERS = {
+    "queue_rows": 700,
+    "max_bytes_in_progress": 2_000_000_000,
+    "max_message_bytes": 5000,
+    "trace_ratio": 1,
+}
 
 
 def other_than_default(entry: Any) -> str:

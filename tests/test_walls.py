@@ -25,6 +25,7 @@ FORBIDDEN = {
 LAYERS = (
     {"errors", "settings", "logs", "containers", "cuda", "gpu"},
     {"precision", "metrics"},
+    {"tracing"},
     {"engines", "images"},
     {"repository", "schedule", "shared_memory"},
     {"golden", "host"},
@@ -42,6 +43,7 @@ LIBRARIES = {  # each is seen by one file
     "tensorrt_rtx_bindings": "server/engines/tensorrt.py",
     "cuda": "server/cuda.py",
     "pynvml": "server/gpu.py",
+    "opentelemetry": "server/tracing.py",
 }
 
 TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "proto", "starlette", "uvicorn"}
@@ -50,7 +52,7 @@ TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "proto", "starl
 NOT_FOR_SERVING = {
     *{"torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "sklearn", "skimage", "scipy"},
     *{"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "cuda", "pynvml", "ml_dtypes"},
-    *{"safetensors", "rich", "pandas", "matplotlib", "grpc_tools", "model_repo"},
+    *{"opentelemetry", "safetensors", "rich", "pandas", "matplotlib", "grpc_tools", "model_repo"},
 }
 
 SERVE_WITHOUT = """
@@ -150,7 +152,7 @@ def test_the_policy_is_pure() -> None:
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
-def test_a_backends_library_is_seen_by_its_own_file_alone(library: str) -> None:
+def test_a_library_is_seen_by_its_own_file_alone(library: str) -> None:
     for package in ("server", "clients") if library == "torch" else ("server", "model_repo"):
         for source in sources(package):
             assert library not in roots(source) or name_of(source) == LIBRARIES[library]

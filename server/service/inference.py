@@ -38,14 +38,11 @@ class Classified:
         model, call, answer = self._model, self._call, self.answer
         respond_s = ended_s - answer.done_s
         model.host.way_back.learn(respond_s)
-        call.after(
-            model.metrics.answered,
-            self._images,
-            self.decoded_s - call.arrived_s,
-            answer.queue_s,
-            answer.compute_s,
-            respond_s,
-        )
+        decode_s = self.decoded_s - call.arrived_s
+        phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
+        call.after(model.metrics.answered, self._images, *phases_s)
+        if call.trace is not None:
+            call.trace.phases(model.name, self._images, *phases_s)
         return ended_s
 
     def spoiled(self) -> None:
@@ -88,6 +85,8 @@ class Inference:
         """
         try:
             place = model.host.admit(model.key, images, deadline_s=deadline_s, priority=priority)
+            if call.trace is not None:
+                place.trace(call.trace)
             try:
                 rows = await pixels()
             except BaseException:

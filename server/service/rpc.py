@@ -39,6 +39,7 @@ from server.errors import (
 from server.host import clock
 from server.metrics import Metrics
 from server.service.wire import has_more_fields
+from server.tracing import Trace, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,16 @@ Method = Callable[[Any, "Call"], Awaitable[Message]]
 class Call:
     """What an RPC knows of the call it answers, and what the counting learns from it."""
 
-    __slots__ = ("_soon", "arrived_s", "deadline_s", "model", "request_id", "stage", "version")
+    __slots__ = (
+        "_soon",
+        "arrived_s",
+        "deadline_s",
+        "model",
+        "request_id",
+        "stage",
+        "trace",
+        "version",
+    )
 
     def __init__(self, arrived_s: float, deadline_s: float) -> None:
         self.arrived_s = arrived_s
@@ -82,6 +92,7 @@ class Call:
         self.version = ""
         self.request_id = ""  # set where a stream's answer is to bring it back
         self.stage = "decode"  # where it is: decode, queue or compute
+        self.trace: Trace | None = None  # of a call that is traced
         self._soon = asyncio.get_running_loop().call_soon
 
     def after(self, record: Callable[..., None], *values: Any) -> None:
@@ -154,6 +165,7 @@ def handlers(
     *,
     streams: Streams | None = None,
     without: Set[str] = frozenset(),
+    tracing: Tracing | None = None,
 ) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
     """A handler for each method of `service`, by name, from the coroutines of `implementation`;
     methods `without` one are UNIMPLEMENTED."""
@@ -173,7 +185,7 @@ def handlers(
             stream = _streaming(answering, streams)
             found[method.name] = grpc.stream_stream_rpc_method_handler(stream)
         else:
-            found[method.name] = grpc.unary_unary_rpc_method_handler(_unary(answering))
+            found[method.name] = grpc.unary_unary_rpc_method_handler(_unary(answering, tracing))
     return found
 
 
@@ -192,7 +204,7 @@ class Tally:
         if duration is None:
             duration = self._metrics.request_duration.labels(call.model, self._method)
             self._durations[call.model] = duration
-        duration.observe(seconds)
+        duration.observe(seconds, None if call.trace is None else call.trace.exemplar)
 
     def refused(self, call: Call, error: ServingError) -> None:
         self.count(call, STATUS[type(error)])
@@ -219,6 +231,8 @@ class Tally:
             )
             self._counters[key] = counter
         counter.inc()
+        if call.trace is not None:
+            call.trace.end(code.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,11 +274,14 @@ class _Unexpected(Exception):
     MESSAGE = "internal error"
 
 
-def _unary(answering: _Answering) -> Any:
+def _unary(answering: _Answering, tracing: Tracing | None) -> Any:
     async def answer(data: bytes, context: _Context) -> bytes:
         arrived_s = clock()
         left_s = context.time_remaining()
         call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
+        if tracing is not None:
+            metadata: Any = context.invocation_metadata()
+            call.trace = tracing.begin(answering.name, metadata or (), arrived_s)
         try:
             return await answering.response(data, call, left_s)
         except ServingError as error:
