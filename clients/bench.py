@@ -136,7 +136,7 @@ async def find_max_rate(session: Session) -> float | None:
             return None
         if await met(best_hz, asked.plan.seed + 1 + number):
             return best_hz
-        best_hz *= 1 - asked.tolerance * (number + 1)
+        best_hz /= 1 + asked.tolerance * (number + 1)
     return None
 
 
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             result, status = mlperf.run(asked, console)
         else:
             result, reports, status = run_loop(work(asked, console))
-        _write(asked, result, reports, list(sys.argv if argv is None else ["bench.py", *argv]))
+        write(asked, result, reports, list(sys.argv if argv is None else ["bench.py", *argv]))
     except (ClassifierError, Unaskable, SenderDied) as error:
         return _fail(str(error))
     except (OSError, ImportError) as error:
@@ -240,9 +240,10 @@ def _check_outputs(asked: Asked) -> None:
             raise FileNotFoundError(f"there is no folder {Path(path).parent} for {path}")
 
 
-def _write(
+def write(
     asked: Asked, result: dict[str, Any], reports: Sequence[Report], command: Sequence[str]
 ) -> None:
+    """The files that were asked for; the page names the command. Raises OSError."""
     from clients import files, page
 
     if asked.json_to:

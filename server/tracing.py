@@ -15,7 +15,7 @@ from typing import Any
 from server.metrics import PHASES
 
 HEADERS = ("traceparent", "tracestate")
-EXPORT_S = 5.0  # for one export; at the end the spans that are left get one
+EXPORT_S = 2.0  # for one export; at the end the spans that are left get one
 
 
 class TracingMissing(Exception):
