@@ -184,12 +184,12 @@ async def test_both_protocols_measure_one_server_and_its_own_counters_agree(
     assert report.metrics is not None, report.metrics_missing
     assert report.summary.counts.keys() == {"OK"}
     # Read at the window's edges, so calls on their way then may stand on either side.
-    assert abs(report.metrics.calls - report.summary.succeeded) <= 8
+    assert abs(report.metrics.calls - report.summary.succeeded) <= 20
     assert report.metrics.images == 3 * report.metrics.calls
     assert report.server.answered_by == {("tiny", "1", True)}
     assert report.metrics.cpu_s is not None
     assert report.server_cpu_s is not None
-    assert report.server_cpu_s == pytest.approx(report.metrics.cpu_s, abs=0.1)
+    assert report.server_cpu_s == pytest.approx(report.metrics.cpu_s, abs=0.3)
     told = report.as_json()["server_metrics"]
     assert told["phases_ms"]["compute"]["p50"] <= told["phases_ms"]["compute"]["p99"]
 
