@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--precisions", default="", help="with commas; else fp16,bf16")
     parser.add_argument("--backend", default="auto", help="auto, tensorrt, inductor or openvino")
     parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing after so many")
-    parser.add_argument("--seconds", type=float, default=1.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument(
         "--peak-tflops",
         type=float,

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import median, quantiles
 from typing import Any
 
@@ -27,7 +28,7 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
 from server import golden, repository
 from server.cuda import Absent, Cuda
-from server.engines import Engine, Pixels, Target, backend, cores, infer
+from server.engines import Engine, Outputs, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
 from server.images import InputSpec
 from tests.bench_serving import keep_busy, served_engine
@@ -38,6 +39,7 @@ COMPILED = ("resnet50", "vgg16")  # beside torch.compile too, which takes its ti
 SERVED = "resnet50"
 IMAGES_A_CALL = (1, 8, 64)
 BAD_LOADS = 200
+FROM_GRAPHS = ("tensorrt", "openvino")  # to whose engines another precision's can be added
 COPY_BYTES = 256 << 20
 
 Results = dict[str, Any]
@@ -143,16 +145,17 @@ def pictures(spec: InputSpec) -> Pixels:
 
 
 def built(lane: Lane, name: str, precision: str) -> Results:
-    """Builds and publishes; the golden check is part of it."""
+    """Builds and publishes, or adds to what has been; the golden check is part of it."""
     order = Order(
         repo=lane.repo,
         backend=lane.backend,
         precision=precision,
         weights="random:0",
         images=pictures,
+        add=lane.backend in FROM_GRAPHS and (lane.repo / name).is_dir(),
     )
     made = build(name, order)
-    (record,) = made.manifest.engines
+    record = made.manifest.engines[-1]
     return {
         "engine": record.name,
         "seconds": made.seconds,
@@ -166,7 +169,7 @@ def newest(lane: Lane, name: str) -> Iterator[tuple[Engine, repository.Version]]
     """The engine that was built last."""
     version = next(version for version in repository.scan(lane.repo) if version.model == name)
     assert version.manifest is not None, version.reason
-    (record,) = version.manifest.engines
+    record = version.manifest.engines[-1]
     shape = version.manifest.input.spec().shape
     engine = backend(record.backend).load(version.folder, record, shape, threads=cores())
     try:
@@ -182,8 +185,37 @@ def parity(engine: Engine, version: repository.Version) -> dict[str, float]:
     assert version.manifest is not None
     truth = repository.read_golden(version.folder, version.manifest)
     sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
-    precision = version.manifest.engines[0].precision
+    precision = version.manifest.engines[-1].precision
     return golden.check(engine, truth, precision, sizes)
+
+
+def contract(engine: Engine, version: repository.Version) -> None:
+    """What server.engines promises of every engine: forms, answers to keep, instances side by side.
+
+    Raises AssertionError.
+    """
+    assert version.manifest is not None
+    pixels = repository.read_golden(version.folder, version.manifest).pixels
+    first = engine.instances[0]
+    for rows in range(1, min(len(pixels), engine.max_batch) + 1):
+        answer = infer(first, pixels[:rows])
+        forms = [(array.shape[0], array.dtype.name) for array in answer]
+        assert forms == [(rows, "int32"), (rows, "float32"), (rows, "float32")], forms
+    kept = [array.copy() for array in answer]
+    infer(first, pixels[::-1][:1])
+    assert all(map(np.array_equal, answer, kept)), "a later batch changed an answer"
+    alone = [infer(first, pixels[n : n + 1]).classes[0, 0] for n in range(len(pixels))]
+    for _ in range(20):
+        finished: list[SimpleQueue[Outputs | Exception]] = []
+        for n, instance in enumerate(engine.instances):
+            instance.pixels[:1] = pixels[n : n + 1]
+            finished.append(SimpleQueue())
+            instance.start(1, finished[-1].put)
+        for n, queue in enumerate(finished):
+            outcome = queue.get()
+            assert isinstance(outcome, Outputs), outcome
+            assert outcome.classes[0, 0] == alone[n], "instances disturb each other"
+            assert queue.empty(), "a start was answered twice"
 
 
 def speed(lane: Lane, engine: Engine, name: str) -> list[Results]:
@@ -292,7 +324,7 @@ def bad_plans(lane: Lane, name: str) -> Results:
     with newest(lane, name) as (_, version):
         pass
     assert version.manifest is not None
-    (record,) = version.manifest.engines
+    record = version.manifest.engines[-1]
     folder = lane.out / "damaged"
     folder.mkdir(exist_ok=True)
     content = bytearray((version.folder / record.files[0].name).read_bytes())
@@ -391,6 +423,7 @@ def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
             def checked(name: str = name, found: Results = found) -> None:
                 with newest(lane, name) as (engine, version):
                     found["parity"] = parity(engine, version)
+                    contract(engine, version)
                     found["speed"] = speed(lane, engine, name)
 
             lane.step(f"{name} {precision} checked and timed", checked)
@@ -516,7 +549,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--models", default="")
     parser.add_argument("--precisions", default="")
     parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--peak-tflops", type=float, default=990.0)
     given = parser.parse_args(arguments)
     if given.probe:

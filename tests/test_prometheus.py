@@ -26,7 +26,9 @@ import yaml
 
 from clients.measure import Report, measure
 from clients.plan import Kind, Plan
+from server.gpu import Gpus
 from server.metrics import SECONDS
+from tests.readme_tables import OneGpu
 from tests.serving import Served, publish, serve
 from tests.test_queueing import load
 
@@ -195,6 +197,7 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
         serve(tmp_path / "engines", load=load, queue_rows=8, max_images_per_call=8) as served,
         scraping(served, tmp_path) as prometheus,
     ):
+        served.server.metrics.read_gpus(Gpus(OneGpu()))
         await prometheus.becomes("up", 1)  # it looks for its targets every five seconds
         reports = [await measure(plan) for plan in plans(served)]
         calls = 'convserve_requests_total{method=~"Classify|ModelInfer", code="%s"}'

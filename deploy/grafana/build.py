@@ -57,6 +57,11 @@ def quantile(share: float, name: str, by: str, labels: str = HERE) -> str:
     )
 
 
+def gpu(name: str) -> str:
+    """What NVML tells; a server without a GPU has none of it."""
+    return f"max by (gpu, instance) (convserve_gpu_{name}{{{INSTANCE}}})"
+
+
 def ratio(part: str, whole: str) -> str:
     """0 where there is nothing to divide by: nobody calls, nothing goes wrong."""
     return f"({part}) / ({whole} > 0) or 0 * ({whole})"
@@ -461,6 +466,58 @@ DEVICE = (
         expressions={
             "{{instance}}": f"time() - max by (instance) (process_start_time_seconds{{{PROCESS}}})"
         },
+    ),
+    Panel(
+        title="Filling up",
+        description="Share of the rows computed that only fill a batch up to one of its sizes.",
+        unit="percentunit",
+        most=1,
+        expressions={
+            "{{model}}": ratio(
+                rate("convserve_padded_rows_total", "model", INSTANCE),
+                f"{rate('convserve_batch_rows_sum', 'model', INSTANCE)} + "
+                f"{rate('convserve_padded_rows_total', 'model', INSTANCE)}",
+            )
+        },
+    ),
+    Panel(
+        title="Engines that are not the best",
+        description="1 where a better engine of the version does not serve; the server's log and "
+        "ListModels say why.",
+        unit="short",
+        most=1,
+        expressions={
+            "{{model}} by {{backend}}": "max by (model, backend) "
+            f"(convserve_engine_fallback{{{INSTANCE}}})"
+        },
+    ),
+    Panel(
+        title="GPU at work",
+        description="Share of the last moment in which some kernel ran, as NVML tells it.",
+        unit="percentunit",
+        most=1,
+        expressions={"{{gpu}} {{instance}}": gpu("busy_ratio")},
+    ),
+    Panel(
+        title="GPU memory",
+        description="In use by whomever, and what there is.",
+        unit="bytes",
+        expressions={
+            "used {{gpu}} {{instance}}": gpu("memory_used_bytes"),
+            "of {{gpu}} {{instance}}": gpu("memory_total_bytes"),
+        },
+    ),
+    Panel(
+        title="GPU power",
+        description="Drawn by the whole card. Far below its limit while busy: kernels are small.",
+        unit="watt",
+        expressions={"{{gpu}} {{instance}}": gpu("power_watts")},
+    ),
+    Panel(
+        title="GPU temperature",
+        description="Of the chip. Hot ones lower their clocks.",
+        unit="celsius",
+        expressions={"{{gpu}} {{instance}}": gpu("temperature_celsius")},
     ),
 )
 
