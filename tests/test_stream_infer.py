@@ -167,7 +167,7 @@ async def test_the_deadline_of_a_stream_is_that_of_its_calls(tmp_path: Path) -> 
     publish(tmp_path)
     engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (served, _):
-        stream = opened(served, timeout=0.3)
+        stream = opened(served, timeout=1)
         await say(stream, [request(1)])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
