@@ -22,7 +22,7 @@ DEV := $(VENV)/.installed-dev
 DEMO_MODELS := lenet5 resnet18
 CODE := server model_repo clients deploy tests
 # What an engine depends on.
-BUILDER := pyproject.toml server/repository.py server/golden.py server/images.py \
+BUILDER := pyproject.toml server/repository/__init__.py server/golden.py server/images.py \
 	$(wildcard server/engines/*.py model_repo/*.py model_repo/architectures/*.py \
 	model_repo/cards/*.toml model_repo/labels/*.txt)
 

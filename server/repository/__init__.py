@@ -5,6 +5,7 @@
                              golden.npz       inputs with the answers of eager float32 PyTorch
                              labels.txt       one class name a line
                              <engine files>   one or more for each engine
+    <root>/<model>/serving.json               what of it is to be served; see server.repository.plan
 
 A version is written into a hidden folder beside its place, synced to disk and renamed: a reader
 sees all of it or nothing, whenever the writer stops. Versions are integers and a published one does
@@ -160,6 +161,7 @@ class Version(NamedTuple):
     folder: Path
     manifest: Manifest | None
     reason: str  # why it can't be used, where there is no manifest; else empty
+    stamp: tuple[int, int] = (0, 0)  # entries, and when one last changed: a failure is not for ever
 
 
 class Stray(NamedTuple):
@@ -256,12 +258,16 @@ def verify(folder: Path, manifest: Manifest, engine: EngineRecord | None = None)
         for file in other.files
     }
     for record in manifest.files():
-        if record.name in unread:
-            continue
-        path = folder / record.name
-        _check_size(path, record)
-        if _sha256(path) != record.sha256:
-            raise Unsound(f"{record.name} is not what was published: its sha256 differs")
+        if record.name not in unread:
+            verify_file(folder, record)
+
+
+def verify_file(folder: Path, record: FileRecord) -> None:
+    """Compares the contents of one file with its record. Raises Unsound."""
+    path = folder / record.name
+    _check_size(path, record)
+    if _sha256(path) != record.sha256:
+        raise Unsound(f"{record.name} is not what was published: its sha256 differs")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
@@ -362,7 +368,16 @@ def _version(path: Path) -> Version:
         manifest = read(path)
     except Unsound as error:
         reason = str(error)
-    return Version(path.parent.name, int(path.name), path, manifest, reason)
+    return Version(path.parent.name, int(path.name), path, manifest, reason, _stamp(path))
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """How many entries a folder has, and when it or one of them last changed, in nanoseconds."""
+    try:
+        changed = [entry.stat(follow_symlinks=False).st_mtime_ns for entry in os.scandir(folder)]
+        return len(changed), max([folder.lstat().st_mtime_ns, *changed])
+    except OSError:
+        return 0, 0
 
 
 def _not_a_model(home: Path) -> str:
@@ -428,13 +443,13 @@ def staging(root: Path, model: str) -> Iterator[Path]:
     home = root / model
     home.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
-        with _locked(home):
+        with locked(home):
             for left in home.glob(".staging-*"):
-                with suppress(OSError), _locked(left, wait=False):
+                with suppress(OSError), locked(left, wait=False):
                     shutil.rmtree(left)
             folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
             held.callback(shutil.rmtree, folder, ignore_errors=True)
-            held.enter_context(_locked(folder))  # how the next writer knows that we live
+            held.enter_context(locked(folder))  # how the next writer knows that we live
         folder.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user out
         yield folder
 
@@ -446,7 +461,7 @@ def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
     Raises Unsound when the folder does not hold exactly the files of the manifest.
     """
     home = root / manifest.model
-    with _locked(home):
+    with locked(home):
         taken = (int(path.name) for path in home.iterdir() if VERSION_NAME.fullmatch(path.name))
         version = max(taken, default=0) + 1
         manifest = msgspec.structs.replace(manifest, format=FORMAT, version=version)
@@ -461,13 +476,13 @@ def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
             raise Unsound(f"{sorted(unnamed)[0]} is not named in {MANIFEST}")
         for path in staged.iterdir():
             path.chmod(0o644)
-            _sync(path)
-        _sync(staged)
+            sync(path)
+        sync(staged)
         staged.rename(home / str(version))
-        _sync(home)
-    _sync(root)
+        sync(home)
+    sync(root)
     with suppress(OSError):  # where `root` is new too; not everybody may read the folder above
-        _sync(root.resolve().parent)
+        sync(root.resolve().parent)
     return manifest
 
 
@@ -532,7 +547,9 @@ def write_golden(path: Path, golden: Golden) -> None:
 
 
 @contextmanager
-def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """No other writer is in the folder meanwhile. Raises OSError, also where one is and we do not
+    wait."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -541,7 +558,8 @@ def _locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Has the file, or the folder's names, on disk for good."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
