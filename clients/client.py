@@ -163,7 +163,7 @@ class ModelInfo:
 
     name: str
     version: int
-    state: str  # LOADING, READY, FAILED or NOT_LOADED
+    state: str  # a name of the contract's Model.State, as READY
     reason: str
     architecture: str
     trained: bool

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/classify.proto\x12\x0c\x63onvserve.v1\"\xb4\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12#\n\x06images\x18\x03 \x03(\x0b\x32\x13.convserve.v1.Image\x12\'\n\x06pixels\x18\x04 \x01(\x0b\x32\x17.convserve.v1.RawImages\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\r\"L\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12%\n\x03raw\x18\x02 \x01(\x0b\x32\x16.convserve.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"I\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\tRawImages\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xac\x01\n\x10\x43lassifyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.Classification\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12$\n\x06timing\x18\x05 \x01(\x0b\x32\x14.convserve.v1.Timing\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"6\n\x0e\x43lassification\x12$\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x13.convserve.v1.Class\":\n\x05\x43lass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"g\n\x06Timing\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_rows\x18\x05 \x03(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.convserve.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\x84\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.convserve.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0f\n\x07trained\x18\x06 \x01(\x08\x12\x0f\n\x07weights\x18\x07 \x01(\t\x12\x0e\n\x06height\x18\x08 \x01(\r\x12\r\n\x05width\x18\t \x01(\r\x12\x10\n\x08\x63hannels\x18\n \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0b \x01(\r\x12\r\n\x05top_k\x18\x0c \x01(\r\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x0e \x01(\t\x12\x11\n\tprecision\x18\x0f \x01(\t\x12\x0e\n\x06labels\x18\x10 \x03(\t\"R\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0e\n\nNOT_LOADED\x10\x04\x32\xe8\x01\n\nClassifier\x12I\n\x08\x43lassify\x12\x1d.convserve.v1.ClassifyRequest\x1a\x1e.convserve.v1.ClassifyResponse\x12O\n\nListModels\x12\x1f.convserve.v1.ListModelsRequest\x1a .convserve.v1.ListModelsResponse\x12>\n\x08GetModel\x12\x1d.convserve.v1.GetModelRequest\x1a\x13.convserve.v1.Modelb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14proto/classify.proto\x12\x0c\x63onvserve.v1\"\xc3\x01\n\x0f\x43lassifyRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12#\n\x06images\x18\x03 \x03(\x0b\x32\x13.convserve.v1.Image\x12\'\n\x06pixels\x18\x04 \x01(\x0b\x32\x17.convserve.v1.RawImages\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08priority\x18\x07 \x01(\r\x12\r\n\x05label\x18\x08 \x01(\t\"L\n\x05Image\x12\x11\n\x07\x65ncoded\x18\x01 \x01(\x0cH\x00\x12%\n\x03raw\x18\x02 \x01(\x0b\x32\x16.convserve.v1.RawImageH\x00\x42\t\n\x07\x63ontent\"I\n\x08RawImage\x12\x0e\n\x06height\x18\x01 \x01(\r\x12\r\n\x05width\x18\x02 \x01(\r\x12\x10\n\x08\x63hannels\x18\x03 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"Y\n\tRawImages\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12\x0e\n\x06height\x18\x02 \x01(\r\x12\r\n\x05width\x18\x03 \x01(\r\x12\x10\n\x08\x63hannels\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\xac\x01\n\x10\x43lassifyResponse\x12-\n\x07results\x18\x01 \x03(\x0b\x32\x1c.convserve.v1.Classification\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x0f\n\x07trained\x18\x04 \x01(\x08\x12$\n\x06timing\x18\x05 \x01(\x0b\x32\x14.convserve.v1.Timing\x12\x12\n\nrequest_id\x18\x06 \x01(\t\"6\n\x0e\x43lassification\x12$\n\x07\x63lasses\x18\x01 \x03(\x0b\x32\x13.convserve.v1.Class\":\n\x05\x43lass\x12\r\n\x05index\x18\x01 \x01(\r\x12\r\n\x05label\x18\x02 \x01(\t\x12\x13\n\x0bprobability\x18\x03 \x01(\x02\"g\n\x06Timing\x12\x11\n\tdecode_ms\x18\x01 \x01(\x01\x12\x10\n\x08queue_ms\x18\x02 \x01(\x01\x12\x12\n\ncompute_ms\x18\x03 \x01(\x01\x12\x10\n\x08total_ms\x18\x04 \x01(\x01\x12\x12\n\nbatch_rows\x18\x05 \x03(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.convserve.v1.Model\"1\n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\"\xc7\x03\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12(\n\x05state\x18\x03 \x01(\x0e\x32\x19.convserve.v1.Model.State\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x05 \x01(\t\x12\x0f\n\x07trained\x18\x06 \x01(\x08\x12\x0f\n\x07weights\x18\x07 \x01(\t\x12\x0e\n\x06height\x18\x08 \x01(\r\x12\r\n\x05width\x18\t \x01(\r\x12\x10\n\x08\x63hannels\x18\n \x01(\r\x12\x0f\n\x07\x63lasses\x18\x0b \x01(\r\x12\r\n\x05top_k\x18\x0c \x01(\r\x12\x11\n\tmax_batch\x18\r \x01(\r\x12\x0f\n\x07\x62\x61\x63kend\x18\x0e \x01(\t\x12\x11\n\tprecision\x18\x0f \x01(\t\x12\x0e\n\x06labels\x18\x10 \x03(\t\x12\x16\n\x0eversion_labels\x18\x11 \x03(\t\"}\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07LOADING\x10\x01\x12\t\n\x05READY\x10\x02\x12\n\n\x06\x46\x41ILED\x10\x03\x12\x0f\n\x0bUNAVAILABLE\x10\x04\x12\x0c\n\x08\x43HECKING\x10\x05\x12\x0c\n\x08\x44RAINING\x10\x06\x12\x0c\n\x08UNLOADED\x10\x07\x32\xe8\x01\n\nClassifier\x12I\n\x08\x43lassify\x12\x1d.convserve.v1.ClassifyRequest\x1a\x1e.convserve.v1.ClassifyResponse\x12O\n\nListModels\x12\x1f.convserve.v1.ListModelsRequest\x1a .convserve.v1.ListModelsResponse\x12>\n\x08GetModel\x12\x1d.convserve.v1.GetModelRequest\x1a\x13.convserve.v1.Modelb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,31 +32,31 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.classify_pb2', _globa
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CLASSIFYREQUEST']._serialized_start=39
-  _globals['_CLASSIFYREQUEST']._serialized_end=219
-  _globals['_IMAGE']._serialized_start=221
-  _globals['_IMAGE']._serialized_end=297
-  _globals['_RAWIMAGE']._serialized_start=299
-  _globals['_RAWIMAGE']._serialized_end=372
-  _globals['_RAWIMAGES']._serialized_start=374
-  _globals['_RAWIMAGES']._serialized_end=463
-  _globals['_CLASSIFYRESPONSE']._serialized_start=466
-  _globals['_CLASSIFYRESPONSE']._serialized_end=638
-  _globals['_CLASSIFICATION']._serialized_start=640
-  _globals['_CLASSIFICATION']._serialized_end=694
-  _globals['_CLASS']._serialized_start=696
-  _globals['_CLASS']._serialized_end=754
-  _globals['_TIMING']._serialized_start=756
-  _globals['_TIMING']._serialized_end=859
-  _globals['_LISTMODELSREQUEST']._serialized_start=861
-  _globals['_LISTMODELSREQUEST']._serialized_end=880
-  _globals['_LISTMODELSRESPONSE']._serialized_start=882
-  _globals['_LISTMODELSRESPONSE']._serialized_end=939
-  _globals['_GETMODELREQUEST']._serialized_start=941
-  _globals['_GETMODELREQUEST']._serialized_end=990
-  _globals['_MODEL']._serialized_start=993
-  _globals['_MODEL']._serialized_end=1381
-  _globals['_MODEL_STATE']._serialized_start=1299
-  _globals['_MODEL_STATE']._serialized_end=1381
-  _globals['_CLASSIFIER']._serialized_start=1384
-  _globals['_CLASSIFIER']._serialized_end=1616
+  _globals['_CLASSIFYREQUEST']._serialized_end=234
+  _globals['_IMAGE']._serialized_start=236
+  _globals['_IMAGE']._serialized_end=312
+  _globals['_RAWIMAGE']._serialized_start=314
+  _globals['_RAWIMAGE']._serialized_end=387
+  _globals['_RAWIMAGES']._serialized_start=389
+  _globals['_RAWIMAGES']._serialized_end=478
+  _globals['_CLASSIFYRESPONSE']._serialized_start=481
+  _globals['_CLASSIFYRESPONSE']._serialized_end=653
+  _globals['_CLASSIFICATION']._serialized_start=655
+  _globals['_CLASSIFICATION']._serialized_end=709
+  _globals['_CLASS']._serialized_start=711
+  _globals['_CLASS']._serialized_end=769
+  _globals['_TIMING']._serialized_start=771
+  _globals['_TIMING']._serialized_end=874
+  _globals['_LISTMODELSREQUEST']._serialized_start=876
+  _globals['_LISTMODELSREQUEST']._serialized_end=895
+  _globals['_LISTMODELSRESPONSE']._serialized_start=897
+  _globals['_LISTMODELSRESPONSE']._serialized_end=954
+  _globals['_GETMODELREQUEST']._serialized_start=956
+  _globals['_GETMODELREQUEST']._serialized_end=1005
+  _globals['_MODEL']._serialized_start=1008
+  _globals['_MODEL']._serialized_end=1463
+  _globals['_MODEL_STATE']._serialized_start=1338
+  _globals['_MODEL_STATE']._serialized_end=1463
+  _globals['_CLASSIFIER']._serialized_start=1466
+  _globals['_CLASSIFIER']._serialized_end=1698
 # @@protoc_insertion_point(module_scope)

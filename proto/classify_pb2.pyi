@@ -35,6 +35,7 @@ class ClassifyRequest(_message.Message):
     TOP_K_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    LABEL_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """Name of the model, as ListModels gives it. Required."""
     version: _builtins.int
@@ -48,6 +49,11 @@ class ClassifyRequest(_message.Message):
     priority: _builtins.int
     """Who goes first while calls wait: 0 is the usual, 9 the most urgent. Among equals the earliest
     deadline goes first; calls of a lower priority get what the higher ones leave.
+    """
+    label: _builtins.str
+    """Instead of a version: "stable" is the one that most calls get, "canary" the one on trial.
+    Empty, and without a version: the canary gets its percentage of the calls, the stable one the
+    rest; calls with the same request_id always go to the same of the two.
     """
     @_builtins.property
     def images(self) -> _containers.RepeatedCompositeFieldContainer[Global___Image]:
@@ -69,10 +75,11 @@ class ClassifyRequest(_message.Message):
         top_k: _builtins.int = ...,
         request_id: _builtins.str = ...,
         priority: _builtins.int = ...,
+        label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pixels", b"pixels"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "model", b"model", "pixels", b"pixels", "priority", b"priority", "request_id", b"request_id", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["images", b"images", "label", b"label", "model", b"model", "pixels", b"pixels", "priority", b"priority", "request_id", b"request_id", "top_k", b"top_k", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -397,25 +404,41 @@ class Model(_message.Message):
         STATE_UNSPECIFIED: Model._State.ValueType  # 0
         """Never sent."""
         LOADING: Model._State.ValueType  # 1
-        """Being loaded and checked."""
+        """Its files are compared with what was published, and its engine is made."""
         READY: Model._State.ValueType  # 2
         """Gave the golden answers on this machine and answers calls."""
         FAILED: Model._State.ValueType  # 3
         """Cannot answer; `reason` says why."""
-        NOT_LOADED: Model._State.ValueType  # 4
-        """Sound, but another version is served; a call cannot name it."""
+        UNAVAILABLE: Model._State.ValueType  # 4
+        """Known and not loaded, as where another version is served; a call cannot name it."""
+        CHECKING: Model._State.ValueType  # 5
+        """Its engine is loaded and has yet to give the golden answers; then it is timed."""
+        DRAINING: Model._State.ValueType  # 6
+        """Takes no new calls and finishes those it has; or waits loaded, for the version that took its
+        place to prove itself.
+        """
+        UNLOADED: Model._State.ValueType  # 7
+        """Answered once; its engine is closed."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Model.State.ValueType  # 0
     """Never sent."""
     LOADING: Model.State.ValueType  # 1
-    """Being loaded and checked."""
+    """Its files are compared with what was published, and its engine is made."""
     READY: Model.State.ValueType  # 2
     """Gave the golden answers on this machine and answers calls."""
     FAILED: Model.State.ValueType  # 3
     """Cannot answer; `reason` says why."""
-    NOT_LOADED: Model.State.ValueType  # 4
-    """Sound, but another version is served; a call cannot name it."""
+    UNAVAILABLE: Model.State.ValueType  # 4
+    """Known and not loaded, as where another version is served; a call cannot name it."""
+    CHECKING: Model.State.ValueType  # 5
+    """Its engine is loaded and has yet to give the golden answers; then it is timed."""
+    DRAINING: Model.State.ValueType  # 6
+    """Takes no new calls and finishes those it has; or waits loaded, for the version that took its
+    place to prove itself.
+    """
+    UNLOADED: Model.State.ValueType  # 7
+    """Answered once; its engine is closed."""
 
     NAME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
@@ -433,6 +456,7 @@ class Model(_message.Message):
     BACKEND_FIELD_NUMBER: _builtins.int
     PRECISION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    VERSION_LABELS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name, as calls give it: lower-case letters, digits, "_", "." and "-", 64 at most."""
     version: _builtins.int
@@ -440,8 +464,8 @@ class Model(_message.Message):
     state: Global___Model.State.ValueType
     """Where it stands."""
     reason: _builtins.str
-    """In plain words: why the state is FAILED or NOT_LOADED; where it is READY with another engine than
-    the best the version has, why those were passed over. Else empty.
+    """In plain words, why it stands there; where it is READY with another engine than the best the
+    version has, why those were passed over. Empty where the state says it all.
     """
     architecture: _builtins.str
     """Name of the network, for example "resnet50"."""
@@ -469,6 +493,10 @@ class Model(_message.Message):
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the classes by index. Filled by GetModel only, where the state is READY."""
 
+    @_builtins.property
+    def version_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The labels that lead to this version now: "stable", "canary"."""
+
     def __init__(
         self,
         *,
@@ -488,10 +516,11 @@ class Model(_message.Message):
         backend: _builtins.str = ...,
         precision: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
+        version_labels: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "weights", b"weights", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "version_labels", b"version_labels", "weights", b"weights", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

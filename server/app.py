@@ -9,7 +9,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,15 +19,18 @@ from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
 
 from proto import classify_pb2, open_inference_pb2
-from server import repository
 from server.catalog import Catalog
 from server.engines import BACKENDS, Engine, cores
 from server.gpu import gpus
+from server.guard import Guard
 from server.host import Host
 from server.images import ImageLimits
 from server.loading import Loaded, load
 from server.metrics import Metrics
+from server.priority import giving_way
 from server.repository import Version
+from server.repository.plan import Found, VersionPolicy, look
+from server.rollout import Rollout
 from server.schedule import Deadline, Fixed, Policy
 from server.service import rpc, standard
 from server.service.classify import Classifier
@@ -69,7 +72,7 @@ class Running:
     http_port: int
     catalog: Catalog
     metrics: Metrics
-    hurry: asyncio.Event  # set it to end calls in progress without the rest of their grace
+    hurry: asyncio.Event  # set it to end calls in progress without the rest of notice and grace
     accepting: bool = True  # turned false by the first step of stopping
 
 
@@ -79,14 +82,16 @@ Load = Callable[..., Loaded]  # as server.loading.load
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then answers what was accepted. Raises CannotServe.
 
-    A second signal takes the rest of their grace from the calls in progress.
+    A second signal takes the rest of the notice, and of their grace from the calls in progress.
     """
     signals: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number.name)
     async with running(settings) as server:
-        log.info("stopping", extra={"signal": await signals.get(), "grace_s": settings.grace_s})
+        name = await signals.get()
+        notice_s, grace_s = settings.drain_notice, settings.grace_s
+        log.info("stopping", extra={"signal": name, "notice_s": notice_s, "grace_s": grace_s})
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.hurry.set)
     log.info("stopped")
@@ -94,12 +99,13 @@ async def serve(settings: Settings) -> None:
 
 @asynccontextmanager
 async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Running]:
-    """A server that listens at once and loads its models meanwhile; at the end it drains and stops.
+    """A server that listens at once and loads its models meanwhile; at the end it gives notice,
+    drains and stops.
 
     Raises CannotServe, out of the body too, when no model could be loaded. `load` turns a version
     into an engine, on a thread of its own.
     """
-    versions = _versions(settings)
+    policy, lying = _policy_of_versions(settings), _found(settings)
     threads = settings.threads or cores()
     metrics = Metrics()
     if (found := gpus()) is not None:
@@ -126,25 +132,32 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 ThreadPoolExecutor(1, "load") as loader,
                 _listening(settings.host, settings.http_port) as http_socket,
             ):
+
+                def load_behind(version: Version, checking: Callable[[], None]) -> Loaded:
+                    with giving_way():
+                        return load(
+                            version,
+                            only=settings.backend,
+                            threads=threads,
+                            stopping=stop_loading,
+                            rebuild=settings.rebuild_engines,
+                            checking=checking,
+                        )
+
                 catalog = Catalog(
-                    load=partial(
-                        load,
-                        only=settings.backend,
-                        threads=threads,
-                        stopping=stop_loading,
-                        rebuild=settings.rebuild_engines,
-                    ),
+                    load=load_behind,
                     loader=loader,
                     host_for=host_for,
                     metrics=metrics,
                     changed=lambda: health.changed(),
+                    policy=policy,
+                    probation_s=settings.probation_s,
+                    wanted=settings.serves,
                 )
+                rollout = Rollout(settings.repo, catalog, loader, settings.serves)
+                guard = Guard(catalog, metrics, loader, settings.golden_interval)
                 health = Health(partial(_serving, catalog))
-                metrics.read_queue_rows(
-                    lambda: {
-                        ready.name: ready.host.waiting(ready.key) for ready in catalog.serving()
-                    }
-                )
+                metrics.read_queue_rows(catalog.waiting)
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
                 inference = Inference(
                     decoders,
@@ -162,7 +175,12 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 classifier = Classifier(catalog, inference)
                 regions = Regions() if settings.allow_shared_memory else None
                 open_inference = OpenInference(
-                    catalog, inference, lambda: state.accepting and catalog.ready, intake, regions
+                    catalog,
+                    inference,
+                    lambda: state.accepting and catalog.ready,
+                    intake,
+                    regions,
+                    rollout if settings.model_control == "explicit" else None,
                 )
                 implementations: list[tuple[ServiceDescriptor, object]] = [
                     (CLASSIFIER, classifier),
@@ -204,16 +222,25 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 )
                 await server.start()
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))
-                loading = background.create_task(_load(catalog, versions))
+                watch = rollout if settings.model_control == "watch" else None
+                changing = [
+                    background.create_task(_load(catalog, lying, watch)),
+                    background.create_task(catalog.tend()),
+                    background.create_task(guard.run()),
+                ]
                 log.info("listening", extra={"port": state.port, "http_port": state.http_port})
                 try:
                     yield state
+                    state.accepting = False
+                    health.retire()
+                    await _within(settings.drain_notice, state.hurry)
                 finally:
                     state.accepting = False
                     health.stop()
                     stopping.set()
                     stop_loading.set()
-                    loading.cancel()
+                    for task in changing:
+                        task.cancel()
                     await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
                     await catalog.unload_all()
                     if regions is not None:
@@ -254,7 +281,15 @@ class HttpServer(uvicorn.Server):
         yield
 
 
-def _versions(settings: Settings) -> list[Version]:
+def _policy_of_versions(settings: Settings) -> VersionPolicy:
+    try:
+        return VersionPolicy.parse(settings.version_policy)
+    except ValueError as error:
+        raise CannotServe(f"version_policy {error}") from None
+
+
+def _found(settings: Settings) -> Found:
+    """What lies in the repository, as far as it is to be served. Raises CannotServe."""
     if settings.backend and settings.backend not in BACKENDS:
         raise CannotServe(
             f"backend {settings.backend!r} is unknown; there are {', '.join(BACKENDS)}"
@@ -265,7 +300,7 @@ def _versions(settings: Settings) -> list[Version]:
             f"python -m model_repo.build lenet5 --repo {settings.repo}"
         )
     try:
-        versions, strays = repository.scan(settings.repo), repository.strays(settings.repo)
+        versions, plans, strays = look(settings.repo)
     except OSError as error:
         raise CannotServe(
             f"the model repository {settings.repo} can't be read: {error.strerror}"
@@ -281,7 +316,9 @@ def _versions(settings: Settings) -> list[Version]:
             f"the model repository {settings.repo} holds no version of any model; build one: "
             f"python -m model_repo.build lenet5 --repo {settings.repo}"
         )
-    return [version for version in versions if not names or version.model in names]
+    if settings.model_control != "explicit":  # there the others may be asked for
+        versions = [version for version in versions if settings.serves(version.model)]
+    return Found(versions, plans, strays)
 
 
 def _policy(settings: Settings, units: int) -> Policy:
@@ -339,14 +376,23 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _load(catalog: Catalog, versions: list[Version]) -> None:
-    await catalog.load_all(versions)
+async def _load(catalog: Catalog, found: Found, watch: Rollout | None) -> None:
+    await catalog.follow(found.versions, found.plans)
     if not catalog.serving():
         reasons = (
             f"{status.model} version {status.version}: {status.reason}"
             for status in catalog.statuses()
         )
         raise CannotServe("no model could be loaded: " + "; ".join(reasons))
+    if watch is not None:
+        await watch.watch()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> None:
+    """Waits so long, or until the event."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 async def _drain(

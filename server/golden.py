@@ -56,6 +56,22 @@ def check(
     return worst
 
 
+def compare(answer: Outputs, golden: Golden, precision: str) -> float:
+    """How far the answer to the golden inputs, in their order, is from the truth.
+
+    Raises Deviates where that is further than the precision explains.
+    """
+    _check_form(answer, golden, len(golden.pixels))
+    truth = golden.probabilities
+    found = deviation(truth, answer.probabilities, yardsticks(truth))
+    if not found <= LIMITS[precision]:
+        raise Deviates(
+            f"an answer is {found:.2%} of the way from eager PyTorch's to a wrong one; "
+            f"{precision} allows {LIMITS[precision]:.2%}"
+        )
+    return found
+
+
 def deviation(
     truth: NDArray[np.float32], answers: NDArray[np.float32], yardstick: NDArray[np.float32]
 ) -> float:

@@ -100,9 +100,11 @@ class _Served:
     idle: list[list[Instance]]  # by lane
     metrics: ModelMetrics
     failed: Callable[[str], None]  # told once, with the reason, when the engine is given up
+    erred: Callable[[str], None]  # told of every batch that fails
     running: int = 0
     given_up: bool = False
     drained: asyncio.Event = field(default_factory=asyncio.Event)
+    fewer: asyncio.Event | None = None  # told that some have left, while one waits for all to
 
 
 class Place:
@@ -144,6 +146,7 @@ class Place:
     def leave(self) -> None:
         """Gives the place back; nothing happens where it has been used up."""
         self._host._policy.withdraw(self._served.name, self._job)
+        self._host._left(self._served)
 
 
 class Host:
@@ -162,6 +165,7 @@ class Host:
         self._history: deque[tuple[float, float]] = deque(maxlen=BUSY_WINDOW_TICKS)
         self._watching = True
         self._served: dict[str, _Served] = {}
+        self._leaving: dict[str, _Served] = {}  # forgotten, and not closed yet
         self._runs: set[_Run] = set()
         self.way_back = WayBack()  # told by whoever sends the answers
         self.tracing: Tracing | None = None
@@ -178,23 +182,37 @@ class Host:
         failed: Callable[[str], None],
         objective_s: float,
         weight: float = 1.0,
+        erred: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """Takes a loaded engine in; `name` must be new. `lanes` are those `lanes_of` found,
-        `failed` is told when the engine is given up; for the rest see `Policy.add`."""
+        `failed` is told when the engine is given up, `erred` of every batch that fails; for the
+        rest see `Policy.add`."""
         groups = instances_by_units(engine)
-        self._served[name] = _Served(name, engine, list(lanes), groups, metrics, failed)
+        self._served[name] = _Served(name, engine, list(lanes), groups, metrics, failed, erred)
         self._policy.add(name, lanes, objective_s=objective_s, weight=weight)
+
+    async def drain(self, name: str, still: Callable[[], bool] = lambda: True) -> None:
+        """Waits until nobody has a place in the model's queue and nothing runs, as long as that is
+        `still` wanted. Places are given to who asks: it ends only where nobody does."""
+        served = self._served.get(name)
+        while served is not None and self._busy(served) and still():
+            served.fewer = asyncio.Event()
+            await served.fewer.wait()
 
     async def remove(self, name: str) -> None:
         """Refuses what still waits for the model, lets what runs finish, and closes the engine.
 
-        An engine that is given up meanwhile is left as it is: something may still run in it.
+        An engine that is given up meanwhile is left as it is: something may still run in it. Where
+        the wait is cancelled, asking again takes it up.
         """
-        served = self._forget(name, f"{name} is being unloaded")
+        if name in self._served:
+            self._leaving[name] = self._forget(name, f"{name} is being unloaded")
+        served = self._leaving[name]
         if served.running:
             await served.drained.wait()
         if not served.given_up:
             served.engine.close()
+        self._leaving.pop(name, None)
 
     def admit(
         self, name: str, rows: int, *, deadline_s: float = math.inf, priority: int = 0
@@ -293,10 +311,22 @@ class Host:
         self._wake = None
         self._pump(clock())
 
+    def _busy(self, served: _Served) -> bool:
+        """Whether a model that is served has calls to answer."""
+        if self._served.get(served.name) is not served:
+            return False
+        return served.running > 0 or self._policy.waiting(served.name) > 0
+
+    def _left(self, served: _Served) -> None:
+        """Wakes who waits in `drain`."""
+        if served.fewer is not None:
+            served.fewer.set()
+
     def _give_up(self, name: str, call: Call, now_s: float) -> None:
         served = self._served.get(name)
         if served is not None:
             served.metrics.deadline_missed("queue")
+            self._left(served)
         late_s = max(0.0, now_s - call.predicted_s)
         _fail(
             call,
@@ -360,6 +390,7 @@ class Host:
         served = self._served.pop(name)
         for call in self._policy.remove(name):
             _fail(call, ModelNotReady(reason))
+        self._left(served)
         return served
 
     def _finished(self, run: _Run, outcome: Outputs | Exception, done_s: float) -> None:
@@ -381,6 +412,7 @@ class Host:
                 extra={"model": served.name, "rows": batch.rows, "error": str(outcome)},
             )
             self._fail_batch(batch, outcome)
+            served.erred(str(outcome))
         else:
             self._answer_batch(served, batch, outcome, done_s, seconds)
         served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
@@ -390,6 +422,7 @@ class Host:
                 self.tracing.batch(served.name, batch.rows, run.started_s, done_s, traces)
         if not served.running and served.name not in self._served:
             served.drained.set()
+        self._left(served)
 
     def _answer_batch(
         self, served: _Served, batch: Batch, outputs: Outputs, done_s: float, seconds: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from server import golden, repository
 from server.engines import Engine, Instance, Outputs, Target, backend, infer, instances_by_units
 from server.errors import EngineFailure
 from server.host import lanes_of
+from server.memory import check_memory
 from server.repository import EngineRecord, Manifest, Unsound, Version
 from server.schedule import Lane
 
@@ -54,11 +55,13 @@ def load(
     threads: int,
     stopping: threading.Event,
     rebuild: bool = False,
+    checking: Callable[[], None] = lambda: None,
 ) -> Loaded:
     """Loads the best engine of a version; `only` names a backend, or is empty for any.
 
     Where none fits, and `rebuild` says so, one is compiled from the version's graph and added to
-    it. Raises Unsound with the reason in plain words: of the version, or of each of its engines.
+    it. `checking` is called each time that an engine is made and about to be checked.
+    Raises Unsound with the reason in plain words: of the version, or of each of its engines.
     Gives up soon after `stopping` is set, as far as the backend lets it.
     """
     manifest = version.manifest
@@ -72,7 +75,7 @@ def load(
             )
             continue
         try:
-            loaded = _load(version, manifest, record, threads, stopping)
+            loaded = _load(version, manifest, record, threads, stopping, checking)
             if only or not refusals:
                 return loaded
             return loaded._replace(passed_over="; ".join(refusals))
@@ -81,7 +84,7 @@ def load(
     if rebuild:
         for name in REBUILT:
             try:
-                return _rebuilt(version, manifest, name, only, threads, stopping)
+                return _rebuilt(version, manifest, name, only, threads, stopping, checking)
             except (Unsound, golden.Deviates, EngineFailure, OSError) as error:
                 refusals.append(_passed_over(version, f"a new one of {name}", error))
     raise Unsound("; ".join(refusals))
@@ -107,6 +110,7 @@ def _rebuilt(
     only: str,
     threads: int,
     stopping: threading.Event,
+    checking: Callable[[], None],
 ) -> Loaded:
     """An engine for this machine, from the version's graph; added to the version once it has
     proved itself."""
@@ -142,7 +146,7 @@ def _rebuilt(
             engine.close()
         record = msgspec.structs.replace(record, deviation=deviation)
         manifest = repository.add_engine(root, staged, manifest, record)
-    return _load(version, manifest, record, threads, stopping)
+    return _load(version, manifest, record, threads, stopping, checking)
 
 
 def _load(
@@ -151,6 +155,7 @@ def _load(
     record: EngineRecord,
     threads: int,
     stopping: threading.Event,
+    checking: Callable[[], None],
 ) -> Loaded:
     _go_on(stopping)
     try:
@@ -168,9 +173,11 @@ def _load(
     answers = repository.read_golden(version.folder, manifest)
     row = (manifest.input.height, manifest.input.width, manifest.input.channels)
     _go_on(stopping)
+    check_memory(record, row, threads)
     engine = chosen.load(version.folder, record, row, threads=threads)
     try:
         _go_on(stopping)
+        checking()
         golden.check(engine, answers, record.precision)
         lanes = lanes_of(engine, _measure)
         _warm(engine, stopping)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from bisect import bisect_left
 from collections import Counter as Counted
@@ -160,6 +161,30 @@ class Metrics:
             ["model", "version"],
             registry=registry,
         )
+        self.state = Gauge(
+            "convserve_model_state",
+            "1 for the state a version is in, 0 for the others.",
+            ["model", "version", "state"],
+            registry=registry,
+        )
+        self.swaps = Counter(
+            "convserve_swaps",
+            "Times that a model's calls were moved to another version.",
+            ["model"],
+            registry=registry,
+        )
+        self.rollbacks = Counter(
+            "convserve_rollbacks",
+            "Versions given up for another one after they had begun to answer, by what was wrong.",
+            ["model", "reason"],
+            registry=registry,
+        )
+        self.golden_checks = Counter(
+            "convserve_golden_checks",
+            "Times that golden inputs were run again, by whether the answers were right.",
+            ["model", "outcome"],
+            registry=registry,
+        )
         self.engine_info = Gauge(
             "convserve_engine_info",
             "1 for each engine in use; weights is trained or untrained.",
@@ -179,9 +204,9 @@ class Metrics:
             registry=registry,
         )
 
-    def model(self, name: str) -> ModelMetrics:
+    def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, their labels bound once."""
-        return ModelMetrics(self, name)
+        return ModelMetrics(self, name, objective_s)
 
     def read_queue_rows(self, read: Callable[[], dict[str, int]]) -> None:
         """Exports convserve_queue_rows{model} by asking `read` whenever metrics are collected."""
@@ -244,6 +269,7 @@ class Totals:
     images: int = 0
     batches: int = 0
     calls: int = 0  # answered
+    late_calls: int = 0  # of those, later than the model's objective
     phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))  # of those calls
     last_s: float = 0.0  # when the last of them was, since 1970
     failed_calls: int = 0
@@ -256,8 +282,9 @@ class ModelMetrics:
     The instruments are the model's, `totals` the version's own.
     """
 
-    def __init__(self, metrics: Metrics, model: str) -> None:
+    def __init__(self, metrics: Metrics, model: str, objective_s: float = math.inf) -> None:
         self.model = model
+        self._objective_s = objective_s
         self.totals = Totals()
         self._metrics = metrics
         self._phases = [metrics.phase_duration.labels(model, phase).observe for phase in PHASES]
@@ -278,6 +305,7 @@ class ModelMetrics:
         totals = self.totals
         totals.images += images
         totals.calls += 1
+        totals.late_calls += sum(seconds) > self._objective_s
         totals.last_s = time.time()
         spent_s = totals.phases_s
         for phase, value in enumerate(seconds):

@@ -45,6 +45,30 @@ class Settings:
 
     repo: Path = option(_default_repo(), "folder of the model repository")
     models: str = option("", "models to serve, separated by commas; empty serves all there are")
+    model_control: str = option(
+        "watch",
+        "watch: serve what is published, as it is published; explicit: load and unload at a "
+        "caller's request (Open Inference Protocol); none: serve what is there at the start",
+        choices=("watch", "explicit", "none"),
+    )
+    version_policy: str = option(
+        "latest:1",
+        "versions of a model to keep loaded, unless its serving.json says otherwise: latest:N, all "
+        "or named:N,N,...",
+    )
+    probation_s: float = option(
+        60.0,
+        "seconds in which a new version that errs or is too slow goes back to the one before, "
+        "which is kept loaded for as long; 0 unloads that at once",
+        least=0,
+        most=86_400,
+    )
+    golden_interval: float = option(
+        600.0,
+        "seconds after which every version has its golden inputs checked again; 0 never does",
+        least=0,
+        most=86_400,
+    )
     host: str = option("0.0.0.0", "address to listen on")
     port: int = option(8001, "port of gRPC; 0 takes a free one and logs it", least=0, most=65535)
     http_port: int = option(
@@ -115,8 +139,18 @@ class Settings:
         least=0,
         most=1,
     )
+    drain_notice: float = option(
+        0.0,
+        "seconds to go on serving after SIGTERM, NOT_SERVING to who asks, so that balancers send "
+        "their calls elsewhere; then the grace begins",
+        least=0,
+        most=86_400,
+    )
     grace_s: float = option(
-        30.0, "seconds that accepted calls have to finish after SIGTERM", least=0, most=86_400
+        30.0,
+        "seconds that accepted calls have to finish once no new ones are taken",
+        least=0,
+        most=86_400,
     )
     log_format: str = option("text", "one line an event, as text or JSON", choices=("text", "json"))
     log_level: str = option(
@@ -147,6 +181,11 @@ class Settings:
 
     def model_names(self) -> list[str]:
         return [name.strip() for name in self.models.split(",") if name.strip()]
+
+    def serves(self, model: str) -> bool:
+        """Whether a model is to be served without being asked for."""
+        names = self.model_names()
+        return not names or model in names
 
 
 def _switch(text: str) -> bool:

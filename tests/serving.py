@@ -183,9 +183,11 @@ def loading(engine: Callable[[Manifest], Engine]) -> Load:
         threads: int,
         stopping: threading.Event,
         rebuild: bool,
+        checking: Callable[[], None],
     ) -> Loaded:
         assert version.manifest is not None
         made = engine(version.manifest)
+        checking()
         labels = repository.read_labels(version.folder, version.manifest)
         lanes = lanes_of(made, lambda instance, rows: 0.001)
         return Loaded(made, version.manifest.engines[0], lanes, labels)

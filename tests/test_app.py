@@ -268,7 +268,11 @@ async def test_health_and_readiness_over_http(tmp_path: Path) -> None:
             posted = await client.post(served.http + "/metrics", content=b"x" * 10_000)
     assert (alive.status_code, alive.text) == (200, "ok\n")
     assert early.status_code == 503
-    assert [model["state"] for model in early.json()["models"]] == ["FAILED", "LOADING", "LOADING"]
+    assert [model["state"] for model in early.json()["models"]] == [
+        "FAILED",
+        "LOADING",
+        "UNAVAILABLE",
+    ]
     assert late.status_code == 200
     reason = "labels.txt has 0 bytes; 98 were published"
     assert late.json() == {
@@ -277,7 +281,7 @@ async def test_health_and_readiness_over_http(tmp_path: Path) -> None:
         "models": [
             {"name": "other", "version": 1, "state": "FAILED", "reason": reason},
             {"name": "tiny", "version": 2, "state": "READY", "reason": ""},
-            {"name": "tiny", "version": 1, "state": "NOT_LOADED", "reason": "version 2 is served"},
+            {"name": "tiny", "version": 1, "state": "UNAVAILABLE", "reason": "version 2 is served"},
         ],
     }
     assert (unknown.status_code, posted.status_code) == (404, 405)

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from server import repository
-from server.catalog import Catalog, State
+from server.catalog import Catalog
 from server.engines import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
 from server.host import Host, lanes_of
+from server.lifecycle import State
 from server.loading import Loaded
 from server.metrics import Metrics, ModelMetrics
 from server.repository import Unsound, Version
+from server.repository.plan import look
 from server.schedule import Deadline, Lane
 from tests.serving import SHAPE, Mirror, publish
 
@@ -36,7 +38,7 @@ class Shop:
     metrics: Metrics = field(default_factory=Metrics)
     changes: int = 0
 
-    def load(self, version: Version) -> Loaded:
+    def load(self, version: Version, checking: Callable[[], None]) -> Loaded:
         key = f"{version.model}/{version.version}"
         if key in self.failures:
             raise self.failures[key]
@@ -44,6 +46,7 @@ class Shop:
         engine = self.engines[key] = Mirror(version.manifest)
         lanes = lanes_of(engine, lambda instance, rows: 0.001)
         labels = repository.read_labels(version.folder, version.manifest)
+        checking()
         return Loaded(engine, version.manifest.engines[0], lanes, labels)
 
     def host_for(self, engine: Engine) -> Host:
@@ -64,8 +67,8 @@ class Shop:
 
 
 @asynccontextmanager
-async def catalog_of(root: Path, shop: Shop) -> AsyncIterator[Catalog]:
-    """A catalog with the versions under `root` loaded, as far as that goes."""
+async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Catalog]:
+    """A catalog with the versions under `root` loaded, as far as that goes, and tended."""
     with ThreadPoolExecutor(1) as loader:
         catalog = Catalog(
             load=shop.load,
@@ -73,12 +76,23 @@ async def catalog_of(root: Path, shop: Shop) -> AsyncIterator[Catalog]:
             host_for=shop.host_for,
             metrics=shop.metrics,
             changed=shop.changed,
+            **options,
         )
-        await catalog.load_all(repository.scan(root))
-        yield catalog
+        await follow(catalog, root)
+        tending = asyncio.create_task(catalog.tend())
+        try:
+            yield catalog
+        finally:
+            tending.cancel()
         await catalog.unload_all()
         for host in shop.hosts:
             host.stop()
+
+
+async def follow(catalog: Catalog, root: Path) -> None:
+    """Has the catalog look at the repository as it is now."""
+    found = look(root)
+    await catalog.follow(found.versions, found.plans)
 
 
 def told(catalog: Catalog) -> list[tuple[str, int, State, str]]:
@@ -96,7 +110,7 @@ async def test_the_newest_version_of_each_model_answers(tmp_path: Path) -> None:
         assert told(catalog) == [
             ("a", 1, State.READY, ""),
             ("b", 2, State.READY, ""),
-            ("b", 1, State.NOT_LOADED, "version 2 is served"),
+            ("b", 1, State.UNAVAILABLE, "version 2 is served"),
         ]
         assert catalog.find("b").version_text == "2"
         assert catalog.find("b", 2) is catalog.find("b")
@@ -117,13 +131,13 @@ async def test_where_the_newest_fails_an_older_one_answers(tmp_path: Path) -> No
         assert catalog.find("tiny").manifest.version == 2
         with pytest.raises(ModelNotReady, match="version 3 is failed: its answers differ"):
             catalog.find("tiny", 3)
-        with pytest.raises(ModelNotReady, match="version 1 is not loaded: version 2 is served"):
+        with pytest.raises(ModelNotReady, match="version 1 is unavailable: version 2 is served"):
             catalog.find("tiny", 1)
     assert [(version, state) for _, version, state, _ in statuses] == [
         (4, State.FAILED),
         (3, State.FAILED),
         (2, State.READY),
-        (1, State.NOT_LOADED),
+        (1, State.UNAVAILABLE),
     ]
     assert "manifest.json is not JSON" in statuses[0][3]
     assert statuses[1][3] == reason
@@ -161,9 +175,9 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
     gate = threading.Event()
     shop = Shop()
 
-    def held_load(version: Version) -> Loaded:
+    def held_load(version: Version, checking: Callable[[], None]) -> Loaded:
         gate.wait()
-        return shop.load(version)
+        return shop.load(version, checking)
 
     with ThreadPoolExecutor(1) as loader:
         catalog = Catalog(
@@ -173,9 +187,9 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
             metrics=shop.metrics,
             changed=shop.changed,
         )
-        loading = asyncio.create_task(catalog.load_all(repository.scan(tmp_path)))
+        loading = asyncio.create_task(follow(catalog, tmp_path))
         await asyncio.sleep(0)  # lets it begin
-        assert [status.state for status in catalog.statuses()] == [State.LOADING, State.LOADING]
+        assert [status.state for status in catalog.statuses()] == [State.LOADING, State.UNAVAILABLE]
         with pytest.raises(ModelNotReady, match="model 'tiny' version 2 is loading$"):
             catalog.find("tiny")
         assert (catalog.loading, catalog.ready) == (True, False)
@@ -219,9 +233,10 @@ async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> No
             failed: Callable[[str], None],
             objective_s: float,
             weight: float = 1.0,
+            erred: Callable[[str], None] = lambda reason: None,
         ) -> None:
             given_up.append(failed)
-            super().add(name, engine, lanes, metrics, failed, objective_s, weight)
+            super().add(name, engine, lanes, metrics, failed, objective_s, weight, erred)
 
     shop.hosts.append(Telling("mirror", 1, Deadline(1, 64)))
     async with catalog_of(tmp_path, shop) as catalog:

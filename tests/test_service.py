@@ -289,7 +289,7 @@ async def test_the_listing_has_every_version_with_what_is_wrong_with_it(tmp_path
         ("other", 1, state.READY),
         ("tiny", 3, state.FAILED),
         ("tiny", 2, state.READY),
-        ("tiny", 1, state.NOT_LOADED),
+        ("tiny", 1, state.UNAVAILABLE),
     ]
     assert "labels.txt" in broken.reason
     assert listing.models[3].reason == "version 2 is served"

@@ -23,14 +23,15 @@ FORBIDDEN = {
 
 # Each module of the server sees modules of earlier layers only. A new one is put into its layer.
 LAYERS = (
-    {"errors", "settings", "logs", "containers", "cuda", "gpu"},
-    {"precision", "metrics"},
+    {"errors", "settings", "logs", "containers", "cuda", "gpu", "lifecycle", "probation"},
+    {"precision", "metrics", "priority"},
     {"tracing"},
     {"engines", "images"},
     {"repository", "schedule", "shared_memory"},
-    {"golden", "host"},
+    {"golden", "host", "memory"},
     {"loading"},
     {"catalog"},
+    {"guard", "rollout"},
     {"service"},
     {"app"},
     {"__main__"},

@@ -495,7 +495,7 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
     """
     home = root / manifest.model
     folder = home / str(manifest.version)
-    with _locked(home):
+    with locked(home):
         manifest = read(folder)  # another writer may have added one meanwhile
         if engine.name in {other.name for other in manifest.engines}:
             raise Unsound(f"{manifest.model} version {manifest.version} has {engine.name} already")
@@ -506,15 +506,15 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
             path = staged / file.name
             _check_size(path, file)
             path.chmod(0o644)
-            _sync(path)
+            sync(path)
             path.rename(folder / file.name)  # over what a writer that died may have left
-        _sync(folder)
+        sync(folder)
         written = staged / MANIFEST
         written.write_bytes(text + b"\n")
         written.chmod(0o644)
-        _sync(written)
+        sync(written)
         written.rename(folder / MANIFEST)
-        _sync(folder)
+        sync(folder)
     return manifest
 
 

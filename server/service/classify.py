@@ -28,7 +28,9 @@ class Classifier:
         self._inference = inference
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        model = self._catalog.find(request.model, request.version)
+        model = self._catalog.find(
+            request.model, request.version, request.label, request.request_id
+        )
         call.model, call.version = model.name, model.version_text
         top_k = _top_k(request.top_k, model.manifest.top_k)
         check_request_id("request_id", request.request_id)
@@ -67,12 +69,15 @@ class Classifier:
         return response
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=map(_model, self._catalog.statuses()))
+        return pb.ListModelsResponse(models=map(self._model, self._catalog.statuses()))
 
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.Model:
         status = self._catalog.status(request.model, request.version)
         call.model, call.version = status.model, str(status.version)
-        return _model(status, status.ready.labels if status.ready else ())
+        return self._model(status, status.ready.labels if status.ready else ())
+
+    def _model(self, status: Status, labels: Sequence[str] = ()) -> pb.Model:
+        return _model(status, labels, self._catalog.labels(status))
 
     async def _pixels(self, request: pb.ClassifyRequest, model: Ready) -> Pixels:
         """[N, H, W, C] of the model's input."""
@@ -148,13 +153,14 @@ def _response(
     return response
 
 
-def _model(status: Status, labels: Sequence[str] = ()) -> pb.Model:
+def _model(status: Status, labels: Sequence[str], version_labels: Sequence[str]) -> pb.Model:
     message = pb.Model(
         name=status.model,
         version=status.version,
         state=pb.Model.State.Value(status.state.name),
         reason=status.reason,
         labels=labels,
+        version_labels=version_labels,
     )
     manifest = status.manifest
     if manifest is not None:

@@ -19,10 +19,13 @@ from numpy.typing import NDArray
 
 from proto import open_inference_pb2 as pb
 from server import repository
-from server.catalog import Catalog, Ready, State
+from server.catalog import Catalog, Ready, Status
 from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, ModelNotFound
 from server.images import batch_from_pixels, decode
+from server.lifecycle import State
+from server.repository.plan import LABELS
+from server.rollout import Rollout
 from server.schedule import PRIORITIES
 from server.service.inference import (
     REQUEST_ID_LIMIT,
@@ -37,7 +40,8 @@ from server.shared_memory import Regions, Window, WindowRows
 log = logging.getLogger(__name__)
 
 SERVER = "convserve"
-# Triton's names. "model_repository" is not among them: it promises loading and unloading.
+# Triton's names.
+MODEL_REPOSITORY = "model_repository"  # served only where callers may load and unload
 SHARED_MEMORY = "system_shared_memory"  # served only where regions are
 SHARED_MEMORY_METHODS = frozenset(
     f"SystemSharedMemory{action}" for action in ("Status", "Register", "Unregister")
@@ -69,7 +73,12 @@ REGION, REGION_OFFSET, REGION_BYTES = (
     f"shared_memory_{part}" for part in ("region", "offset", "byte_size")
 )
 MOST_U64 = (1 << 64) - 1
-INDEX_STATE = {State.READY: "READY", State.LOADING: "LOADING"}
+INDEX_STATE = {  # Triton's names, of which there are fewer
+    State.READY: "READY",
+    State.LOADING: "LOADING",
+    State.CHECKING: "LOADING",
+    State.DRAINING: "UNLOADING",
+}
 
 _Tensor = pb.ModelInferRequest.InferInputTensor
 _Parameters = Mapping[str, pb.InferParameter]
@@ -96,7 +105,8 @@ class OpenInference:
     """The methods of inference.GRPCInferenceService; server.service.rpc says how they are called.
 
     `ready` says whether the server takes calls and some model answers; without `regions` there is
-    no shared memory, and the methods for it must not be called.
+    no shared memory, and the methods for it must not be called; `rollout` loads and unloads where
+    callers may ask for that.
     """
 
     def __init__(
@@ -106,13 +116,16 @@ class OpenInference:
         ready: Callable[[], bool],
         intake: Intake,
         regions: Regions | None = None,
+        rollout: Rollout | None = None,
     ) -> None:
         self._catalog = catalog
         self._inference = inference
         self._ready = ready
         self._intake = intake
         self._regions = regions
-        self._extensions = (*EXTENSIONS, SHARED_MEMORY) if regions else EXTENSIONS
+        self._rollout = rollout
+        beyond = {SHARED_MEMORY: regions, MODEL_REPOSITORY: rollout}
+        self._extensions = (*EXTENSIONS, *(name for name, there in beyond.items() if there))
         self._version = _version_of_server()
 
     async def ServerLive(self, request: pb.ServerLiveRequest, call: Call) -> pb.ServerLiveResponse:
@@ -124,9 +137,9 @@ class OpenInference:
         return pb.ServerReadyResponse(ready=self._ready())
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
-        version = version_number("version", request.version)
+        version = version_or_label("version", request.version)
         try:
-            status = self._catalog.status(request.name, version)
+            status = self._catalog.status(request.name, *version)
         except ModelNotFound:  # Triton's clients ask whether one is there, and expect no error
             return pb.ModelReadyResponse(ready=False)
         return pb.ModelReadyResponse(ready=status.ready is not None)
@@ -178,7 +191,9 @@ class OpenInference:
     ) -> pb.ModelInferResponse:
         """ModelInfer; `beside` are the elements where the message does not hold them itself."""
         model = self._catalog.find(
-            request.model_name, version_number("model_version", request.model_version)
+            request.model_name,
+            *version_or_label("model_version", request.model_version),
+            request.id,
         )
         call.model, call.version = model.name, model.version_text
         check_request_id("id", request.id)
@@ -243,9 +258,9 @@ class OpenInference:
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
-        version = version_number("version", request.version)
+        version = version_or_label("version", request.version)
         if request.name:
-            models = [self._catalog.find(request.name, version)]
+            models = [self._catalog.find(request.name, *version)]
             call.model, call.version = models[0].name, models[0].version_text
         else:
             models = sorted(self._catalog.serving(), key=lambda model: model.name)
@@ -254,10 +269,7 @@ class OpenInference:
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, call: Call
     ) -> pb.RepositoryIndexResponse:
-        if request.repository_name:
-            raise InvalidInput(
-                "repository_name", "must be empty: there is one repository, and it has no name"
-            )
+        _check_repository(request.repository_name)
         entry = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(
             models=[
@@ -265,12 +277,45 @@ class OpenInference:
                     name=status.model,
                     version=str(status.version),
                     state=INDEX_STATE.get(status.state, "UNAVAILABLE"),
-                    reason=status.reason,
+                    reason=_index_reason(status),
                 )
                 for status in self._catalog.statuses()
                 if status.ready is not None or not request.ready
             ]
         )
+
+    async def RepositoryModelLoad(
+        self, request: pb.RepositoryModelLoadRequest, call: Call
+    ) -> pb.RepositoryModelLoadResponse:
+        await self._control(request, allowed=()).load(request.model_name)
+        return pb.RepositoryModelLoadResponse()
+
+    async def RepositoryModelUnload(
+        self, request: pb.RepositoryModelUnloadRequest, call: Call
+    ) -> pb.RepositoryModelUnloadResponse:
+        await self._control(request, allowed=("unload_dependents",)).unload(request.model_name)
+        return pb.RepositoryModelUnloadResponse()
+
+    def _control(
+        self,
+        request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
+        allowed: Sequence[str],
+    ) -> Rollout:
+        """What loads and unloads, where the request may ask for it. Raises InvalidInput."""
+        _check_repository(request.repository_name)
+        for name in sorted(request.parameters):
+            if name not in allowed:
+                raise InvalidInput(
+                    f"parameters[{name[:NAME_LIMIT]}]",
+                    "is not allowed: what a model is stands in its folder of the repository",
+                )
+        if self._rollout is None:
+            raise InvalidInput(
+                "model_name",
+                "can't be loaded or unloaded by request: that takes a server started with "
+                "--model-control explicit",
+            )
+        return self._rollout
 
     async def SystemSharedMemoryStatus(
         self, request: pb.SystemSharedMemoryStatusRequest, call: Call
@@ -323,7 +368,7 @@ class OpenInference:
         return windows[-1]
 
     def _named(self, request: _Name, call: Call) -> Ready:
-        model = self._catalog.find(request.name, version_number("version", request.version))
+        model = self._catalog.find(request.name, *version_or_label("version", request.version))
         call.model, call.version = model.name, model.version_text
         return model
 
@@ -481,17 +526,34 @@ def _version_of_server() -> str:
         return "unknown"
 
 
-def version_number(field: str, text: str) -> int:
-    """A version as the catalog counts, 0 where none is named. Raises InvalidInput."""
+def _check_repository(name: str) -> None:
+    if name:
+        raise InvalidInput(
+            "repository_name", "must be empty: there is one repository, and it has no name"
+        )
+
+
+def _index_reason(status: Status) -> str:
+    """The reason, with the state's own name where the index has none for it."""
+    if status.state in (State.CHECKING, State.UNLOADED, State.FAILED):
+        return f"{status.state.name}: {status.reason}" if status.reason else status.state.name
+    return status.reason
+
+
+def version_or_label(field: str, text: str) -> tuple[int, str]:
+    """Version and label as the catalog takes them: 0 and "" where none is named. Raises
+    InvalidInput."""
     if not text:
-        return 0
+        return 0, ""
+    if text in LABELS:
+        return 0, text
     if not (text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS and int(text)):
         raise InvalidInput(
             field,
-            f"is {text[:NAME_LIMIT]!r}; a whole number from 1 is allowed, or nothing for the one "
-            "that answers",
+            f"is {text[:NAME_LIMIT]!r}; a whole number from 1 is allowed, {' or '.join(LABELS)}, "
+            "or nothing for the one that answers",
         )
-    return int(text)
+    return int(text), ""
 
 
 def _platform(model: Ready) -> str:

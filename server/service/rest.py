@@ -37,7 +37,7 @@ from server.service.open_inference import (
     NAME_LIMIT,
     VERSION_DIGITS,
     OpenInference,
-    version_number,
+    version_or_label,
 )
 from server.service.rpc import STATUS, Call, Intake, Tally, clipped, told
 
@@ -82,6 +82,14 @@ class Region(msgspec.Struct):
     offset: Size = 0
 
 
+class Control(msgspec.Struct):
+    """The body of /v2/repository/models/NAME/load and /unload; Triton's clients send the latter
+    "unload_dependents"."""
+
+    parameters: dict[str, str | bool | int] = {}
+
+
+_CONTROL = msgspec.json.Decoder(Control)
 _REGION = msgspec.json.Decoder(Region)
 _INDEX = msgspec.json.Decoder(Index)
 
@@ -134,6 +142,9 @@ class Rest:
             self._get("/v2/models/stats", "ModelStatistics", self._statistics),
             self._post("/v2/repository/index", "RepositoryIndex", self._index, SMALL_BODY_BYTES),
         ]
+        for action, answering in (("Load", self._load), ("Unload", self._unload)):
+            path = f"/v2/repository/models/{{name}}/{action.lower()}"
+            routes.append(self._post(path, f"RepositoryModel{action}", answering, SMALL_BODY_BYTES))
         for version in all_of:
             model = one + version
             routes += [
@@ -237,6 +248,20 @@ class Rest:
         answer = await self._open_inference.RepositoryIndex(message, call)
         return Json([plain(model) for model in answer.models])
 
+    async def _load(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.RepositoryModelLoadRequest(
+            model_name=request.path_params["name"], parameters=_control_parameters(body)
+        )
+        await self._open_inference.RepositoryModelLoad(message, call)
+        return Json({})
+
+    async def _unload(self, request: Request, body: bytes, call: Call) -> Response:
+        message = open_inference_pb2.RepositoryModelUnloadRequest(
+            model_name=request.path_params["name"], parameters=_control_parameters(body)
+        )
+        await self._open_inference.RepositoryModelUnload(message, call)
+        return Json({})
+
     async def _infer(self, request: Request, body: bytes, call: Call) -> Response:
         given = _whole(HEADER_LENGTH, request.headers.get(HEADER_LENGTH), len(body))
         header_bytes = len(body) if given is None else given
@@ -258,9 +283,11 @@ class Rest:
             raise InvalidInput(
                 min(strange)[:80], "is no parameter; there are top_k, priority and request_id"
             )
+        version, label = version_or_label("version", path.get("version", ""))
         message = classify_pb2.ClassifyRequest(
             model=path["name"],
-            version=version_number("version", path.get("version", "")),
+            version=version,
+            label=label,
             images=[classify_pb2.Image(encoded=body)],
             top_k=_whole("top_k", query.get("top_k"), MOST_U32) or 0,
             priority=_whole("priority", query.get("priority"), MOST_U32) or 0,
@@ -458,3 +485,9 @@ async def _hung_up(request: Request) -> None:
     """Waits until the caller of a request, whose body has been read, is gone."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _control_parameters(body: bytes) -> dict[str, open_inference_pb2.ModelRepositoryParameter]:
+    """The names that a body gives; of what value is nobody's business, as most are not allowed."""
+    given: Control = decoded(_CONTROL, body) if body else Control()
+    return {name: open_inference_pb2.ModelRepositoryParameter() for name in given.parameters}

@@ -44,6 +44,7 @@ class Health:
     def __init__(self, serving: Callable[[str], bool | None]) -> None:
         self._serving = serving
         self._changed = asyncio.Event()
+        self._retired = False
         self._stopped = False
 
     def changed(self) -> None:
@@ -51,10 +52,15 @@ class Health:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def stop(self) -> None:
-        """From now on nothing is serving; watchers are told so, and their calls end."""
-        self._stopped = True
+    def retire(self) -> None:
+        """From now on nothing is serving, for whoever asks; watchers are told so."""
+        self._retired = True
         self.changed()
+
+    def stop(self) -> None:
+        """The same, and the watchers' calls end."""
+        self._stopped = True
+        self.retire()
 
     async def check(
         self, request: HealthCheckRequest | None, context: _Context
@@ -87,7 +93,7 @@ class Health:
         serving = self._serving(name)
         if serving is None:
             return HealthCheckResponse.SERVICE_UNKNOWN
-        serving = serving and not self._stopped
+        serving = serving and not self._retired
         return HealthCheckResponse.SERVING if serving else HealthCheckResponse.NOT_SERVING
 
 

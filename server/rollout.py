@@ -1,0 +1,105 @@
+"""Follows the repository: tells the catalog what lies there, when it changes or somebody asks."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from functools import partial
+from pathlib import Path
+
+from watchfiles import Change, awatch
+
+from server.catalog import Catalog
+from server.repository import MODEL_NAME
+from server.repository.plan import Found, look
+
+log = logging.getLogger(__name__)
+
+# However it is with notifications (network file systems give none), we look again after so long.
+RESCAN_S = 10.0
+STEP_MS = 100  # what changes within this is one change
+DEBOUNCE_MS = 500
+
+
+class Rollout:
+    """Brings a catalog in line with a repository. The `reader` looks at the files.
+
+    `serves` says which models are the server's business.
+    """
+
+    def __init__(
+        self, root: Path, catalog: Catalog, reader: Executor, serves: Callable[[str], bool]
+    ) -> None:
+        self._root = root
+        self._catalog = catalog
+        self._reader = reader
+        self._serves = serves
+        self._told: set[str] = set()  # what was logged of the repository already
+
+    async def watch(self) -> None:
+        """Serves what is published, for as long as it is not cancelled."""
+        async for _ in changes(self._root):
+            found = await self._look()
+            if found is not None:
+                versions = [version for version in found.versions if self._serves(version.model)]
+                await self._catalog.follow(versions, found.plans)
+
+    async def load(self, model: str) -> None:
+        """Serves a model as it lies there now. Raises as `Catalog.load` does."""
+        found = await self._look() if MODEL_NAME.fullmatch(model) else None
+        versions = found.versions if found is not None else []
+        plan = found.plans.get(model) if found is not None else None
+        mine = [version for version in versions if version.model == model]
+        await self._catalog.load(model, mine, plan)
+
+    async def unload(self, model: str) -> None:
+        """Stops serving a model. Raises as `Catalog.unload` does."""
+        await self._catalog.unload(model)
+
+    async def _look(self) -> Found | None:
+        """None where the repository can't be read: then all stays as it is."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.run_in_executor(self._reader, partial(look, self._root))
+        except OSError as error:
+            self._tell("repository_unreadable", str(self._root), str(error.strerror))
+            return None
+        for stray in found.strays:
+            self._tell("passed_over", str(stray.path), stray.reason)
+        return found
+
+    def _tell(self, event: str, path: str, reason: str) -> None:
+        """Logs something of the repository, once."""
+        if f"{event} {path} {reason}" not in self._told:
+            self._told.add(f"{event} {path} {reason}")
+            log.warning(event, extra={"path": path, "reason": reason})
+
+
+async def changes(root: Path) -> AsyncIterator[None]:
+    """Yields at once, soon after something changes under `root`, and every RESCAN_S anyhow."""
+    yield
+
+    def told(change: Change, path: str) -> bool:
+        """Not what writers are still at, which is hidden."""
+        try:
+            return not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
+        except ValueError:
+            return True
+
+    while True:
+        try:
+            async for _ in awatch(
+                root,
+                watch_filter=told,
+                step=STEP_MS,
+                debounce=DEBOUNCE_MS,
+                rust_timeout=round(RESCAN_S * 1e3),
+                yield_on_timeout=True,
+            ):
+                yield
+        except (OSError, RuntimeError) as error:  # no watches left, the folder is away, ...
+            log.warning("watching_by_looking", extra={"path": str(root), "reason": str(error)})
+        await asyncio.sleep(RESCAN_S)
+        yield
