@@ -509,7 +509,7 @@ async def test_wrong_outputs_parameters_and_names_are_refused(tmp_path: Path) ->
 async def test_what_is_not_served_is_unimplemented(tmp_path: Path) -> None:
     publish(tmp_path)
     async with asking(tmp_path) as (served, _):
-        for method in ("TraceSetting", "RepositoryModelUnload", "CudaSharedMemoryStatus"):
+        for method in ("TraceSetting", "LogSettings", "CudaSharedMemoryStatus"):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await ask(served, method, pb.ServerLiveRequest())
             assert caught.value.code() == StatusCode.UNIMPLEMENTED

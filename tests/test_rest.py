@@ -309,7 +309,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         ("/v1/models/tiny/versions/new:classify", png(1), 400, "version", "is 'new'; a whole"),
         ("/v1/models/other:classify", png(1), 404, "", "there is no model 'other'; there are tiny"),
         ("/v1/models/tiny/versions/9:classify", png(1), 404, "", "has no version 9; it has 2, 1"),
-        ("/v1/models/tiny/versions/1:classify", png(1), 503, "", "version 1 is not loaded"),
+        ("/v1/models/tiny/versions/1:classify", png(1), 503, "", "version 1 is unavailable"),
         ("/v2/models/other/infer", json.dumps(one).encode(), 404, "", "there are tiny"),
         (INFER, b"", 400, "body", "truncated"),
         (INFER, b"{}", 400, "body", "missing required field `inputs`"),
