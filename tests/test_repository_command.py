@@ -144,10 +144,14 @@ def test_a_wrong_option_of_a_label_is_told(
 
 def test_it_is_a_command(tmp_path: Path) -> None:
     publish(tmp_path)
-    command = [sys.executable, "-W", "error", "-m", "server.repository", "--repo", str(tmp_path)]
-    done = process([*command[:-1], str(tmp_path / "nowhere"), "list"])
+    command = [sys.executable, "-W", "error", "-m", "server.repository", "--repo"]
+    ask = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = ask([*command, str(tmp_path), "verify"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny/1: sound\n", "")
+    nowhere = tmp_path / "nowhere"
+    done = ask([*command, str(nowhere), "list"])
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"{tmp_path / 'nowhere'}: No such file or directory\n"
+    assert done.stderr == f"{nowhere}: No such file or directory\n"
 
 
 # --- the plan --------------------------------------------------------------------------------
