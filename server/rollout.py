@@ -12,6 +12,7 @@ from pathlib import Path
 from watchfiles import Change, awatch
 
 from server.catalog import Catalog
+from server.host import clock
 from server.repository import MODEL_NAME
 from server.repository.plan import Found, look
 
@@ -19,6 +20,7 @@ log = logging.getLogger(__name__)
 
 # However it is with notifications (network file systems give none), we look again after so long.
 RESCAN_S = 10.0
+TURN_S = 0.5  # of the watcher: what changed before it began is seen after its first
 STEP_MS = 100  # what changes within this is one change
 DEBOUNCE_MS = 500
 
@@ -88,17 +90,20 @@ async def changes(root: Path) -> AsyncIterator[None]:
         except ValueError:
             return True
 
+    due_s = 0.0
     while True:
         try:
-            async for _ in awatch(
+            async for changed in awatch(
                 root,
                 watch_filter=told,
                 step=STEP_MS,
                 debounce=DEBOUNCE_MS,
-                rust_timeout=round(RESCAN_S * 1e3),
+                rust_timeout=round(TURN_S * 1e3),
                 yield_on_timeout=True,
             ):
-                yield
+                if changed or clock() >= due_s:
+                    yield
+                    due_s = clock() + RESCAN_S
         except (OSError, RuntimeError) as error:  # no watches left, the folder is away, ...
             log.warning("watching_by_looking", extra={"path": str(root), "reason": str(error)})
         await asyncio.sleep(RESCAN_S)
