@@ -1,0 +1,140 @@
+"""What is free is what the tightest limit leaves, and an engine that needs more is refused."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from server import memory, priority
+from server.memory import check_memory, free_bytes, needed_bytes
+from server.repository import EngineRecord, FileRecord, Unsound
+
+GIB = 1 << 30
+
+
+def write(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+MACHINE = {
+    "proc/meminfo": f"MemTotal: {16 << 20} kB\nMemAvailable: {8 << 20} kB\nHugePages_Free: 0\n"
+}
+V2 = {"proc/self/cgroup": "0::/pods/mine\n"}
+V1 = {"proc/self/cgroup": "5:cpu:/x\n4:memory:/pods/mine\n1:name=systemd:/x\n"}
+
+
+def v2(path: str, limit: str, used: int, cached: int) -> dict[str, str]:
+    folder = f"sys/fs/cgroup{path}"
+    return {
+        f"{folder}/memory.max": f"{limit}\n",
+        f"{folder}/memory.current": f"{used}\n",
+        f"{folder}/memory.stat": f"anon {used - cached}\ninactive_file {cached}\n",
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        ({}, None),
+        (MACHINE, 8 * GIB),
+        (MACHINE | V2 | v2("/pods/mine", "max", GIB, 0), 8 * GIB),
+        (MACHINE | V2 | v2("/pods/mine", str(4 * GIB), 2 * GIB, GIB), 3 * GIB),
+        (  # a group's limit holds for all in it
+            MACHINE
+            | V2
+            | v2("/pods/mine", str(4 * GIB), GIB, 0)
+            | v2("/pods", str(3 * GIB), GIB, 0),
+            2 * GIB,
+        ),
+        # A container sees its own group as the root.
+        (MACHINE | {"proc/self/cgroup": "0::/\n"} | v2("", str(GIB), GIB // 2, 0), GIB // 2),
+        (MACHINE | V2 | v2("/pods/mine", str(GIB), 2 * GIB, 0), 0),
+        (
+            MACHINE
+            | V1
+            | {
+                "sys/fs/cgroup/memory/pods/mine/memory.limit_in_bytes": str(GIB),
+                "sys/fs/cgroup/memory/pods/mine/memory.usage_in_bytes": str(GIB // 2),
+                "sys/fs/cgroup/memory/pods/mine/memory.stat": f"total_inactive_file {GIB // 4}\n",
+            },
+            GIB * 3 // 4,
+        ),
+    ],
+)
+def test_what_is_free_is_what_the_tightest_limit_leaves(
+    tmp_path: Path, files: dict[str, str], free: int | None
+) -> None:
+    assert free_bytes(write(tmp_path, files)) == free
+
+
+def test_this_machine_says_how_much_is_free() -> None:
+    free = free_bytes()
+    assert free is not None
+    assert free > 0
+
+
+def engine(size: int, max_batch: int = 8, backend: str = "openvino") -> EngineRecord:
+    return EngineRecord(
+        name="x",
+        backend=backend,
+        backend_version="1",
+        precision="fp32",
+        hardware="",
+        max_batch=max_batch,
+        files=(FileRecord(name="x", bytes=size, sha256="0" * 64),),
+        deviation={},
+    )
+
+
+def test_what_is_needed_grows_with_weights_rows_and_instances() -> None:
+    row = (224, 224, 3)
+    vgg16 = needed_bytes(engine(276_700_000), row, 2)
+    assert 1_164e6 < vgg16 < 1_500e6  # measured: 1,164 MB
+    assert needed_bytes(engine(276_700_000), row, 1) < vgg16
+    assert needed_bytes(engine(276_700_000, max_batch=16), row, 2) > vgg16
+    assert needed_bytes(engine(100, backend="null"), row, 1) < 2_000_000
+
+
+def test_an_engine_that_needs_more_than_is_free_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "free_bytes", lambda: 100 << 20)
+    check_memory(engine(1 << 20), (32, 32, 1), 1)
+    with pytest.raises(Unsound, match="about 220 MiB of memory, and 100 MiB are free"):
+        check_memory(engine(100 << 20), (32, 32, 1), 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: None)  # nobody says: try
+    check_memory(engine(100 << 40), (32, 32, 1), 1)
+
+
+NICE = """
+import os, threading
+from server import priority
+
+def nice(): return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+go, told, threads = threading.Event(), [], []
+def born():
+    told.append(nice()); go.wait(); told.append(nice())
+def loader():
+    with priority.giving_way():
+        threads.append(threading.Thread(target=born)); threads[0].start()
+        while not told: pass
+        told.insert(0, nice())
+    told.insert(0, nice())
+thread = threading.Thread(target=loader); thread.start(); thread.join(); go.set(); threads[0].join()
+print(*told, nice())
+"""
+
+
+def test_what_loads_gives_way_and_what_it_made_serves_as_usual_afterwards() -> None:
+    command = [sys.executable, "-c", NICE]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
+    meanwhile = priority.NICE if priority.reversible() else 0
+    # the loader afterwards and meanwhile, its child meanwhile and afterwards, the main thread
+    assert done.stdout.split() == [str(nice) for nice in (0, meanwhile, meanwhile, 0, 0)]
