@@ -173,8 +173,9 @@ class Mirrors:
         return self.made[-1]
 
 
-def loading(engine: Callable[[Manifest], Engine]) -> Load:
-    """Like server.loading.load, but the engine is what `engine` makes of the manifest."""
+def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Load:
+    """Like server.loading.load, but the engine is what `engine` makes of the manifest, and its
+    profile says that a batch of any size takes `batch_s`."""
 
     def load(
         version: Version,
@@ -189,7 +190,7 @@ def loading(engine: Callable[[Manifest], Engine]) -> Load:
         made = engine(version.manifest)
         checking()
         labels = repository.read_labels(version.folder, version.manifest)
-        lanes = lanes_of(made, lambda instance, rows: 0.001)
+        lanes = lanes_of(made, lambda instance, rows: batch_s)
         return Loaded(made, version.manifest.engines[0], lanes, labels)
 
     return load

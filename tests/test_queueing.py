@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
@@ -13,13 +12,10 @@ import pytest
 
 from clients.measure import BOUND_SHARE, measure
 from clients.plan import Kind, Plan
-from server import repository
 from server.engines import Done, Pixels
-from server.host import lanes_of
-from server.loading import Loaded
-from server.repository import Manifest, Version
+from server.repository import Manifest
 from tests.bench_generator import null_server
-from tests.serving import Mirror, publish, serve
+from tests.serving import Mirror, loading, publish, serve
 
 SERVICE_S = 0.025
 RATE_HZ = 24.0  # 60 % of what one engine can do
@@ -45,14 +41,7 @@ class Steady(Mirror):
         super().close()
 
 
-def load(
-    version: Version, *, only: str, threads: int, stopping: threading.Event, rebuild: bool
-) -> Loaded:
-    assert version.manifest is not None
-    engine = Steady(version.manifest)
-    labels = repository.read_labels(version.folder, version.manifest)
-    lanes = lanes_of(engine, lambda instance, rows: SERVICE_S)
-    return Loaded(engine, version.manifest.engines[0], lanes, labels)
+load = loading(Steady, batch_s=SERVICE_S)
 
 
 def waits_s(due_s: list[float]) -> list[float]:
