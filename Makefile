@@ -28,7 +28,7 @@ BUILDER := pyproject.toml server/repository/__init__.py server/golden.py server/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench bench-overload gpu-lane clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-overload bench-swap gpu-lane clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,10 @@ bench: $(RUN) ## compare MODEL (resnet50) behind gRPC with its bare engine, on t
 bench-overload: MODEL ?= resnet50
 bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serve, under both policies
 	$(PY) -m tests.bench_overload --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+
+bench-swap: MODEL ?= resnet50
+bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load: calls lost, and their latency
+	$(PY) -m tests.bench_swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
 gpu-lane: $(DEV) ## check and measure the engines on this machine's GPU; results in OUT

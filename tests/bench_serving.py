@@ -234,7 +234,8 @@ def served_engine(repo: Path, *models: str, options: Sequence[str] = ()) -> Iter
         try:
             assert process.stderr is not None
             listening = _listening(process.stderr)
-            # From here on it logs a line or two: they fit the pipe, nobody need read them.
+            # Nobody asks what it logs from here on, but a pipe that is full would hold it up.
+            threading.Thread(target=process.stderr.read, daemon=True).start()
             _await_ready(process, listening["http_port"])
             yield ServedEngine(listening["port"], models[0])
         finally:
