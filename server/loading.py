@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
 
@@ -138,15 +139,14 @@ def _rebuilt(
         record = repository.engine_record(staged, name, compiled, target, deviation={})
         if reason := chosen.unfit(record):
             raise Unsound(reason)
-        answers = repository.read_golden(version.folder, manifest)
-        engine = chosen.load(staged, record, manifest.input.spec().shape, threads=threads)
-        try:
-            deviation = golden.check(engine, answers, record.precision)
-        finally:
-            engine.close()
+        loaded, deviation = _proved(staged, version, manifest, record, threads, stopping, checking)
         record = msgspec.structs.replace(record, deviation=deviation)
-        manifest = repository.add_engine(root, staged, manifest, record)
-    return _load(version, manifest, record, threads, stopping, checking)
+        try:
+            repository.add_engine(root, staged, manifest, record)
+        except BaseException:
+            loaded.engine.close()
+            raise
+    return loaded._replace(record=record)
 
 
 def _load(
@@ -169,22 +169,35 @@ def _load(
     if record.precision not in golden.LIMITS:
         raise Unsound(f"nothing is known of precision {record.precision!r}")
     repository.verify(version.folder, manifest, record)
+    return _proved(version.folder, version, manifest, record, threads, stopping, checking)[0]
+
+
+def _proved(
+    folder: Path,
+    version: Version,
+    manifest: Manifest,
+    record: EngineRecord,
+    threads: int,
+    stopping: threading.Event,
+    checking: Callable[[], None],
+) -> tuple[Loaded, dict[str, float]]:
+    """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
     labels = repository.read_labels(version.folder, manifest)
     answers = repository.read_golden(version.folder, manifest)
     row = (manifest.input.height, manifest.input.width, manifest.input.channels)
     _go_on(stopping)
     check_memory(record, row, threads)
-    engine = chosen.load(version.folder, record, row, threads=threads)
+    engine = backend(record.backend).load(folder, record, row, threads=threads)
     try:
         _go_on(stopping)
         checking()
-        golden.check(engine, answers, record.precision)
+        deviation = golden.check(engine, answers, record.precision)
         lanes = lanes_of(engine, _measure)
         _warm(engine, stopping)
     except BaseException:
         engine.close()
         raise
-    return Loaded(engine, record, lanes, labels)
+    return Loaded(engine, record, lanes, labels), deviation
 
 
 def _go_on(stopping: threading.Event) -> None:
