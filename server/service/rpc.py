@@ -12,6 +12,7 @@ import asyncio
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -345,22 +346,23 @@ def _streaming(answering: _Answering, streams: Streams) -> Any:
                 other.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    return _counted(answering.name, stream, answering.intake)
-
-
-def _counted(method: str, stream: Any, intake: Intake) -> Any:
-    """The stream, counting as a call in progress while it lasts."""
-
-    async def answer(requests: Any, context: _Context) -> None:
-        try:
-            intake.take()
+    async def answer(requests: AsyncIterator[bytes], context: _Context) -> None:
+        async with counted(context, answering.name, answering.intake):
             await stream(requests, context)
-        except Overloaded as error:
-            await refuse(context, error, method)
-        finally:
-            intake.leave()
 
     return answer
+
+
+@asynccontextmanager
+async def counted(context: _Context, method: str, intake: Intake) -> AsyncIterator[None]:
+    """A stream, counting as a call in progress while it lasts; refused where it is one too many."""
+    try:
+        intake.take()
+        yield
+    except Overloaded as error:
+        await refuse(context, error, method)
+    finally:
+        intake.leave()
 
 
 def _request(request_class: type[Message], data: bytes, max_fields: int) -> Message:

@@ -22,8 +22,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from server.errors import Overloaded
-from server.service.rpc import Intake, refuse
+from server.service.rpc import Intake, counted
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -154,17 +153,12 @@ def register(
 
 
 def _counted(method: str, stream: Any, intake: Intake) -> Any:
-    async def counted(request: Any, context: _Context) -> AsyncIterator[Any]:
-        try:
-            intake.take()
+    async def answer(request: Any, context: _Context) -> AsyncIterator[Any]:
+        async with counted(context, method, intake):
             async for response in stream(request, context):
                 yield response
-        except Overloaded as error:
-            await refuse(context, error, method)
-        finally:
-            intake.leave()
 
-    return counted
+    return answer
 
 
 def _parser(request_class: type[M]) -> Callable[[bytes], M | None]:
