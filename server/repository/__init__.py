@@ -465,9 +465,7 @@ def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
         taken = (int(path.name) for path in home.iterdir() if VERSION_NAME.fullmatch(path.name))
         version = max(taken, default=0) + 1
         manifest = msgspec.structs.replace(manifest, format=FORMAT, version=version)
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        _decode(text)  # what can't be read back is not published
-        (staged / MANIFEST).write_bytes(text + b"\n")
+        _write_manifest(staged, manifest)
         for file in manifest.files():
             _check_size(staged / file.name, file)
         unnamed = {path.name for path in staged.iterdir()} - {MANIFEST}
@@ -500,8 +498,7 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
         if engine.name in {other.name for other in manifest.engines}:
             raise Unsound(f"{manifest.model} version {manifest.version} has {engine.name} already")
         manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine))
-        text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
-        _decode(text)
+        written = _write_manifest(staged, manifest)
         for file in engine.files:
             path = staged / file.name
             _check_size(path, file)
@@ -509,13 +506,20 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
             sync(path)
             path.rename(folder / file.name)  # over what a writer that died may have left
         sync(folder)
-        written = staged / MANIFEST
-        written.write_bytes(text + b"\n")
         written.chmod(0o644)
         sync(written)
         written.rename(folder / MANIFEST)
         sync(folder)
     return manifest
+
+
+def _write_manifest(folder: Path, manifest: Manifest) -> Path:
+    """Writes the manifest there, unless it is one that can't be read back: then raises Unsound."""
+    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    _decode(text)
+    path = folder / MANIFEST
+    path.write_bytes(text + b"\n")
+    return path
 
 
 def record(path: Path) -> FileRecord:
