@@ -37,7 +37,17 @@ from model_repo.export import TOP_K, ExportError, Served, export, traced
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server import golden, repository
-from server.engines import BACKENDS, Backend, Engine, Pixels, Target, backend, cores, infer
+from server.engines import (
+    BACKENDS,
+    Backend,
+    Engine,
+    Pixels,
+    Target,
+    backend,
+    cores,
+    infer,
+    tensorrt,
+)
 from server.errors import EngineFailure
 from server.images import InputSpec
 from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
@@ -45,7 +55,6 @@ from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsou
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
 SPELLINGS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
 ON_GPU = {"tensorrt"}
-FLAVOURS = ("auto", "tensorrt", "rtx")
 UNTRAINED = "random:0"
 # Where going on without is allowed, a place that does not answer is not waited for as long.
 IMPATIENT = Patience(timeout_s=10, attempts=2)
@@ -470,7 +479,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
     )
     parser.add_argument(
         "--tensorrt-flavour",
-        choices=FLAVOURS,
+        choices=tensorrt.FLAVOURS,
         default="auto",
         help="tensorrt for datacenters or rtx; auto takes what is installed, in that order",
     )

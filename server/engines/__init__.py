@@ -194,6 +194,11 @@ def sizes_of(record: EngineRecord) -> list[int]:
     return sorted({size for size in sizes if least <= size <= most} | {least, most})
 
 
+def size_for(rows: int, sizes: Sequence[int]) -> int:
+    """The least of the sizes, which ascend, that holds so many rows."""
+    return next(size for size in sizes if size >= rows)
+
+
 def cores() -> int:
     """How many processor cores this process may keep busy: its affinity and its cgroup's quota."""
     available = len(os.sched_getaffinity(0))

@@ -21,7 +21,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch._inductor
 
-from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly, sizes_of
+from server.engines import (
+    Compiled,
+    Done,
+    Outputs,
+    Pixels,
+    Progress,
+    Target,
+    quietly,
+    size_for,
+    sizes_of,
+)
 from server.errors import DeviceLost, EngineFailure
 
 if TYPE_CHECKING:
@@ -177,7 +187,7 @@ class GpuInstance(_Instance):
         return graph, answers
 
     def _run(self, rows: int) -> Outputs:
-        size = next(size for size in self._sizes if size >= rows)
+        size = size_for(rows, self._sizes)
         graph, answers = self._graphs[size]
         with torch.cuda.stream(self._stream):
             graph.replay()
@@ -211,7 +221,7 @@ class InductorEngine:
             self.instances = [CpuInstance(network, torch.zeros(size, dtype=torch.uint8), threads)]
 
     def computed(self, rows: int) -> int:
-        return next((size for size in self._sizes if size >= rows), rows)
+        return size_for(rows, self._sizes) if self._sizes else rows
 
     def close(self) -> None:
         instances, self.instances = self.instances, []

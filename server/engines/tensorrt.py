@@ -25,7 +25,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.cuda import Absent, Cuda, CudaError, Gpu
-from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly, sizes_of
+from server.engines import (
+    Compiled,
+    Done,
+    Outputs,
+    Pixels,
+    Progress,
+    Target,
+    quietly,
+    size_for,
+    sizes_of,
+)
 from server.errors import DeviceLost, EngineFailure
 from server.precision import typed
 
@@ -37,8 +47,10 @@ log = logging.getLogger(__name__)
 FLAVOURS = ("auto", "tensorrt", "rtx")
 NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 PRECISIONS = ("fp32", "bf16", "fp16")
-OUTPUTS = {"classes": np.dtype(np.int32), "scores": np.dtype(np.float32)} | {
-    "probabilities": np.dtype(np.float32)
+OUTPUTS: dict[str, np.dtype[Any]] = {
+    "classes": np.dtype(np.int32),
+    "scores": np.dtype(np.float32),
+    "probabilities": np.dtype(np.float32),
 }
 
 # What a plan is compiled for where there is no GPU to ask: Ampere and later, all that TensorRT-RTX
@@ -61,10 +73,8 @@ def version() -> str:
 
 def hardware() -> str:
     """The GPU's compute capability, for example "sm90"; "none" where there is no GPU."""
-    try:
-        return Cuda().gpu().capability
-    except Absent:
-        return "none"
+    gpu = _gpu_or_none()
+    return gpu.capability if gpu is not None else "none"
 
 
 def best_precision() -> str:
@@ -236,7 +246,7 @@ class TensorRtInstance:
             raise
 
     def start(self, rows: int, done: Done) -> None:
-        size = next(size for size in self._sizes if size >= rows)
+        size = size_for(rows, self._sizes)
         try:
             graph = self._graphs[size]
             if graph is None:
@@ -367,7 +377,7 @@ class TensorRtEngine:
             raise
 
     def computed(self, rows: int) -> int:
-        return next(size for size in self._sizes if size >= rows)
+        return size_for(rows, self._sizes)
 
     def close(self) -> None:
         instances, self.instances = self.instances, []
