@@ -38,6 +38,7 @@ from tests.bench_serving import (
     ServedEngine,
     build_if_missing,
     parser_of,
+    processor,
     served_engine,
 )
 
@@ -190,7 +191,7 @@ def _write(stem: Path, capacity_hz: float, reports: Reports, args: argparse.Name
     lines = [
         f"# Overload: {_title(capacity_hz, args)}",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}; {_processor()}, {cores()} cores, client on the same; "
+        f"{datetime.now(UTC):%Y-%m-%d}; {processor()}, {cores()} cores, client on the same; "
         f"Python {platform.python_version()}, {versions}; convserve at {_commit()}. "
         f"Medians of {args.rounds} rounds of {args.seconds:g} s a load and policy.",
         "",
@@ -252,13 +253,6 @@ def _plot(path: Path, capacity_hz: float, reports: Reports, args: argparse.Names
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def _commit() -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -73,7 +74,7 @@ class Measured:
 
 def bare_process(repo: Path, model: str) -> None:
     """Loads the engine, then answers each line {"units", "rows", "seconds"} with a measurement."""
-    version = _version(repo, model)
+    version = newest_version(repo, model)
     loaded = loading.load(version, only="", threads=cores(), stopping=threading.Event())
     groups = {group[0].units: group for group in instances_by_units(loaded.engine)}
     kinds = [{"units": units, "instances": len(group)} for units, group in groups.items()]
@@ -368,12 +369,20 @@ def _print(
     console.print(table)
 
 
-def _version(repo: Path, model: str) -> repository.Version:
+def newest_version(repo: Path, model: str) -> repository.Version:
     """The version that a server would serve."""
     for version in repository.scan(repo):
         if version.model == model and version.manifest is not None:
             return version
     raise SystemExit(f"bench: {repo} has no sound version of {model}")
+
+
+def processor() -> str:
+    """Of this machine, as its maker names it."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def parser_of(description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:

@@ -33,7 +33,14 @@ from proto import classify_pb2 as pb
 from server import repository
 from server.engines import cores
 from server.repository import Version
-from tests.bench_serving import CALLERS, ServedEngine, build_if_missing, parser_of, served_engine
+from tests.bench_serving import (
+    CALLERS,
+    ServedEngine,
+    build_if_missing,
+    newest_version,
+    parser_of,
+    served_engine,
+)
 
 READY, UNLOADED = pb.Model.READY, pb.Model.UNLOADED
 SWAP_S = 120.0  # longer is a failure
@@ -52,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build_if_missing(args.repo.resolve(), args.model, console)
     with tempfile.TemporaryDirectory(prefix="bench-swap-") as folder:
         repo = Path(folder)
-        sample = _newest(args.repo, args.model)
+        sample = newest_version(args.repo, args.model)
         _publish(repo, sample)
         options = ("--probation-s", "0", "--golden-interval", "0")
         with served_engine(repo, args.model, options=options) as server:
@@ -117,11 +124,6 @@ def _until(there: Callable[[], bool], otherwise: str) -> None:
         if time.monotonic() > ends_s:
             raise SystemExit(f"bench: {otherwise}")
         time.sleep(POLL_S)
-
-
-def _newest(repo: Path, model: str) -> Version:
-    found = (one for one in repository.scan(repo) if one.model == model and one.manifest)
-    return next(found)
 
 
 def _publish(repo: Path, sample: Version) -> int:

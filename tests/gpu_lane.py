@@ -32,22 +32,7 @@ PROBE_S = 120
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when all that was run gave right answers, 1 when not; wrong usage exits with 2."""
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_lane", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels")
-    parser.add_argument("--models", default="", help="with commas; else all, the usual ones first")
-    parser.add_argument("--precisions", default="", help="with commas; else fp16,bf16")
-    parser.add_argument("--backend", default="auto", help="auto, tensorrt, inductor or openvino")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing after so many")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        default=990.0,
-        help="of the GPU in half precision, dense, for the roofline (H200: %(default)s)",
-    )
-    given = parser.parse_args(arguments)
+    given = parser_of("tests.gpu_lane", __doc__).parse_args(arguments)
     given.out.mkdir(parents=True, exist_ok=True)
     packages = given.out / "packages"
     versions = _unpack(given.wheels, packages) if given.wheels else {}
@@ -62,12 +47,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not why:
                 path, backend = candidate, "tensorrt"
                 break
-    command = [sys.executable, "-m", "tests.gpu_measure", "--out", str(given.out)]
+    command = [sys.executable, "-m", "tests.gpu_measure"]
+    command += sys.argv[1:] if arguments is None else arguments
     command += ["--backend", backend, "--tried", json.dumps(tried)]
-    command += ["--models", given.models, "--precisions", given.precisions]
-    command += ["--minutes", str(given.minutes), "--seconds", str(given.seconds)]
-    command += ["--peak-tflops", str(given.peak_tflops)]
     return subprocess.run(command, cwd=ROOT, env=_environment(path)).returncode
+
+
+def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
+    """The options of the lane, which both of its processes know."""
+    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels")
+    parser.add_argument("--models", default="", help="with commas; else all, the usual ones first")
+    parser.add_argument("--precisions", default="", help="with commas; else fp16,bf16")
+    parser.add_argument("--backend", default="auto", help="auto, tensorrt, inductor or openvino")
+    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing after so many")
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
+    parser.add_argument(
+        "--peak-tflops",
+        type=float,
+        default=990.0,
+        help="of the GPU in half precision, dense, for the roofline (H200: %(default)s)",
+    )
+    return parser
 
 
 def _environment(path: Sequence[str]) -> dict[str, str]:

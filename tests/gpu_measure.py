@@ -31,7 +31,9 @@ from server.cuda import Absent, Cuda
 from server.engines import Engine, Outputs, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
 from server.images import InputSpec
-from tests.bench_serving import keep_busy, served_engine
+from tests import gpu_lane
+from tests.bench_serving import keep_busy, newest_version, processor, served_engine
+from tests.multiplications import multiplications
 
 FIRST = ("resnet50", "vgg16", "googlenet", "resnet152", "alexnet", "lenet5")
 BATCHES = (1, 8, 32, 128, 256)
@@ -116,13 +118,6 @@ def machine() -> Results:
     return found
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
 # --- what is measured --------------------------------------------------------------------------
 
 
@@ -167,8 +162,8 @@ def built(lane: Lane, name: str, precision: str) -> Results:
 @contextmanager
 def newest(lane: Lane, name: str) -> Iterator[tuple[Engine, repository.Version]]:
     """The engine that was built last."""
-    version = next(version for version in repository.scan(lane.repo) if version.model == name)
-    assert version.manifest is not None, version.reason
+    version = newest_version(lane.repo, name)
+    assert version.manifest is not None
     record = version.manifest.engines[-1]
     shape = version.manifest.input.spec().shape
     engine = backend(record.backend).load(version.folder, record, shape, threads=cores())
@@ -220,7 +215,7 @@ def contract(engine: Engine, version: repository.Version) -> None:
 
 def speed(lane: Lane, engine: Engine, name: str) -> list[Results]:
     """Latency of one instance and throughput of all, by batch size; pixels come from the host."""
-    flop = 2 * multiplications(name)
+    flop = 2 * multiplications_of(name)
     rows = []
     for batch in (batch for batch in BATCHES if batch <= engine.max_batch):
         instance = engine.instances[0]
@@ -277,24 +272,13 @@ def percentiles(latencies: Sequence[float]) -> Results:
     return {"p50_ms": 1e3 * median(latencies), "p99_ms": 1e3 * quantiles(latencies, n=100)[98]}
 
 
-def multiplications(name: str) -> int:
-    """Those of all convolutions and dense layers for one image."""
-    total = 0
-
-    def count(module: nn.Module, _: object, out: torch.Tensor) -> None:
-        nonlocal total
-        weight = module.weight
-        assert isinstance(weight, torch.Tensor)
-        total += out[0].numel() * weight[0].numel()
-
+def multiplications_of(name: str) -> int:
+    """Those of a model for one image."""
+    card = cards.load(name)
     with torch.device("meta"):
-        card = cards.load(name)
         network = architectures.create(card.architecture, card.classes).eval()
-        for module in network.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                module.register_forward_hook(count)
-        network(torch.empty(1, *architectures.find(card.architecture).input_shape))
-    return total
+        image = torch.empty(1, *architectures.find(card.architecture).input_shape)
+        return multiplications(network, image)
 
 
 def copies() -> Results:
@@ -541,16 +525,9 @@ def probe(out: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu_measure", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--probe", action="store_true")
-    parser.add_argument("--backend", default="auto")
-    parser.add_argument("--tried", default="[]")
-    parser.add_argument("--models", default="")
-    parser.add_argument("--precisions", default="")
-    parser.add_argument("--minutes", type=float, default=8.5)
-    parser.add_argument("--seconds", type=float, default=0.5)
-    parser.add_argument("--peak-tflops", type=float, default=990.0)
+    parser = gpu_lane.parser_of("tests.gpu_measure", __doc__)
+    parser.add_argument("--probe", action="store_true", help="run LeNet-5 by TensorRT, no more")
+    parser.add_argument("--tried", default="[]", help="what was found out of TensorRT, as JSON")
     given = parser.parse_args(arguments)
     if given.probe:
         try:

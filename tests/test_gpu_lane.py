@@ -13,7 +13,7 @@ import pytest
 
 from server.engines import tensorrt
 from tests import gpu_lane
-from tests.gpu_measure import multiplications
+from tests.gpu_measure import multiplications_of
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -85,4 +85,4 @@ def test_multiplications_are_those_published_for_the_public_weights(
     name: str, billions: float
 ) -> None:
     """https://pytorch.org/vision/stable/models.html, GFLOPS there being multiply-accumulates."""
-    assert multiplications(name) / 1e9 == pytest.approx(billions, rel=2e-3)
+    assert multiplications_of(name) / 1e9 == pytest.approx(billions, rel=2e-3)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from model_repo.architectures import ARCHITECTURES, create, googlenet, resnet
 from model_repo.architectures.alexnet2012 import response_norm
+from tests.multiplications import multiplications
 
 
 def sizes(name: str, *modules: str) -> list[tuple[int, ...]]:
@@ -26,22 +27,6 @@ def pools(name: str) -> list[str]:
     with torch.device("meta"):
         network = create(name)
     return [key for key, module in network.named_modules() if isinstance(module, nn.MaxPool2d)]
-
-
-def multiplications(network: nn.Module, image: Tensor) -> int:
-    """Those of all convolutions in `network` for one image."""
-    total = 0
-
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d):
-            total += out[0].numel() * module.weight[0].numel()
-
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
-    network(image)
-    for hook in hooks:
-        hook.remove()
-    return total
 
 
 def test_lenet5_has_the_sizes_of_figure_2() -> None:
