@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
-import grpc
 import uvicorn
 from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
@@ -47,6 +46,7 @@ from server.service.standard import HEALTH, Health, Reflection
 from server.settings import Settings
 from server.shared_memory import Regions
 from server.tracing import Tracing, TracingMissing
+from server.transport import grpc
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ log = logging.getLogger(__name__)
 # four), and as many again for what a later version of the contract may bring.
 FIELDS = 64
 FIELDS_PER_IMAGE = 12
+
+# Of one connection, beyond all those that a server takes: they are refused with a word on why.
+CALLS_BEYOND = 1024
 
 CLASSIFIER = classify_pb2.DESCRIPTOR.services_by_name["Classifier"]
 OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -115,7 +118,6 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
     stop_loading = threading.Event()
-    server = grpc.aio.server(options=_options(settings))
     try:
         async with asyncio.TaskGroup() as background:
 
@@ -130,6 +132,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             with (
                 ThreadPoolExecutor(settings.decode_threads or threads, "decode") as decoders,
                 ThreadPoolExecutor(1, "load") as loader,
+                _listening(settings.host, settings.port) as grpc_socket,
                 _listening(settings.host, settings.http_port) as http_socket,
             ):
 
@@ -187,23 +190,22 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     (OPEN_INFERENCE, open_inference),
                 ]
                 unserved = SHARED_MEMORY_METHODS if regions is None else frozenset[str]()
-                for service, methods in implementations:
-                    handlers = rpc.handlers(
+                methods = standard.methods(
+                    health, Reflection([*SERVICES, HEALTH], stopping), intake
+                )
+                for service, implementation in implementations:
+                    methods |= rpc.methods(
                         service,
-                        methods,
+                        implementation,
                         metrics,
                         intake,
                         streams=Streams(stream_refusal, stopping),
                         without=unserved,
                         tracing=tracing,
                     )
-                    server.add_generic_rpc_handlers(
-                        [grpc.method_handlers_generic_handler(service.full_name, handlers)]
-                    )
-                services = [*SERVICES, HEALTH]
-                standard.register(server, health, Reflection(services, stopping), intake)
+                server = grpc.Server(methods, _limits(settings))
                 state = Running(
-                    port=_bind(server, settings),
+                    port=grpc_socket.getsockname()[1],
                     http_port=http_socket.getsockname()[1],
                     catalog=catalog,
                     metrics=metrics,
@@ -220,7 +222,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 http = HttpServer(
                     application(metrics, catalog, lambda: state.accepting, rest.routes())
                 )
-                await server.start()
+                await server.start(grpc_socket)
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))
                 watch = rollout if settings.model_control == "watch" else None
                 changing = [
@@ -337,25 +339,12 @@ def _tracing(settings: Settings) -> Tracing | None:
         raise CannotServe(str(error)) from None
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", settings.max_message_bytes),
-        ("grpc.max_send_message_length", settings.max_message_bytes),
-        ("grpc.so_reuseport", 0),  # a second server on the port is a mistake, and must be told
-        # Callers behind a balancer keep their connections alive; by default gRPC hangs up on those
-        # who ask more often than every five minutes.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.keepalive_time_ms", 60_000),  # a caller that vanished is noticed; it is 2 hours else
-    ]
-
-
-def _bind(server: grpc.aio.Server, settings: Settings) -> int:
-    address = _address(settings.host, settings.port)
-    try:
-        return int(server.add_insecure_port(address))
-    except RuntimeError as error:
-        raise CannotServe(f"can't listen on {address}: {error}") from None
+def _limits(settings: Settings) -> grpc.Limits:
+    return grpc.Limits(
+        message_bytes=settings.max_message_bytes,
+        receiving_bytes=settings.max_bytes_in_progress,
+        streams=settings.max_calls + CALLS_BEYOND,
+    )
 
 
 @contextmanager

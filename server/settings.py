@@ -109,8 +109,8 @@ class Settings:
     )
     max_bytes_in_progress: int = option(
         1 << 30,
-        "bytes of all requests in progress; further calls are refused. Memory is about three times "
-        "as much, besides what gRPC is still receiving",
+        "bytes of all requests in progress, and of those that are still being received; further "
+        "calls are refused. Memory is about four times as much",
         least=4096,
     )
     max_image_bytes: int = option(20 << 20, "bytes of one encoded image", least=64)

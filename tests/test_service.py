@@ -745,8 +745,7 @@ async def test_a_stopping_server_ends_the_streams_that_would_never_end(tmp_path:
 
 async def test_a_watcher_told_of_one_status_while_the_next_came_is_told_of_that_too() -> None:
     health = Health(lambda name: True)
-    context: Any = None  # asked for nothing where the request is sound
-    statuses = health.watch(HealthCheckRequest(), context)
+    statuses = health.watch(HealthCheckRequest())
     assert (await anext(statuses)).status == HealthCheckResponse.SERVING
     health.stop()  # the watch is still busy sending
     told = [response.status async for response in statuses]

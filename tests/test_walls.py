@@ -25,7 +25,7 @@ FORBIDDEN = {
 LAYERS = (
     {"errors", "settings", "logs", "containers", "cuda", "gpu", "lifecycle", "probation"},
     {"precision", "metrics", "priority"},
-    {"tracing"},
+    {"tracing", "transport"},
     {"engines", "images"},
     {"repository", "schedule", "shared_memory"},
     {"golden", "host", "memory"},
@@ -45,6 +45,7 @@ LIBRARIES = {  # each is seen by one file
     "cuda": "server/cuda.py",
     "pynvml": "server/gpu.py",
     "opentelemetry": "server/tracing.py",
+    "hpack": "server/transport/headers.py",
 }
 
 TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "proto", "starlette", "uvicorn"}
@@ -140,7 +141,7 @@ def test_every_module_of_the_server_sees_only_the_layers_below_its_own() -> None
 
 
 def test_what_lies_below_the_service_knows_no_transport() -> None:
-    above = ("server/service/", "server/app.py", "server/__main__.py")
+    above = ("server/service/", "server/transport/", "server/app.py", "server/__main__.py")
     for source in sources("server"):
         if not name_of(source).startswith(above):
             assert not roots(source) & TRANSPORT, name_of(source)

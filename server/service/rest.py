@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from asyncio import FIRST_COMPLETED
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
@@ -40,6 +39,7 @@ from server.service.open_inference import (
     version_or_label,
 )
 from server.service.rpc import STATUS, Call, Intake, Tally, clipped, told
+from server.transport.headers import timeout_s
 
 HTTP_STATUS = {
     StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
@@ -52,8 +52,6 @@ HTTP_STATUS = {
 PROBLEM = "application/problem+json"
 
 DEADLINE = "Grpc-Timeout"
-TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md
-UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SMALL_BODY_BYTES = 4096  # of a question that needs no more than a few names
@@ -460,14 +458,14 @@ def _timeout(text: str | None) -> float:
     """Seconds until the deadline, infinite without one. Raises InvalidInput."""
     if text is None:
         return math.inf
-    found = TIMEOUT.fullmatch(text)
-    if found is None:
+    seconds = timeout_s(text)
+    if seconds is None:
         raise InvalidInput(
             DEADLINE,
             f"is {text[:NAME_LIMIT]!r}; up to 8 digits and one of H, M, S, m, u, n are needed: "
             "500m is half a second",
         )
-    return int(found[1]) * UNIT_S[found[2]]
+    return seconds
 
 
 def _whole(field: str, text: str | None, most: int) -> int | None:

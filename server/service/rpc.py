@@ -1,9 +1,8 @@
 """How every RPC behaves: parsing, the clock, the counting, one table from errors to statuses.
 
-An RPC is a coroutine `(request, call) -> response` that raises what it likes; `handlers` makes gRPC
-handlers of all the methods a service's descriptor names, so none can be forgotten and none behaves
-differently. Messages arrive as bytes and are parsed here: gRPC answers what it can't parse itself
-with INTERNAL, though it is the caller who can mend it.
+An RPC is a coroutine `(request, call) -> response` that raises what it likes; `methods` makes the
+transport's of all that a service's descriptor names, so none can be forgotten and none behaves
+differently. Messages arrive as bytes and are parsed here.
 """
 
 from __future__ import annotations
@@ -11,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Set
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import grpc
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.empty_pb2 import Empty
@@ -41,6 +39,8 @@ from server.host import clock
 from server.metrics import Metrics
 from server.service.wire import has_more_fields
 from server.tracing import Trace, Tracing
+from server.transport import grpc
+from server.transport.grpc import Abort, Streaming, Unary
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,6 @@ EARLY_SHARE = 0.01
 
 STREAM_DEPTH = 64  # calls of one stream that are answered at a time; the next one is not read yet
 
-_Context = grpc.aio.ServicerContext[Any, Any]
 Method = Callable[[Any, "Call"], Awaitable[Message]]
 
 
@@ -106,11 +105,7 @@ class Call:
 
 @dataclass(slots=True)
 class Intake:
-    """What is taken in before anything is known of a call. One for all RPCs of a server.
-
-    grpcio has `maximum_concurrent_rpcs` for the calls; it counts those it refuses as ended, and so
-    soon lets through any number (seen in 1.76 to 1.85).
-    """
+    """What is taken in before anything is known of a call. One for all RPCs of a server."""
 
     max_fields: int  # of one message, those within its parts included
     max_calls: int  # in progress, watches of the health included; the next one is refused
@@ -158,7 +153,7 @@ class Streams:
     stopping: asyncio.Event  # set, no more is read: what was read is answered, and the stream ends
 
 
-def handlers(
+def methods(
     service: ServiceDescriptor,
     implementation: object,
     metrics: Metrics,
@@ -167,10 +162,10 @@ def handlers(
     streams: Streams | None = None,
     without: Set[str] = frozenset(),
     tracing: Tracing | None = None,
-) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
-    """A handler for each method of `service`, by name, from the coroutines of `implementation`;
-    methods `without` one are UNIMPLEMENTED."""
-    found: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+) -> dict[str, grpc.Method]:
+    """The methods of `service`, by path, from the coroutines of `implementation`; those it is to do
+    `without` are UNIMPLEMENTED."""
+    found: dict[str, grpc.Method] = {}
     for method in service.methods:
         if method.name in without:
             continue
@@ -183,10 +178,10 @@ def handlers(
         )
         if method.client_streaming:
             assert streams is not None, f"{method.name} needs to know how streams are answered"
-            stream = _streaming(answering, streams)
-            found[method.name] = grpc.stream_stream_rpc_method_handler(stream)
+            answer: grpc.Method = _streaming(answering, streams)
         else:
-            found[method.name] = grpc.unary_unary_rpc_method_handler(_unary(answering, tracing))
+            answer = _unary(answering, tracing)
+        found[f"/{service.full_name}/{method.name}"] = answer
     return found
 
 
@@ -275,26 +270,23 @@ class _Unexpected(Exception):
     MESSAGE = "internal error"
 
 
-def _unary(answering: _Answering, tracing: Tracing | None) -> Any:
-    async def answer(data: bytes, context: _Context) -> bytes:
+def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
+    async def answer(data: bytes, wire: grpc.Call) -> bytes:
         arrived_s = clock()
-        left_s = context.time_remaining()
-        call = Call(arrived_s, math.inf if left_s is None else arrived_s + left_s)
+        call = Call(arrived_s, wire.deadline_s)
         if tracing is not None:
-            metadata: Any = context.invocation_metadata()
-            call.trace = tracing.begin(answering.name, metadata or (), arrived_s)
+            call.trace = tracing.begin(answering.name, wire.metadata(), arrived_s)
         try:
-            return await answering.response(data, call, left_s)
+            return await answering.response(data, call, wire.time_remaining())
         except ServingError as error:
-            await refuse(context, error, answering.name)
+            raise refusal(error, answering.name) from None
         except _Unexpected:
-            await context.abort(StatusCode.INTERNAL, _Unexpected.MESSAGE)
-        raise AssertionError("abort raises")
+            raise Abort(StatusCode.INTERNAL, _Unexpected.MESSAGE) from None
 
-    return answer
+    return Unary(answer)
 
 
-def _streaming(answering: _Answering, streams: Streams) -> Any:
+def _streaming(answering: _Answering, streams: Streams) -> Streaming:
     """Up to `STREAM_DEPTH` calls of a stream are answered at a time, and their answers are sent in
     the order of the requests. The stream itself counts as a call in progress too."""
 
@@ -308,9 +300,8 @@ def _streaming(answering: _Answering, streams: Streams) -> Any:
             why = f"{StatusCode.INTERNAL.name}: {_Unexpected.MESSAGE}"
         return streams.refused(call, why).SerializeToString()
 
-    async def stream(requests: AsyncIterator[bytes], context: _Context) -> None:
-        left_s = context.time_remaining()
-        deadline_s = math.inf if left_s is None else clock() + left_s
+    async def stream(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+        left_s, deadline_s = wire.time_remaining(), wire.deadline_s
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_DEPTH)
         working: set[asyncio.Task[Any]] = set()
@@ -335,10 +326,10 @@ def _streaming(answering: _Answering, streams: Streams) -> Any:
         working |= {reading, ending}
         try:
             while (task := await answers.get()) is not None:
-                await context.write(await task)
+                await wire.write(await task)
                 room.release()
             if reading.cancelled():
-                await context.abort(StatusCode.UNAVAILABLE, "the server is stopping")
+                raise Abort(StatusCode.UNAVAILABLE, "the server is stopping")
             reading.result()  # raises where it ended otherwise than by the end of the requests
         finally:
             tasks = list(working)
@@ -346,21 +337,21 @@ def _streaming(answering: _Answering, streams: Streams) -> Any:
                 other.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(requests: AsyncIterator[bytes], context: _Context) -> None:
-        async with counted(context, answering.name, answering.intake):
-            await stream(requests, context)
+    async def answer(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+        with counted(answering.name, answering.intake):
+            await stream(requests, wire)
 
-    return answer
+    return Streaming(answer)
 
 
-@asynccontextmanager
-async def counted(context: _Context, method: str, intake: Intake) -> AsyncIterator[None]:
+@contextmanager
+def counted(method: str, intake: Intake) -> Iterator[None]:
     """A stream, counting as a call in progress while it lasts; refused where it is one too many."""
     try:
         intake.take()
         yield
     except Overloaded as error:
-        await refuse(context, error, method)
+        raise refusal(error, method) from None
     finally:
         intake.leave()
 
@@ -377,8 +368,8 @@ def _request(request_class: type[Message], data: bytes, max_fields: int) -> Mess
         raise _unreadable(request_class, data, error) from None
 
 
-async def refuse(context: _Context, error: ServingError, method: str) -> None:
-    """Ends a call with the error's status and what details it has. Raises to end the handler."""
+def refusal(error: ServingError, method: str) -> Abort:
+    """The error's status, with what details it has."""
     code = STATUS[type(error)]
     message = told(error, method)
     status = Status(code=code.value[0])
@@ -395,7 +386,7 @@ async def refuse(context: _Context, error: ServingError, method: str) -> None:
     status.message = message
     if status.details:
         trailers.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, message, tuple(trailers))
+    return Abort(code, message, trailers)
 
 
 def told(error: ServingError, method: str) -> str:

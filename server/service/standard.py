@@ -1,8 +1,7 @@
 """What every gRPC server is asked for: grpc.health.v1 and reflection.
 
 Streams that would never end by themselves end here when the server stops, so that one watcher does
-not hold it up for the whole grace. Messages are parsed here: what gRPC can't parse it logs with a
-stack and answers with UNKNOWN, though it is the caller's mistake.
+not hold it up for the whole grace.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any, TypeVar
 
-import grpc
 from google.protobuf.message import DecodeError, Message
+from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection import SERVICE_NAME as REFLECTION
@@ -23,14 +22,14 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 )
 
 from server.service.rpc import Intake, counted
+from server.transport import grpc
+from server.transport.grpc import Abort, Streaming, Unary
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
 REQUEST_LIMIT_BYTES = 4096  # a name is all there is in one, and a watch keeps it while it lasts
 
 M = TypeVar("M", bound=Message)
-
-_Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class Health:
@@ -61,21 +60,14 @@ class Health:
         self._stopped = True
         self.retire()
 
-    async def check(
-        self, request: HealthCheckRequest | None, context: _Context
-    ) -> HealthCheckResponse:
-        request = await _sound(request, context)
+    async def check(self, request: HealthCheckRequest) -> HealthCheckResponse:
+        """Raises Abort."""
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
-            await context.abort(
-                grpc.StatusCode.NOT_FOUND, "neither a service nor a model has this name"
-            )
+            raise Abort(StatusCode.NOT_FOUND, "neither a service nor a model has this name")
         return HealthCheckResponse(status=status)
 
-    async def watch(
-        self, request: HealthCheckRequest | None, context: _Context
-    ) -> AsyncIterator[HealthCheckResponse]:
-        request = await _sound(request, context)
+    async def watch(self, request: HealthCheckRequest) -> AsyncIterator[HealthCheckResponse]:
         told = None
         while True:
             # Taken before looking, so that no change is missed: much may happen while one is sent.
@@ -103,11 +95,10 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
         super().__init__([*services, REFLECTION])
         self._stopping = stopping
 
-    async def ServerReflectionInfo(
-        self, requests: AsyncIterator[ServerReflectionRequest | None], context: _Context
+    async def answer(
+        self, requests: AsyncIterator[ServerReflectionRequest]
     ) -> AsyncIterator[ServerReflectionResponse]:
-        sound = (await _sound(request, context) async for request in requests)
-        answers = super().ServerReflectionInfo(sound, context)
+        answers = self.ServerReflectionInfo(requests, None)
         stopping = asyncio.create_task(self._stopping.wait())
         waiting: set[asyncio.Task[Any]] = {stopping}
         try:
@@ -123,64 +114,49 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
                 task.cancel()
 
 
-def register(
-    server: grpc.aio.Server, health: Health, reflection: Reflection, intake: Intake
-) -> None:
-    """Adds both services to a server that has not started.
+def methods(health: Health, reflection: Reflection, intake: Intake) -> dict[str, grpc.Method]:
+    """Both services, by path.
 
     Streams count among the calls of `intake`. A Check does not: it holds nothing, and a server
     that has much to do must not be taken for dead.
     """
-    request, response = _parser(HealthCheckRequest), HealthCheckResponse.SerializeToString
-    watch = _counted("Watch", health.watch, intake)
-    methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "Check": grpc.unary_unary_rpc_method_handler(health.check, request, response),
-        "Watch": grpc.unary_stream_rpc_method_handler(watch, request, response),
+
+    async def check(data: bytes, wire: grpc.Call) -> bytes:
+        response: Message = await health.check(_parsed(HealthCheckRequest, data))
+        return response.SerializeToString()
+
+    async def watch(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+        with counted("Watch", intake):
+            async for data in requests:  # there is one
+                await _write(health.watch(_parsed(HealthCheckRequest, data)), wire)
+                return
+
+    async def info(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+        with counted("ServerReflectionInfo", intake):
+            asked = (_parsed(ServerReflectionRequest, data) async for data in requests)
+            await _write(reflection.answer(asked), wire)
+
+    return {
+        f"/{HEALTH}/Check": Unary(check),
+        f"/{HEALTH}/Watch": Streaming(watch),
+        f"/{REFLECTION}/ServerReflectionInfo": Streaming(info),
     }
-    info: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-        "ServerReflectionInfo": grpc.stream_stream_rpc_method_handler(
-            _counted("ServerReflectionInfo", reflection.ServerReflectionInfo, intake),
-            _parser(ServerReflectionRequest),
-            ServerReflectionResponse.SerializeToString,
-        )
-    }
-    server.add_generic_rpc_handlers(
-        [
-            grpc.method_handlers_generic_handler(HEALTH, methods),
-            grpc.method_handlers_generic_handler(REFLECTION, info),
-        ]
-    )
 
 
-def _counted(method: str, stream: Any, intake: Intake) -> Any:
-    async def answer(request: Any, context: _Context) -> AsyncIterator[Any]:
-        async with counted(context, method, intake):
-            async for response in stream(request, context):
-                yield response
-
-    return answer
+async def _write(responses: AsyncIterator[Message], wire: grpc.Call) -> None:
+    async for response in responses:
+        await wire.write(response.SerializeToString())
 
 
-def _parser(request_class: type[M]) -> Callable[[bytes], M | None]:
-    """Bytes to a message; None where they are none, or more than an honest one has."""
-
-    def parse(data: bytes) -> M | None:
-        if len(data) > REQUEST_LIMIT_BYTES:
-            return None
-        try:
+def _parsed(request_class: type[M], data: bytes) -> M:
+    """Raises Abort where the bytes are no message, or more than an honest one has."""
+    try:
+        if len(data) <= REQUEST_LIMIT_BYTES:
             return request_class.FromString(data)
-        except DecodeError:
-            return None
-
-    return parse
-
-
-async def _sound(request: M | None, context: _Context) -> M:
-    if request is None:
-        message = f"this is no request of {REQUEST_LIMIT_BYTES} bytes at most"
-        await context.abort(grpc.StatusCode.INVALID_ARGUMENT, message)
-        raise AssertionError("abort raises")
-    return request
+    except DecodeError:
+        pass
+    message = f"this is no request of {REQUEST_LIMIT_BYTES} bytes at most"
+    raise Abort(StatusCode.INVALID_ARGUMENT, message)
 
 
 async def _next(answers: AsyncIterator[Any]) -> Any:
