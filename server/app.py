@@ -24,7 +24,7 @@ from server.gpu import gpus
 from server.guard import Guard
 from server.host import Host
 from server.images import ImageLimits
-from server.loading import Loaded, load
+from server.loading import Loaded, Profiles, load
 from server.metrics import Metrics
 from server.priority import giving_way
 from server.repository import Version
@@ -135,6 +135,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 _listening(settings.host, settings.port) as grpc_socket,
                 _listening(settings.host, settings.http_port) as http_socket,
             ):
+                profiles = Profiles()
 
                 def load_behind(version: Version, checking: Callable[[], None]) -> Loaded:
                     with giving_way():
@@ -143,6 +144,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                             only=settings.backend,
                             threads=threads,
                             stopping=stop_loading,
+                            profiles=profiles,
                             rebuild=settings.rebuild_engines,
                             checking=checking,
                         )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple
@@ -36,7 +36,8 @@ REBUILT = {"tensorrt": (64, 256), "openvino": (0, 8)}
 
 FASTEST = ("fp16", "bf16", "fp32")
 
-PROFILE_RUNS = 3
+PROFILE_RUNS = 3  # at least, of one size; and for so long:
+PROFILE_S = 0.01
 
 
 class Loaded(NamedTuple):
@@ -49,12 +50,45 @@ class Loaded(NamedTuple):
     passed_over: str = ""  # the better engines of the version, and why they do not serve
 
 
+class Profiles:
+    """The lanes of the engines that were timed here. Used on the loader's thread only.
+
+    What computes the same with other weights takes as long. So a new version of a model is not
+    timed beside the calls that the one before answers: it would seem slower than it is, for good.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, list[Lane]] = {}
+
+    def lanes(self, engine: Engine, manifest: Manifest, record: EngineRecord) -> list[Lane]:
+        kinds = tuple((group[0].units, len(group)) for group in instances_by_units(engine))
+        work = (
+            *(manifest.architecture, manifest.parameters, manifest.classes, manifest.top_k),
+            *(engine.instances[0].pixels.shape, kinds),
+            *(record.backend, record.backend_version, record.precision, record.hardware),
+            *(record.min_batch, record.opt_batch),
+        )
+        if work not in self._known:
+            self._known[work] = lanes_of(engine, _measure)
+        return self._known[work]
+
+
+class _How(NamedTuple):
+    """What the loading of every engine of a version has in common."""
+
+    threads: int
+    stopping: threading.Event
+    checking: Callable[[], None]
+    profiles: Profiles
+
+
 def load(
     version: Version,
     *,
     only: str,
     threads: int,
     stopping: threading.Event,
+    profiles: Profiles | None = None,
     rebuild: bool = False,
     checking: Callable[[], None] = lambda: None,
 ) -> Loaded:
@@ -68,6 +102,7 @@ def load(
     manifest = version.manifest
     if manifest is None:
         raise Unsound(version.reason)
+    how = _How(threads, stopping, checking, profiles or Profiles())
     refusals = []
     for record in sorted(manifest.engines, key=_preference):
         if only and record.backend != only:
@@ -76,7 +111,7 @@ def load(
             )
             continue
         try:
-            loaded = _load(version, manifest, record, threads, stopping, checking)
+            loaded = _load(version, manifest, record, how)
             if only or not refusals:
                 return loaded
             return loaded._replace(passed_over="; ".join(refusals))
@@ -85,7 +120,7 @@ def load(
     if rebuild:
         for name in REBUILT:
             try:
-                return _rebuilt(version, manifest, name, only, threads, stopping, checking)
+                return _rebuilt(version, manifest, name, only, how)
             except (Unsound, golden.Deviates, EngineFailure, OSError) as error:
                 refusals.append(_passed_over(version, f"a new one of {name}", error))
     raise Unsound("; ".join(refusals))
@@ -109,13 +144,11 @@ def _rebuilt(
     manifest: Manifest,
     name: str,
     only: str,
-    threads: int,
-    stopping: threading.Event,
-    checking: Callable[[], None],
+    how: _How,
 ) -> Loaded:
     """An engine for this machine, from the version's graph; added to the version once it has
     proved itself."""
-    _go_on(stopping)
+    _go_on(how)
     if only and name != only:
         raise Unsound(f"this server is to use {only} only")
     try:
@@ -139,7 +172,7 @@ def _rebuilt(
         record = repository.engine_record(staged, name, compiled, target, deviation={})
         if reason := chosen.unfit(record):
             raise Unsound(reason)
-        loaded, deviation = _proved(staged, version, manifest, record, threads, stopping, checking)
+        loaded, deviation = _proved(staged, version, manifest, record, how)
         record = msgspec.structs.replace(record, deviation=deviation)
         try:
             repository.add_engine(root, staged, manifest, record)
@@ -153,11 +186,9 @@ def _load(
     version: Version,
     manifest: Manifest,
     record: EngineRecord,
-    threads: int,
-    stopping: threading.Event,
-    checking: Callable[[], None],
+    how: _How,
 ) -> Loaded:
-    _go_on(stopping)
+    _go_on(how)
     try:
         chosen = backend(record.backend)
     except ValueError as error:
@@ -169,7 +200,7 @@ def _load(
     if record.precision not in golden.LIMITS:
         raise Unsound(f"nothing is known of precision {record.precision!r}")
     repository.verify(version.folder, manifest, record)
-    return _proved(version.folder, version, manifest, record, threads, stopping, checking)[0]
+    return _proved(version.folder, version, manifest, record, how)[0]
 
 
 def _proved(
@@ -177,35 +208,33 @@ def _proved(
     version: Version,
     manifest: Manifest,
     record: EngineRecord,
-    threads: int,
-    stopping: threading.Event,
-    checking: Callable[[], None],
+    how: _How,
 ) -> tuple[Loaded, dict[str, float]]:
     """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
     labels = repository.read_labels(version.folder, manifest)
     answers = repository.read_golden(version.folder, manifest)
     row = (manifest.input.height, manifest.input.width, manifest.input.channels)
-    _go_on(stopping)
-    check_memory(record, row, threads)
-    engine = backend(record.backend).load(folder, record, row, threads=threads)
+    _go_on(how)
+    check_memory(record, row, how.threads)
+    engine = backend(record.backend).load(folder, record, row, threads=how.threads)
     try:
-        _go_on(stopping)
-        checking()
+        _go_on(how)
+        how.checking()
         deviation = golden.check(engine, answers, record.precision)
-        lanes = lanes_of(engine, _measure)
-        _warm(engine, stopping)
+        lanes = how.profiles.lanes(engine, manifest, record)
+        _warm(engine, how)
     except BaseException:
         engine.close()
         raise
     return Loaded(engine, record, lanes, labels), deviation
 
 
-def _go_on(stopping: threading.Event) -> None:
-    if stopping.is_set():
+def _go_on(how: _How) -> None:
+    if how.stopping.is_set():
         raise Unsound("the server is stopping")
 
 
-def _warm(engine: Engine, stopping: threading.Event) -> None:
+def _warm(engine: Engine, how: _How) -> None:
     """Runs every instance at every size it computes once: the first time prepares its kernels.
 
     Instances of a kind run side by side, so that each of the threads behind them gets its turn.
@@ -213,7 +242,7 @@ def _warm(engine: Engine, stopping: threading.Event) -> None:
     sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
     for group in instances_by_units(engine):
         for rows in sizes:
-            _go_on(stopping)
+            _go_on(how)
             finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
             for instance in group:
                 instance.start(rows, finished.put)
@@ -226,12 +255,13 @@ def _warm(engine: Engine, stopping: threading.Event) -> None:
 def _measure(instance: Instance, rows: int) -> float:
     """Seconds of a warm batch of `rows`, the best of a few: the profile is a floor, see
     `schedule.Latency`, and a hiccup while loading must not raise it for good."""
-    seconds = []
-    for _ in range(1 + PROFILE_RUNS):
+    infer(instance, instance.pixels[:rows])
+    seconds: list[float] = []
+    while len(seconds) < PROFILE_RUNS or sum(seconds) < PROFILE_S:
         began = time.perf_counter()
         infer(instance, instance.pixels[:rows])
         seconds.append(time.perf_counter() - began)
-    return min(seconds[1:])
+    return min(seconds)
 
 
 def _preference(record: EngineRecord) -> tuple[int, int]:

@@ -25,7 +25,7 @@ from server import repository
 from server.app import Load, Running, running
 from server.engines import Done, Engine, Instance, Outputs, Pixels, null
 from server.host import lanes_of
-from server.loading import Loaded
+from server.loading import Loaded, Profiles
 from server.repository import Golden, Manifest, Version, WeightsRecord
 from server.settings import Settings
 
@@ -183,6 +183,7 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
         only: str,
         threads: int,
         stopping: threading.Event,
+        profiles: Profiles,
         rebuild: bool,
         checking: Callable[[], None],
     ) -> Loaded:

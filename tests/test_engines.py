@@ -8,6 +8,7 @@ import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from server import engines, repository
 from server.engines import (
     BACKENDS,
     Backend,
+    Done,
     Engine,
     Outputs,
     Pixels,
@@ -24,6 +26,7 @@ from server.engines import (
     backend,
     cores,
     infer,
+    openvino,
     tensorrt,
 )
 from server.errors import EngineFailure
@@ -241,3 +244,27 @@ def test_openvino_says_why_an_engine_does_not_fit_this_machine(
 
 def test_cores_are_those_this_process_may_use() -> None:
     assert cores() >= 1
+
+
+@pytest.mark.parametrize(("takes_s", "tiny"), [([0.03, 0.002, 0.0001], True), ([0.03], False)])
+def test_a_network_is_tiny_where_one_run_was_brief_whatever_held_up_the_others(
+    takes_s: list[float], tiny: bool
+) -> None:
+    class Timed:
+        """An instance whose runs take so long, the last of the times from then on."""
+
+        def __init__(self) -> None:
+            self.pixels = np.zeros((1, 2, 2, 1), np.uint8)
+            self.runs = 0
+
+        def start(self, rows: int, done: Done) -> None:
+            self.runs += 1
+            scores = np.zeros((rows, 1), np.float32)
+            done(Outputs(scores.astype(np.int32), scores, scores))
+
+        def took_s(self) -> float:
+            return takes_s[min(self.runs, len(takes_s)) - 1]
+
+    instance: Any = Timed()
+    assert openvino._is_tiny(instance) is tiny
+    assert instance.runs <= 5

@@ -15,7 +15,7 @@ from model_repo.build import Order, build
 from proto import classify_pb2 as pb
 from server import loading, repository
 from server.app import CannotServe
-from server.engines import tensorrt
+from server.engines import Instance, tensorrt
 from server.repository import EngineRecord, Unsound
 from tests.serving import serve
 
@@ -141,3 +141,34 @@ def test_what_can_not_be_rebuilt_says_why_and_changes_nothing(
     assert "a new one of openvino: model.onnx is not what was published" in why
     assert (repo / "lenet5" / "1" / repository.MANIFEST).read_bytes() == before
     assert "this server is to use tensorrt only" in refused(repo, rebuild=True, only="tensorrt")
+
+
+def test_what_computes_the_same_with_other_weights_is_not_timed_again(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = loading.Profiles()
+    timed: list[float] = []
+
+    def measure(instance: Instance, rows: int) -> float:
+        timed.append(float(len(timed) + 1))
+        return timed[-1]
+
+    monkeypatch.setattr(loading, "_measure", measure)
+    first = loaded(published / "both", only="openvino", profiles=profiles)
+    first.engine.close()
+    sizes = len(timed)
+    assert sizes > 1
+    assert first.lanes[0].profile(1) == 1
+    repo = tmp_path / "repo"
+    build("lenet5", Order(repo=repo, backend="openvino", weights="random:1"))
+    second = loaded(repo, profiles=profiles)
+    second.engine.close()
+    assert len(timed) == sizes
+    assert second.lanes == first.lanes
+    build(
+        "lenet5",
+        Order(repo=tmp_path / "fp32", backend="openvino", precision="fp32", weights=UNTRAINED),
+    )
+    other = loaded(tmp_path / "fp32", profiles=profiles)
+    other.engine.close()
+    assert (len(timed) > sizes) == (other.record.precision != first.record.precision)
