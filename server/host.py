@@ -200,7 +200,8 @@ class Host:
             await served.fewer.wait()
 
     async def remove(self, name: str) -> None:
-        """Refuses what still waits for the model, lets what runs finish, and closes the engine.
+        """Refuses what still waits for the model, lets what runs finish, and closes the engine, off
+        the loop.
 
         An engine that is given up meanwhile is left as it is: something may still run in it. Where
         the wait is cancelled, asking again takes it up.
@@ -211,7 +212,8 @@ class Host:
         if served.running:
             await served.drained.wait()
         if not served.given_up:
-            served.engine.close()
+            served.idle.clear()  # else its instances would be freed here, with us
+            await asyncio.to_thread(served.engine.close)  # tens of milliseconds, or a thread's end
         self._leaving.pop(name, None)
 
     def admit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -303,6 +304,23 @@ async def test_removing_a_model_refuses_who_waits_answers_who_runs_and_closes() 
         assert engine.closed
         with pytest.raises(ModelNotReady):
             await bench.ask(3)
+
+
+async def test_an_engine_is_closed_off_the_loop_and_none_of_it_is_kept() -> None:
+    closing: list[tuple[int, bool]] = []
+
+    class Heavy(Scripted):
+        def close(self) -> None:
+            super().close()
+            instance = weakref.ref(self.instances[0])
+            self.instances = []
+            closing.append((threading.get_ident(), instance() is None))
+
+    async with hosting(Heavy()) as bench:
+        await bench.host.remove("m")
+    ((thread, freed),) = closing
+    assert thread != threading.get_ident()
+    assert freed
 
 
 async def test_a_place_that_was_taken_before_decoding_is_given_back() -> None:
