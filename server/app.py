@@ -137,17 +137,22 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             ):
                 profiles = Profiles()
 
+                def load_one(version: Version, checking: Callable[[], None]) -> Loaded:
+                    return load(
+                        version,
+                        only=settings.backend,
+                        threads=threads,
+                        stopping=stop_loading,
+                        profiles=profiles,
+                        rebuild=settings.rebuild_engines,
+                        checking=checking,
+                    )
+
                 def load_behind(version: Version, checking: Callable[[], None]) -> Loaded:
+                    if catalog.loading:  # the server is starting: there is nobody to give way to
+                        return load_one(version, checking)
                     with giving_way():
-                        return load(
-                            version,
-                            only=settings.backend,
-                            threads=threads,
-                            stopping=stop_loading,
-                            profiles=profiles,
-                            rebuild=settings.rebuild_engines,
-                            checking=checking,
-                        )
+                        return load_one(version, checking)
 
                 catalog = Catalog(
                     load=load_behind,

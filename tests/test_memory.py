@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,30 +112,32 @@ def test_an_engine_that_needs_more_than_is_free_is_refused(monkeypatch: pytest.M
     check_memory(engine(100 << 40), (32, 32, 1), 1)
 
 
-NICE = """
+WAYS = """
 import os, threading
-from server import priority
+from server.priority import giving_way
 
-def nice(): return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def way(): return os.sched_getscheduler(threading.get_native_id())
 
 go, told, threads = threading.Event(), [], []
 def born():
-    told.append(nice()); go.wait(); told.append(nice())
+    told.append(way()); go.wait(); told.append(way())
 def loader():
-    with priority.giving_way():
+    with giving_way(own_patience_s=1000):
+        told.append(way())
         threads.append(threading.Thread(target=born)); threads[0].start()
-        while not told: pass
-        told.insert(0, nice())
-    told.insert(0, nice())
+        while len(told) < 2: pass
+    told.append(way())
 thread = threading.Thread(target=loader); thread.start(); thread.join(); go.set(); threads[0].join()
-print(*told, nice())
+with giving_way(own_patience_s=0):
+    while way() != os.SCHED_OTHER: pass
+print(*told, way())
 """
 
 
 def test_what_loads_gives_way_and_what_it_made_serves_as_usual_afterwards() -> None:
-    command = [sys.executable, "-c", NICE]
+    command = [sys.executable, "-c", WAYS]
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60, check=True)
-    meanwhile = priority.NICE if priority.reversible() else 0
-    # the loader afterwards and meanwhile, its child meanwhile and afterwards, the main thread
-    assert done.stdout.split() == [str(nice) for nice in (0, meanwhile, meanwhile, 0, 0)]
+    meanwhile = os.SCHED_IDLE if priority.reversible() else os.SCHED_OTHER
+    # the loader and the thread it made; both afterwards; who has lost its patience
+    assert done.stdout.split() == [str(way) for way in (meanwhile, meanwhile, 0, 0, 0)]
