@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from server.logs import JsonLines, TextLines
+from server.logs import JsonLines, TextLines, configure
 
 HOSTILE = 'a\nb\r\x1b[31m\x00\u2028\u202e"=\ud800 \N{SNOWMAN}'
 
@@ -88,3 +88,12 @@ def test_the_stack_of_an_error_is_indented_below_its_text_line() -> None:
     assert first.endswith("failed model=tiny")
     assert all(line.startswith("    ") and line.isprintable() for line in stack)
     assert any("ValueError: odd" in line for line in stack)
+
+
+@pytest.mark.parametrize("library", ["uvicorn.error", "watchfiles.main"])
+def test_libraries_tell_of_trouble_only(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = logging.getLogger()
+    monkeypatch.setattr(root, "handlers", [])
+    monkeypatch.setattr(root, "level", root.level)
+    configure("info", "text")
+    assert logging.getLogger(library).getEffectiveLevel() == logging.WARNING
