@@ -87,10 +87,12 @@ def test_a_server_may_read_its_models_and_write_nothing(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["server-cpu", "server-gpu"])
-def test_a_server_is_given_longer_to_stop_than_its_own_grace(name: str) -> None:
+def test_a_server_is_given_longer_to_stop_than_its_own_notice_and_grace(name: str) -> None:
     from server.settings import Settings
 
-    assert float(COMPOSE["services"][name]["stop_grace_period"].rstrip("s")) > Settings().grace_s
+    (notice,) = re.findall(r"CONVSERVE_DRAIN_NOTICE=(\d+)", DOCKERFILE)
+    given_s = float(COMPOSE["services"][name]["stop_grace_period"].rstrip("s"))
+    assert given_s > int(notice) + Settings().grace_s
 
 
 def test_only_the_gpu_profile_reserves_a_gpu() -> None:
