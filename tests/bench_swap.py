@@ -8,7 +8,7 @@ their own on the same cores: for a while in peace, and then while one version af
 published and takes the place of the one before, with no pause between swaps. So the whole of the
 second run is swap window: hashing, compiling, golden inputs, profile, warm-up, the move, the drain.
 
-Exit status 1 where a call was lost or failed.
+Exit status 1 where a call was lost or failed. NOT_SENT are those the generator had no room for.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -135,6 +136,15 @@ def _publish(repo: Path, sample: Version) -> int:
         return repository.publish(repo, staged, sample.manifest).version
 
 
+def _by_status(reports: Sequence[dict[str, Any]]) -> str:
+    """Calls without an answer, by what they ended with."""
+    codes: Counter[str] = Counter()
+    for report in reports:
+        codes.update(report["counts"])
+    del codes["OK"]
+    return ", ".join(f"{count:,} {code}" for code, count in codes.most_common()) or "0"
+
+
 def _failed(reports: Sequence[dict[str, Any]]) -> int:
     """Calls without an answer."""
     return sum(
@@ -156,7 +166,7 @@ def _table(rounds: Sequence[dict[str, Any]], args: argparse.Namespace) -> Table:
                 str(number),
                 name,
                 f"{sum(sum(report['counts'].values()) for report in reports):,}",
-                str(_failed(reports)),
+                _by_status(reports),
                 f"{_percentile(reports, 'p50'):.1f} ms",
                 f"{p99:.1f} ms",
                 f"{p99 / peace:.2f} x",
