@@ -18,7 +18,7 @@ from server import repository
 from server.catalog import Catalog
 from server.engines import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
-from server.host import Host, lanes_of
+from server.host import Host, clock, lanes_of
 from server.lifecycle import State
 from server.loading import Loaded
 from server.metrics import Metrics, ModelMetrics
@@ -289,3 +289,49 @@ async def test_a_lookup_says_what_is_wrong_with_it(tmp_path: Path) -> None:
             catalog.find("m01", 2)
         with pytest.raises(ModelNotReady, match="EngineFailure while loading"):
             catalog.find("m00")
+
+
+async def test_a_version_slower_than_the_one_before_goes_back_within_its_probation(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    shop = Shop()
+    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+        for _ in range(20):
+            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.01, 0.0)
+        publish(tmp_path)
+        await follow(catalog, tmp_path)
+        (new, old) = catalog.statuses()
+        assert (new.state, old.state) == (State.READY, State.DRAINING)
+        for _ in range(20):
+            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.2, 0.0)  # the objective is 0.1 s
+        catalog.judge(clock())
+        assert (new.state, old.state) == (State.DRAINING, State.READY)  # at once
+        assert catalog.find("tiny").version_text == "1"
+        while new.state is not State.FAILED:  # drained and closed
+            await asyncio.sleep(0)
+        assert "100% of 20 answers were later than its objective, 100 ms" in new.reason
+        assert shop.engines["tiny/2"].closed
+        assert not shop.engines["tiny/1"].closed
+
+
+async def test_a_version_that_outlives_its_probation_lets_the_one_before_go(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    shop = Shop()
+    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+        publish(tmp_path)
+        await follow(catalog, tmp_path)
+        (new, old) = catalog.statuses()
+        catalog.judge(clock() + 999)
+        assert told(catalog)[1][2] is State.DRAINING
+        catalog.judge(clock() + 1001)
+        while told(catalog)[1][2] is not State.UNLOADED:
+            await asyncio.sleep(0)
+        assert shop.engines["tiny/1"].closed
+        assert catalog.find("tiny").version_text == "2"
+        catalog.give_up(new, "too late", "objective")  # what is on disk can be loaded again
+        while new.state is not State.FAILED:
+            await asyncio.sleep(0)
+        assert old.state is State.READY
