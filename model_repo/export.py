@@ -64,15 +64,16 @@ class Served(nn.Module):
 
 
 class _Narrowing(nn.Module):
-    """Runs a network in a number format, channels last, whatever format its input has."""
+    """Runs a network in a number format and a layout, whatever its input has."""
 
-    def __init__(self, network: nn.Module, kind: torch.dtype) -> None:
+    def __init__(self, network: nn.Module, kind: torch.dtype, layout: torch.memory_format) -> None:
         super().__init__()
         self.network = network
         self.kind = kind
+        self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.kind).contiguous(memory_format=torch.channels_last)
+        x = x.to(self.kind).contiguous(memory_format=self.layout)
         out: Tensor = self.network(x)
         return out
 
@@ -103,11 +104,15 @@ def traced(
     network = copied.network
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     layer = network.get_submodule(last)
-    network.to(kind)
     parent, _, leaf = last.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, _Widening(layer.float()))
-    channels_last: Any = {"memory_format": torch.channels_last}  # torch's types don't know it
-    copied.network = _Narrowing(network.to(**channels_last), kind)
+    setattr(network.get_submodule(parent), leaf, nn.Identity())  # it is not rounded with the rest
+    # Of one channel both layouts are the same numbers; what inductor makes of such an input said to
+    # be channels last is wrong once it freezes the weights (torch 2.13, any convolution).
+    layout = torch.channels_last if shape[2] > 1 else torch.contiguous_format
+    to_layout: Any = {"memory_format": layout}  # torch's types don't know it
+    network.to(kind).to(**to_layout)
+    setattr(network.get_submodule(parent), leaf, _Widening(layer))
+    copied.network = _Narrowing(network, kind, layout)
     copied.to(device)
     example = torch.zeros(2, *shape, dtype=torch.uint8, device=device)
     rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))

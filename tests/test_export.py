@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from model_repo.export import ExportError, OnnxLocalResponseNorm, Served, export
+from model_repo.export import ExportError, OnnxLocalResponseNorm, Served, export, traced
 
 SHAPE = (12, 10, 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -172,3 +172,16 @@ def test_a_network_that_can_not_be_traced_is_an_error_and_stays_as_it_was(tmp_pa
         export(served, tmp_path / "moody.onnx", shape=(4, 3, 1), max_batch=2)
     assert not any(isinstance(module, OnnxLocalResponseNorm) for module in served.modules())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_a_network_is_traced_in_half_precision_but_for_its_last_layer(
+    precision: str, kind: torch.dtype
+) -> None:
+    served = Served(network(), classes=CLASSES, mean=MEAN, std=STD)
+    state = traced(served, SHAPE, MAX_BATCH, precision, "cpu").state_dict
+    (last,) = (value for value in state.values() if value.shape == (CLASSES, 8))
+    assert torch.equal(last, served.network.get_parameter("8.weight")), "it was not rounded"
+    (convolution,) = (value for value in state.values() if value.dim() == 4)
+    assert convolution.dtype == kind
+    assert served.network.get_parameter("0.weight").dtype == torch.float32
