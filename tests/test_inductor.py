@@ -11,6 +11,8 @@ from typing import cast
 import msgspec
 import numpy as np
 import pytest
+import torch
+import torch._inductor
 
 from model_repo.build import BuildError, Order, build
 from proto import classify_pb2 as pb
@@ -61,6 +63,11 @@ def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
     assert set(record.deviation) == {"1", "3", str(MAX_BATCH)}
     assert 0 < max(record.deviation.values()) <= golden.LIMITS["bf16"]
     assert inductor.unfit(record) is None
+
+
+def test_weights_are_part_of_what_is_compiled(folder: Path, record: EngineRecord) -> None:
+    package = torch._inductor.aoti_load_package(folder / record.files[0].name)
+    assert any(name.startswith("_frozen") for name in package.get_constant_fqns())
 
 
 def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -> None:

@@ -77,9 +77,10 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own future
             program = target.program(target.precision, where.split()[0])
-            torch._inductor.aoti_compile_and_package(
-                program, package_path=str(path), inductor_configs={"freezing": True}
-            )
+            with torch.no_grad():  # or the next line's option is passed over
+                torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(path), inductor_configs={"freezing": True}
+                )
     except Exception as error:  # of a compiler with very many ways to fail
         reason = str(error).strip().partition("\n")[0]
         raise EngineFailure(f"inductor can't compile {onnx.name}: {reason}") from error
