@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 import numpy as np
@@ -18,7 +19,7 @@ from model_repo.build import BuildError, Order, build
 from proto import classify_pb2 as pb
 from server import golden, repository
 from server.engines import Engine, inductor, infer
-from server.errors import EngineFailure
+from server.errors import DeviceLost, EngineFailure
 from server.golden import ROW_LIMITS, deviation, yardsticks
 from server.repository import EngineRecord, Golden
 from tests.serving import serve
@@ -127,6 +128,86 @@ def test_a_damaged_package_is_a_failure_that_names_the_file(
         (tmp_path / name).write_bytes(content)
         with pytest.raises(EngineFailure, match=name):
             inductor.load(tmp_path, record, (32, 32, 1), threads=1)
+
+
+# --- for a GPU, as far as a CPU can tell ------------------------------------------------------
+
+
+@pytest.fixture
+def for_gpu(record: EngineRecord) -> EngineRecord:
+    return msgspec.structs.replace(record, hardware="cuda sm90")
+
+
+class StandIn(inductor.CpuInstance):
+    """Computes on the CPU in the place of an instance on a GPU, whose graphs are no owners of the
+    network either. Every number in `fail` is one that there is no memory for."""
+
+    made = 0
+    fail: frozenset[int] = frozenset()
+
+    def __init__(self, network: Any, size: tuple[int, ...], sizes: Sequence[int]) -> None:
+        type(self).made += 1
+        if self.made in self.fail:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        super().__init__(weakref.proxy(network), torch.zeros(size, dtype=torch.uint8), 1)
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
+    monkeypatch.setattr(StandIn, "made", 0)
+    monkeypatch.setattr(inductor, "GpuInstance", StandIn)
+    return StandIn
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_only_a_network_for_a_gpu_is_loaded_without_what_no_capture_allows(
+    folder: Path, record: EngineRecord, for_gpu: EngineRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    load = torch._inductor.aoti_load_package
+
+    def loading(path: str, **options: Any) -> Any:
+        asked.append(options)
+        return load(path, **options)
+
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", loading)
+    for each in (record, for_gpu):
+        inductor.load(folder, each, (32, 32, 1), threads=1).close()
+    assert asked == [{"run_single_threaded": False}, {"run_single_threaded": True}]
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_the_weights_live_as_long_as_the_engine(
+    folder: Path, for_gpu: EngineRecord, truth: Golden
+) -> None:
+    engine = inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
+    gc.collect()
+    assert len(engine.instances) == inductor.INSTANCES
+    for instance in engine.instances:
+        golden.compare(infer(instance, truth.pixels[:MAX_BATCH]), _first(truth), "bf16")
+    network = weakref.ref(engine._network)
+    engine.close()
+    gc.collect()
+    assert network() is None
+
+
+def _first(truth: Golden) -> Golden:
+    return Golden(truth.pixels[:MAX_BATCH], truth.probabilities[:MAX_BATCH])
+
+
+def test_a_load_that_fails_at_its_second_instance_leaves_nothing_behind(
+    folder: Path,
+    for_gpu: EngineRecord,
+    stand_in: type[StandIn],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    threads = threading.active_count()
+    monkeypatch.setattr(stand_in, "fail", frozenset(range(2, 20, 2)))
+    for _ in range(5):
+        with pytest.raises(EngineFailure, match=r"\.pt2: CUDA out of memory\.$") as caught:
+            inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
+        assert not isinstance(caught.value, DeviceLost)
+    assert threading.active_count() == threads
 
 
 def test_it_can_not_be_added_to_a_version_that_has_no_network_any_more(published: Path) -> None:

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import platform
 import threading
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch._inductor
 
@@ -82,8 +84,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
                     program, package_path=str(path), inductor_configs={"freezing": True}
                 )
     except Exception as error:  # of a compiler with very many ways to fail
-        reason = str(error).strip().partition("\n")[0]
-        raise EngineFailure(f"inductor can't compile {onnx.name}: {reason}") from error
+        raise EngineFailure(f"inductor can't compile {onnx.name}: {_first_line(error)}") from error
     return Compiled(name, [path.name], where, version())
 
 
@@ -105,15 +106,19 @@ def load(
 ) -> InductorEngine:
     name = record.files[0].name
     try:
-        network = torch._inductor.aoti_load_package(str(folder / name))
+        # What guards a network against several threads asks for events, which no capture allows.
+        network = torch._inductor.aoti_load_package(
+            str(folder / name), run_single_threaded=_on_gpu(record)
+        )
         return InductorEngine(network, record, shape, threads)
     except Exception as error:  # zip, JSON, the dynamic linker, and torch's own
-        reason = str(error).strip().partition("\n")[0]
-        raise EngineFailure(f"inductor can't load {name}: {reason}") from error
+        traceback.clear_frames(error.__traceback__)  # they hold memory of the device
+        torch.cuda.empty_cache()
+        raise _failure(error, f"inductor can't load {name}") from error
 
 
 class _Instance:
-    """Runs what it is given on a thread of its own."""
+    """Runs what it is given on a thread of its own, which starts when all else is made."""
 
     def __init__(self, pixels: torch.Tensor, units: int) -> None:
         self.pixels: Pixels = pixels.numpy()
@@ -134,10 +139,8 @@ class _Instance:
             rows, done = job
             try:
                 outcome: Outputs | Exception = self._run(rows)
-            except torch.AcceleratorError as error:  # CUDA's; torch can't go on after one
-                outcome = DeviceLost(f"inductor: {str(error).partition(chr(10))[0]}")
             except Exception as error:
-                outcome = EngineFailure(f"inductor: {error}")
+                outcome = _failure(error, "inductor")
             done(outcome)
 
     def _run(self, rows: int) -> Outputs:
@@ -160,41 +163,51 @@ class CpuInstance(_Instance):
 class GpuInstance(_Instance):
     """A stream with a graph for each batch size; the memory of the largest serves all."""
 
-    def __init__(self, network: Any, pixels: torch.Tensor, sizes: Sequence[int]) -> None:
+    def __init__(self, network: Any, size: tuple[int, ...], sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        self._host = pixels
-        self._device = pixels.to("cuda")
+        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+        self._device = self._host.to("cuda")
+        self._answers: list[torch.Tensor] = []
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        self._graphs: dict[int, tuple[Any, list[torch.Tensor]]] = {}
+        self._graphs: dict[int, Any] = {}
+        pool = torch.cuda.graph_pool_handle()
         with torch.inference_mode():
-            for size in sizes:
-                self._graphs[size] = self._captured(network, size)
-        super().__init__(pixels, 1)
+            for rows in reversed(sizes):  # one at a time is replayed, so they may share what the
+                self._graphs[rows] = self._captured(network, rows, pool)  # largest has taken
+        super().__init__(self._host, 1)
 
-    def _captured(self, network: Any, size: int) -> tuple[Any, list[torch.Tensor]]:
-        """A graph that copies in, computes and copies out, with the host's tensors it fills."""
+    def close(self) -> None:
+        super().close()
+        self.pixels = np.empty((0, 0, 0, 0), np.uint8)
+        self._graphs, self._answers = {}, []
+        self._host = self._device = torch.empty(0)
+
+    def _captured(self, network: Any, size: int, pool: Any) -> Any:
+        """A graph that copies in, computes and copies out."""
         rows, host = self._device[:size], self._host[:size]
         with torch.cuda.stream(self._stream):
             for _ in range(2):  # kernels and workspaces are made ready by the first runs
                 outputs = network(rows)
         self._stream.synchronize()
-        answers = [torch.empty(a.shape, dtype=a.dtype, pin_memory=True) for a in outputs]
+        if not self._answers:
+            self._answers = [torch.empty(a.shape, dtype=a.dtype, pin_memory=True) for a in outputs]
+        del outputs
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(
+            graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
+        ):
             rows.copy_(host, non_blocking=True)
-            for answer, output in zip(answers, network(rows), strict=True):
-                answer.copy_(output, non_blocking=True)
-        return graph, answers
+            for answer, output in zip(self._answers, network(rows), strict=True):
+                answer[:size].copy_(output, non_blocking=True)
+        return graph
 
     def _run(self, rows: int) -> Outputs:
-        size = size_for(rows, self._sizes)
-        graph, answers = self._graphs[size]
         with torch.cuda.stream(self._stream):
-            graph.replay()
+            self._graphs[size_for(rows, self._sizes)].replay()
             self._event.record(self._stream)
         self._event.synchronize()
-        return Outputs(*(answer[:rows].numpy().copy() for answer in answers))
+        return Outputs(*(answer[:rows].numpy().copy() for answer in self._answers))
 
 
 class InductorEngine:
@@ -204,22 +217,24 @@ class InductorEngine:
         self, network: Any, record: EngineRecord, shape: tuple[int, int, int], threads: int
     ) -> None:
         self.max_batch = record.max_batch
-        on_gpu = record.hardware.startswith("cuda")
+        on_gpu = _on_gpu(record)
         self.device = "gpu" if on_gpu else "cpu"
         self.units = INSTANCES if on_gpu else threads
+        self._network = network  # the graphs read its weights
         self._sizes = sizes_of(record) if on_gpu else []
-        self.instances: Sequence[_Instance] = []
+        self.instances: list[_Instance] = []
         size = (self.max_batch, *shape)
-        if on_gpu:
-            self.instances = [
-                GpuInstance(
-                    network, torch.zeros(size, dtype=torch.uint8, pin_memory=True), self._sizes
-                )
-                for _ in range(INSTANCES)
-            ]
-        else:
+        if not on_gpu:
             torch.set_num_threads(threads)
-            self.instances = [CpuInstance(network, torch.zeros(size, dtype=torch.uint8), threads)]
+            pixels = torch.zeros(size, dtype=torch.uint8)
+            self.instances.append(CpuInstance(network, pixels, threads))
+            return
+        try:
+            for _ in range(INSTANCES):
+                self.instances.append(GpuInstance(network, size, self._sizes))
+        except BaseException:
+            self.close()
+            raise
 
     def computed(self, rows: int) -> int:
         return size_for(rows, self._sizes) if self._sizes else rows
@@ -228,3 +243,23 @@ class InductorEngine:
         instances, self.instances = self.instances, []
         for instance in instances:
             instance.close()
+        self._network = None
+        torch.cuda.empty_cache()  # torch would keep it for itself; TensorRT asks the driver
+
+
+def _on_gpu(record: EngineRecord) -> bool:
+    return record.hardware.startswith("cuda")
+
+
+def _failure(error: Exception, what: str) -> EngineFailure:
+    message = f"{what}: {_first_line(error)}"
+    if isinstance(error, torch.AcceleratorError):
+        try:
+            torch.cuda.synchronize()
+        except torch.AcceleratorError:  # it comes back whatever is asked: the device is lost
+            return DeviceLost(message)
+    return EngineFailure(message)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
