@@ -22,6 +22,10 @@ WEIGHTS = 2.2
 # layers of 64 channels in two bytes each.
 LAYERS = {"null": 1}
 USUAL_LAYERS = 24
+# An engine on a GPU holds the rows of two instances here, and its file twice while it is loaded: as
+# it was read and as the library takes it apart. Its layers are in the device's memory.
+GPU_FILES = 2
+GPU_INSTANCES = 2
 
 
 def check_memory(record: EngineRecord, row: tuple[int, int, int], threads: int) -> None:
@@ -35,9 +39,11 @@ def check_memory(record: EngineRecord, row: tuple[int, int, int], threads: int) 
 
 
 def needed_bytes(record: EngineRecord, row: tuple[int, int, int], threads: int) -> int:
-    """What an engine will take, about; rows are of (height, width, channels) bytes."""
+    """What an engine will take of the host, about; rows are of (height, width, channels) bytes."""
     files = sum(file.bytes for file in record.files)
     row_bytes = math.prod(row)
+    if record.backend == "tensorrt" or record.hardware.startswith("cuda"):
+        return GPU_FILES * files + GPU_INSTANCES * record.max_batch * row_bytes
     compiled, instances = (2, threads + 1) if threads > 1 else (1, 1)
     layers = LAYERS.get(record.backend, USUAL_LAYERS)
     return round(WEIGHTS * compiled * files + instances * record.max_batch * row_bytes * layers)

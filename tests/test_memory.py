@@ -81,13 +81,15 @@ def test_this_machine_says_how_much_is_free() -> None:
     assert free > 0
 
 
-def engine(size: int, max_batch: int = 8, backend: str = "openvino") -> EngineRecord:
+def engine(
+    size: int, max_batch: int = 8, backend: str = "openvino", hardware: str = ""
+) -> EngineRecord:
     return EngineRecord(
         name="x",
         backend=backend,
         backend_version="1",
         precision="fp32",
-        hardware="",
+        hardware=hardware,
         max_batch=max_batch,
         files=(FileRecord(name="x", bytes=size, sha256="0" * 64),),
         deviation={},
@@ -101,6 +103,20 @@ def test_what_is_needed_grows_with_weights_rows_and_instances() -> None:
     assert needed_bytes(engine(276_700_000), row, 1) < vgg16
     assert needed_bytes(engine(276_700_000, max_batch=16), row, 2) > vgg16
     assert needed_bytes(engine(100, backend="null"), row, 1) < 2_000_000
+
+
+@pytest.mark.parametrize(
+    ("backend", "hardware"), [("tensorrt", "sm80 sm90"), ("inductor", "cuda sm90")]
+)
+def test_an_engine_on_a_gpu_needs_the_host_for_its_file_and_its_rows(
+    backend: str, hardware: str
+) -> None:
+    vgg16, row = engine(276_700_000, 256, backend, hardware), (224, 224, 3)
+    rows_bytes = 2 * 256 * 224 * 224 * 3
+    for threads in (1, 16):
+        assert 276_700_000 + rows_bytes < needed_bytes(vgg16, row, threads) < 700_000_000
+    on_cpu = engine(276_700_000, 256, backend="inductor", hardware="cpu x86_64 AVX512")
+    assert needed_bytes(on_cpu, row, 16) > 10e9
 
 
 def test_an_engine_that_needs_more_than_is_free_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
