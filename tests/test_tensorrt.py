@@ -80,6 +80,25 @@ def test_the_precision_and_the_gpus_are_in_the_name(built_repository: Path, tmp_
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
+    built_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trt: Any = tensorrt._library("rtx")
+    configs: list[Any] = []
+
+    class Builder(trt.Builder):  # type: ignore[misc]
+        def create_builder_config(self) -> Any:
+            configs.append(super().create_builder_config())
+            return configs[-1]
+
+    monkeypatch.setattr(trt, "Builder", Builder)
+    onnx = built_repository / "lenet5" / "1" / repository.ONNX
+    tensorrt.compile(onnx, tmp_path, Target("fp32", 4))
+    (config,) = configs
+    assert not config.get_flag(trt.BuilderFlag.TF32)
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
 @pytest.mark.parametrize(
     ("target", "why"),
     [

@@ -106,6 +106,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     if not parser.parse(typed(onnx, target.precision)):
         raise EngineFailure(f"{NAMES[flavour]} can't compile {onnx.name}: {_complaints(parser)}")
     config = builder.create_builder_config()
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is left in float32 is so for its digits
     config.progress_monitor = monitor = _monitor(trt, progress)
     profile = builder.create_optimization_profile()
     pixels = network.get_input(0)
@@ -115,6 +116,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     profile.set_shape(pixels.name, *((rows, *row) for rows in sizes))
     config.add_optimization_profile(profile)
     if flavour == "rtx":
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # what allocates is not captured
         named = wanted if gpu is None or target.hardware else ("CURRENT",)
         config.num_compute_capabilities = len(named)
         for place, name in enumerate(named):
