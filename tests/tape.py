@@ -1,4 +1,4 @@
-"""A recording stand-in for server.cuda and for TensorRT's execution context: no GPU is needed to
+"""A recording stand-in for server.cuda and for what TensorRT has to run a plan: no GPU is needed to
 see in which order an engine copies, launches and waits.
 
 It does the work too, but only when it would be done: a stream's operations run when somebody waits
@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import itertools
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.cuda import Cuda, CudaError
+from server.cuda import Cuda, CudaError, Gpu
+from server.engines import tensorrt
+
+trt: Any = tensorrt._library("rtx")  # its enumerations are as good as the original
 
 Operation = Callable[[], None]
 
@@ -30,6 +34,7 @@ class Tape(Cuda):
         self.calls: list[tuple[Any, ...]] = []
         self.live: set[int] = set()
         self.fail: dict[str, str] = {}
+        self.free_bytes = 8 << 30
         self.held = threading.Event()
         self.held.set()
         self._memory: dict[int, NDArray[np.uint8]] = {}
@@ -40,6 +45,10 @@ class Tape(Cuda):
 
     def names(self) -> list[str]:
         return [call[0] for call in self.calls]
+
+    def gpu(self) -> Gpu:
+        self._record("gpu")
+        return Gpu("Taped", "sm89", cuda=13000, needed=13000, free_bytes=self.free_bytes)
 
     def pinned(self, size: int) -> tuple[int, NDArray[np.uint8]]:
         address = self.memory(size)
@@ -145,6 +154,7 @@ class TapedContext:
     def __init__(
         self, tape: Tape, shape: tuple[int, int, int], classes: int, *, capturable: bool = True
     ) -> None:
+        self._layers = 0
         self._tape = tape
         self._shape = shape
         self._classes = classes
@@ -152,6 +162,11 @@ class TapedContext:
         self._addresses: dict[str, int] = {}
         self._rows = 0
         self.takes: Callable[[int], bool] = lambda rows: True  # which batch sizes it takes
+        self.runs = True  # whether it can be run
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        assert len(self._tape.content(memory)) >= size
+        self._layers = memory
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self._addresses[name] = address
@@ -167,6 +182,8 @@ class TapedContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         self._tape.calls.append(("execute", self._rows, stream))
+        if not self.runs or self._layers not in self._tape.live:
+            return False
         rows, tape, at = self._rows, self._tape, dict(self._addresses)
 
         def compute() -> None:
@@ -186,3 +203,99 @@ class TapedContext:
 
         tape.enqueue(stream, compute)
         return True
+
+
+class TapedLibrary:
+    """TensorRT as far as it loads and runs a plan; what it logs to is TensorRT-RTX's own.
+
+    Of the plan's content nothing is read; a damaged one is empty. `contexts` are all that were
+    made, `configs` what they were made with.
+    """
+
+    __version__ = "1"
+    ILogger = trt.ILogger
+    ExecutionContextAllocationStrategy = trt.ExecutionContextAllocationStrategy
+
+    def __init__(self, tape: Tape, shape: tuple[int, int, int], classes: int) -> None:
+        self.tape = tape
+        self.shape = shape
+        self.classes = classes
+        self.layers_bytes = 1000
+        self.contexts: list[TapedContext] = []
+        self.configs: list[Any] = []
+        self.runs = True
+
+    def Runtime(self, logger: Any) -> TapedRuntime:  # noqa: N802 (its name)
+        return TapedRuntime(self, logger)
+
+
+class TapedRtx(TapedLibrary):
+    CudaGraphStrategy = trt.CudaGraphStrategy
+    DynamicShapesKernelSpecializationStrategy = trt.DynamicShapesKernelSpecializationStrategy
+
+
+class TapedRuntime:
+    def __init__(self, library: TapedLibrary, logger: Any) -> None:
+        self._library = library
+        self._logger = logger
+
+    def deserialize_cuda_engine(self, plan: bytes) -> TapedNetwork | None:
+        if not plan:
+            self._logger.log(trt.ILogger.Severity.ERROR, "magicTag does not match")
+            return None
+        return TapedNetwork(self._library)
+
+
+class TapedNetwork:
+    """An ICudaEngine."""
+
+    def __init__(self, library: TapedLibrary) -> None:
+        self._library = library
+        self.device_memory_size_v2 = library.layers_bytes
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (-1, self._library.classes if name == "probabilities" else 2)
+
+    def create_runtime_config(self) -> TapedConfig:
+        return TapedRtxConfig() if isinstance(self._library, TapedRtx) else TapedConfig()
+
+    def create_execution_context(self, how: Any) -> TapedContext:
+        """`how` is a strategy, or a configuration that holds one."""
+        strategy = how.strategy if isinstance(how, TapedConfig) else how
+        assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        library = self._library
+        context = TapedContext(library.tape, library.shape, library.classes)
+        context.runs = library.runs
+        library.contexts.append(context)
+        library.configs.append(how)
+        return context
+
+
+class TapedConfig:
+    """TensorRT's IRuntimeConfig: like the original it takes no attribute it does not have."""
+
+    __slots__ = ("strategy",)
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+
+class TapedRtxConfig(TapedConfig):
+    """TensorRT-RTX's."""
+
+    __slots__ = (
+        "cuda_graph_strategy",
+        "dynamic_shapes_kernel_specialization_strategy",
+        "runtime_cache",
+    )
+
+    def create_runtime_cache(self) -> object:
+        return TapedKernels()
+
+    def set_runtime_cache(self, cache: object) -> bool:
+        self.runtime_cache = weakref.ref(cache)  # keeps none alive, and reads it when it runs
+        return True
+
+
+class TapedKernels:
+    """An IRuntimeCache."""

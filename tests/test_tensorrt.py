@@ -3,6 +3,7 @@ and the order of copies, launches and events. What needs one is in tests/gpu_lan
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,13 @@ from server.cuda import Absent, Gpu
 from server.engines import Outputs, Target, infer, sizes_of, tensorrt
 from server.errors import DeviceLost, EngineFailure
 from server.precision import typed
-from server.repository import EngineRecord, Manifest
-from tests.tape import Tape, TapedContext
+from server.repository import EngineRecord, FileRecord, Manifest
+from tests.tape import Tape, TapedContext, TapedLibrary, TapedRtx
 
 SHAPE = (2, 3, 1)
 CLASSES = 5
 WIDTHS = {"classes": 2, "scores": 2, "probabilities": CLASSES}
+LAYERS_BYTES = 1000
 ADA = Gpu(name="Ada", capability="sm89", cuda=13000, needed=13000, free_bytes=8 << 30)
 
 
@@ -342,7 +344,7 @@ def record_of(**fields: Any) -> EngineRecord:
 
 def taped(tape: Tape, contexts: int = 2, **fields: Any) -> tensorrt.TensorRtEngine:
     made = [TapedContext(tape, SHAPE, CLASSES) for _ in range(contexts)]
-    return tensorrt.TensorRtEngine(tape, made, record_of(**fields), SHAPE, WIDTHS)
+    return tensorrt.TensorRtEngine(tape, made, record_of(**fields), SHAPE, WIDTHS, LAYERS_BYTES)
 
 
 @pytest.fixture
@@ -380,6 +382,7 @@ def test_a_graph_is_captured_once_a_size_and_a_batch_is_one_launch(
     tape: Tape, engine: tensorrt.TensorRtEngine
 ) -> None:
     assert tape.names().count("begin_capture") == 4 * len(engine.instances)
+    assert all(instance.captured == [1, 2, 4, 6] for instance in engine.instances)
     tape.calls.clear()
     for count in (1, 3, 6, 3):
         infer(engine.instances[0], rows(*[1] * count))
@@ -441,8 +444,9 @@ def test_answers_are_the_callers_to_keep(engine: tensorrt.TensorRtEngine) -> Non
 
 def test_what_can_not_be_captured_is_enqueued_each_time(tape: Tape) -> None:
     context = TapedContext(tape, SHAPE, CLASSES, capturable=False)
-    engine = tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS)
+    engine = tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS, LAYERS_BYTES)
     assert "begin_capture" not in tape.names()
+    assert engine.instances[0].captured == []
     tape.calls.clear()
     answer = infer(engine.instances[0], rows(1, 2, 3))
     assert answer.classes[:, 0].tolist() == [1, 2, 3]
@@ -470,6 +474,32 @@ def test_a_sticky_error_says_that_the_device_is_lost(
     tape.fail[call] = "cudaErrorIllegalAddress"
     with pytest.raises(DeviceLost, match="cudaErrorIllegalAddress"):
         infer(engine.instances[0], rows(1))
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_a_batch_that_tensorrt_can_not_run_is_answered_and_cuda_says_whether_the_device_is_lost(
+    tape: Tape, *, lost: bool
+) -> None:
+    context = TapedContext(tape, SHAPE, CLASSES, capturable=False)
+    engine = tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS, LAYERS_BYTES)
+    context.runs = False
+    tape.fail = {"finish": "cudaErrorIllegalAddress"} if lost else {}
+    with pytest.raises(EngineFailure) as caught:
+        infer(engine.instances[0], rows(1))
+    assert isinstance(caught.value, DeviceLost) == lost
+    assert tape.names()[-1] == "finish", "nothing of the batch ran any more when it was answered"
+    tape.fail, context.runs = {}, True
+    assert infer(engine.instances[0], rows(2)).classes[0, 0] == 2
+    engine.close()
+
+
+def test_a_size_that_is_no_longer_taken_fails_its_batch(tape: Tape) -> None:
+    context = TapedContext(tape, SHAPE, CLASSES, capturable=False)
+    engine = tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS, LAYERS_BYTES)
+    context.takes = lambda rows: False
+    with pytest.raises(EngineFailure, match="takes no batch of 4"):
+        infer(engine.instances[0], rows(1, 2, 3))
+    engine.close()
 
 
 def test_sticky_errors_are_errors_that_cuda_has() -> None:
@@ -502,5 +532,140 @@ def test_a_size_that_the_plan_does_not_take_is_told_and_leaves_nothing_behind(ta
     context = TapedContext(tape, SHAPE, CLASSES)
     context.takes = lambda rows: rows < 4
     with pytest.raises(EngineFailure, match="takes no batch of 4"):
-        tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS)
+        tensorrt.TensorRtEngine(tape, [context], record_of(), SHAPE, WIDTHS, LAYERS_BYTES)
     assert not tape.live
+
+
+# --- loading ---------------------------------------------------------------------------------
+
+
+def library(kind: type[TapedLibrary], tape: Tape, monkeypatch: pytest.MonkeyPatch) -> TapedLibrary:
+    """From now on that is TensorRT, and the tape CUDA."""
+    made = kind(tape, SHAPE, CLASSES)
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
+    monkeypatch.setattr(tensorrt, "_library", lambda flavour: made)
+    return made
+
+
+def load(folder: Path, content: bytes = b"a plan") -> tensorrt.TensorRtEngine:
+    (folder / "x.plan").write_bytes(content)
+    files = (FileRecord(name="x.plan", bytes=len(content), sha256="0" * 64),)
+    return tensorrt.load(folder, record_of(files=files), SHAPE, threads=1)
+
+
+@pytest.mark.parametrize("kind", [TapedLibrary, TapedRtx])
+def test_a_plan_of_either_flavour_is_loaded_runs_and_gives_everything_back(
+    kind: type[TapedLibrary], tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = library(kind, tape, monkeypatch)
+    engine = load(tmp_path)
+    assert len(found.contexts) == len(engine.instances) == tensorrt.INSTANCES
+    for instance in engine.instances:
+        assert infer(instance, rows(1, 2, 3)).classes[:, 0].tolist() == [1, 2, 3]
+        assert instance.captured == [1, 2, 4, 6]
+    assert tape.calls.count(("memory", found.layers_bytes)) == tensorrt.INSTANCES
+    engine.close()
+    assert not tape.live
+
+
+def test_tensorrt_rtx_compiles_once_for_all_instances_and_captures_nothing_itself(
+    tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = library(TapedRtx, tape, monkeypatch)
+    engine = load(tmp_path)
+    gc.collect()
+    config, *others = found.configs
+    assert all(each is config for each in others)
+    assert config.cuda_graph_strategy.name == "DISABLED"
+    assert config.dynamic_shapes_kernel_specialization_strategy.name == "EAGER"
+    assert config.runtime_cache() is not None, "it lives as long as the engine"
+    engine.close()
+    gc.collect()
+    assert config.runtime_cache() is None
+
+
+@pytest.mark.parametrize("call", ["gpu", "memory", "copy_in", "finish"])
+def test_a_device_that_is_lost_is_told_by_a_load_too(
+    call: str, tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = library(TapedRtx, tape, monkeypatch)
+    found.runs = call != "finish"  # TensorRT itself says no more than that
+    for name, kind in (
+        ("cudaErrorIllegalAddress", DeviceLost),
+        ("cudaErrorUnknown", EngineFailure),
+    ):
+        tape.fail = {call: name}
+        with pytest.raises(
+            EngineFailure, match=rf"^TensorRT can't load x\.plan: {call}: {name}$"
+        ) as caught:
+            load(tmp_path)
+        assert type(caught.value) is kind
+        assert not tape.live
+
+
+def test_a_plan_whose_layers_have_no_room_says_how_much_they_need(
+    tape: Tape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = library(TapedLibrary, tape, monkeypatch)
+    found.layers_bytes = 3 << 30
+    tape.free_bytes = 5 << 30
+    with pytest.raises(EngineFailure, match="needs 6,144 MiB .* 5,120 MiB are free; .*--max-batch"):
+        load(tmp_path)
+    assert not tape.live
+
+
+def test_of_a_failed_load_only_its_own_errors_are_told(
+    tape: Tape, tmp_path: Path, built_repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With TensorRT-RTX's own runtime and logger, of which there is one for the process."""
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
+    trt = tensorrt._library("rtx")
+    logger = tensorrt._notes(trt)
+    logger.errors.append("of what failed before")
+    with pytest.raises(EngineFailure, match=r"can't load x\.plan: ") as caught:
+        load(tmp_path, b"damaged")
+    assert logger.errors, "TensorRT was heard"
+    assert "failed before" not in str(caught.value)
+    assert "does not say why" not in str(caught.value)
+    assert tensorrt._notes(trt) is logger
+
+
+# --- the timing cache ------------------------------------------------------------------------
+
+
+class Timings:
+    """A builder's configuration as far as timing caches go. It takes only those it can read."""
+
+    def __init__(self, *, refusing: str) -> None:
+        self.refusing = refusing
+        self.used: bytes | None = None
+
+    def create_timing_cache(self, content: bytes) -> bytes | None:
+        return None if content == b"damaged" and self.refusing == "create" else content
+
+    def set_timing_cache(self, content: bytes, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if content == b"damaged":
+            return False
+        self.used = content
+        return True
+
+    def get_timing_cache(self) -> Timings:
+        return self
+
+    def serialize(self) -> bytes:
+        return (self.used or b"") + b"more"
+
+
+@pytest.mark.parametrize("refusing", ["create", "set"])
+def test_timings_are_kept_and_damaged_ones_begun_anew(refusing: str, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    found: list[bytes | None] = []
+    for damage in (False, False, True, False):
+        config = Timings(refusing=refusing)
+        if damage:
+            next(folder.iterdir()).write_bytes(b"damaged")
+        with tensorrt._TimingCache(TapedLibrary, config, "tensorrt", ADA, folder):
+            found.append(config.used)
+    assert found == [b"", b"more", b"", b"more"]
+    assert [path.name for path in folder.iterdir()] == ["tensorrt-1-sm89.timing"]

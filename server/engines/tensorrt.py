@@ -17,6 +17,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -180,21 +181,31 @@ def load(
         raise EngineFailure(f"TensorRT can't load {name}: {error}") from error
     notes = _notes(trt)
     runtime = trt.Runtime(notes)
-    network = runtime.deserialize_cuda_engine(plan)
-    if network is None:
-        raise EngineFailure(f"TensorRT can't load {name}: {notes.last()}")
-    widths = _widths(network, name)
     try:
+        network = runtime.deserialize_cuda_engine(plan)
+        free_bytes = cuda.gpu().free_bytes
+        if network is None:
+            raise EngineFailure(f"TensorRT can't load {name}: {notes.last()}")
+        layers_bytes = network.device_memory_size_v2
+        if free_bytes < INSTANCES * layers_bytes:
+            raise EngineFailure(
+                f"{name} needs {INSTANCES * layers_bytes >> 20:,} MiB of the GPU's memory for its "
+                f"layers and {free_bytes >> 20:,} MiB are free; serve fewer models, or build it "
+                "with a smaller --max-batch"
+            )
+        contexts, kept = _contexts(trt, network, name)
         return TensorRtEngine(
             cuda,
-            [_context(trt, network, name) for _ in range(INSTANCES)],
+            contexts,
             record,
             shape,
-            widths,
-            keep=(notes, runtime, network),
+            _widths(network, name),
+            layers_bytes,
+            keep=(notes, runtime, network, kept),  # let go from the last to the first
         )
     except CudaError as error:
-        raise EngineFailure(f"TensorRT can't load {name}: {error}; {notes.last()}") from error
+        why = "; ".join([str(error), *notes.errors])
+        raise _failure(error, f"TensorRT can't load {name}: {why}") from error
 
 
 class Buffers(NamedTuple):
@@ -222,6 +233,7 @@ class TensorRtInstance:
         sizes: Sequence[int],
         shape: tuple[int, int, int],
         widths: dict[str, int],
+        layers_bytes: int,
     ) -> None:
         self._cuda = cuda
         self._context = context
@@ -229,11 +241,14 @@ class TensorRtInstance:
         self._graphs: dict[int, int | None] = {}  # None where the context can't be captured
         self._pinned: list[int] = []
         self._memory: list[int] = []
-        self._jobs: SimpleQueue[tuple[int, Done] | None] = SimpleQueue()
+        # Rows, who is to be told, and what went wrong at the start.
+        self._jobs: SimpleQueue[tuple[int, Done, Exception | None] | None] = SimpleQueue()
         self._waiter: threading.Thread | None = None
         self._stream = self._event = 0
         try:
             self._stream, self._event = cuda.stream(), cuda.event()
+            self._memory.append(cuda.memory(max(1, layers_bytes)))
+            context.set_device_memory(self._memory[0], layers_bytes)
             self._input = self._buffers("pixels", shape, np.dtype(np.uint8))
             self._outputs = [
                 self._buffers(name, (widths[name],), kind) for name, kind in OUTPUTS.items()
@@ -249,18 +264,23 @@ class TensorRtInstance:
 
     def start(self, rows: int, done: Done) -> None:
         size = size_for(rows, self._sizes)
+        failed: Exception | None = None
         try:
             graph = self._graphs[size]
             if graph is None:
-                self._context.set_input_shape(self._input.name, (size, *self.pixels.shape[1:]))
+                self._shape(size)
                 self._enqueue(size)
             else:
                 self._cuda.launch(graph, self._stream)
             self._cuda.record(self._event, self._stream)
-        except CudaError as error:
-            done(_failure(error))
-            return
-        self._jobs.put((rows, done))
+        except (CudaError, EngineFailure) as error:
+            failed = error
+        self._jobs.put((rows, done, failed))
+
+    @property
+    def captured(self) -> list[int]:
+        """The batch sizes that are one launch."""
+        return [size for size, graph in self._graphs.items() if graph is not None]
 
     def close(self) -> None:
         """Frees everything; safe to call twice, and halfway through making it."""
@@ -287,16 +307,24 @@ class TensorRtInstance:
         self._stream = self._event = 0
 
     def _attend(self) -> None:
-        """The waiting thread: gives out each batch once its event has happened."""
+        """The waiting thread: gives out each batch once its event has happened.
+
+        One that failed at its start is given out when nothing of it runs any more; a device that
+        is lost says so then, where TensorRT did not.
+        """
         while (job := self._jobs.get()) is not None:
-            rows, done = job
+            rows, done, failed = job
+            outcome: Outputs | Exception
             try:
+                if failed is not None:
+                    self._cuda.finish(self._stream)
+                    raise failed
                 self._cuda.wait(self._event)
-                outcome: Outputs | Exception = Outputs(
-                    *(buffers.rows[:rows].copy() for buffers in self._outputs)
-                )
+                outcome = Outputs(*(buffers.rows[:rows].copy() for buffers in self._outputs))
             except CudaError as error:
-                outcome = _failure(error)
+                outcome = _failure(error, f"CUDA: {error}")
+            except EngineFailure as error:
+                outcome = error
             done(outcome)
 
     def _buffers(self, name: str, shape: tuple[int, ...], kind: np.dtype[Any]) -> Buffers:
@@ -314,11 +342,11 @@ class TensorRtInstance:
     def _prepare(self, size: int) -> int | None:
         """A graph of one batch size, after a run that compiles what the size needs; None where it
         can't be captured."""
-        shape = (size, *self.pixels.shape[1:])
-        if not self._context.set_input_shape(self._input.name, shape):
-            raise EngineFailure(f"TensorRT takes no batch of {size}")
-        self._enqueue(size)
-        self._cuda.finish(self._stream)
+        self._shape(size)
+        try:
+            self._enqueue(size)
+        finally:
+            self._cuda.finish(self._stream)  # knows of a lost device, where TensorRT just fails
         capturable = getattr(self._context, "is_stream_capturable", None)
         why = "TensorRT says so"
         if capturable is None or capturable(self._stream):
@@ -343,6 +371,10 @@ class TensorRtInstance:
             raise
         return self._cuda.end_capture(self._stream)
 
+    def _shape(self, size: int) -> None:
+        if not self._context.set_input_shape(self._input.name, (size, *self.pixels.shape[1:])):
+            raise EngineFailure(f"TensorRT takes no batch of {size}")
+
     def _enqueue(self, size: int) -> None:
         cuda, stream, pixels = self._cuda, self._stream, self._input
         cuda.copy_in(pixels.device, pixels.host, size * pixels.row_bytes, stream)
@@ -365,6 +397,7 @@ class TensorRtEngine:
         record: EngineRecord,
         shape: tuple[int, int, int],
         widths: dict[str, int],
+        layers_bytes: int,
         keep: Any = None,
     ) -> None:
         self.max_batch = record.max_batch
@@ -373,7 +406,9 @@ class TensorRtEngine:
         self.instances: list[TensorRtInstance] = []
         try:
             for context in contexts:
-                self.instances.append(TensorRtInstance(cuda, context, self._sizes, shape, widths))
+                self.instances.append(
+                    TensorRtInstance(cuda, context, self._sizes, shape, widths, layers_bytes)
+                )
         except BaseException:
             self.close()
             raise
@@ -388,8 +423,8 @@ class TensorRtEngine:
         self._keep = None
 
 
-def _failure(error: CudaError) -> EngineFailure:
-    return DeviceLost(f"CUDA: {error}") if error.sticky else EngineFailure(f"CUDA: {error}")
+def _failure(error: CudaError, message: str) -> EngineFailure:
+    return DeviceLost(message) if error.sticky else EngineFailure(message)
 
 
 # --- the libraries -----------------------------------------------------------------------------
@@ -487,7 +522,16 @@ def _dotted(cuda: int) -> str:
 
 
 def _notes(trt: Any) -> Any:
-    """A logger that keeps the last errors, to be told where something fails."""
+    """The library's logger, which keeps the last errors from now on, to be told where something
+    fails."""
+    notes = _logger(trt)
+    notes.errors.clear()
+    return notes
+
+
+@cache
+def _logger(trt: Any) -> Any:
+    """One for good: TensorRT keeps the first that it is given, and writes to it ever after."""
 
     class Notes(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
@@ -548,21 +592,25 @@ def _widths(network: Any, name: str) -> dict[str, int]:
         raise EngineFailure(f"{name} has no outputs {', '.join(OUTPUTS)}: {error}") from error
 
 
-def _context(trt: Any, network: Any, name: str) -> Any:
-    """An execution context; what TensorRT-RTX does by itself behind one is turned off."""
-    if hasattr(network, "create_runtime_config"):
+def _contexts(trt: Any, network: Any, name: str) -> tuple[list[Any], Any]:
+    """An execution context an instance, to be given memory for its layers by who uses it, and what
+    must live as long as they."""
+    how, kernels = trt.ExecutionContextAllocationStrategy.USER_MANAGED, None
+    if hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX; what it does by itself is turned off
         config = network.create_runtime_config()
+        config.set_execution_context_allocation_strategy(how)
         # A graph keeps the kernels it was captured with, so those for the size must be there then.
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
         config.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED  # we capture ourselves
-        context = network.create_execution_context(config)
-    else:
-        context = network.create_execution_context()
-    if context is None:
-        raise EngineFailure(f"TensorRT can't make a context of {name}: too little memory?")
-    return context
+        kernels = config.create_runtime_cache()  # what one context compiles, the others find
+        config.set_runtime_cache(kernels)
+        how = config
+    contexts = [network.create_execution_context(how) for _ in range(INSTANCES)]
+    if any(context is None for context in contexts):
+        raise EngineFailure(f"TensorRT can't make a context of {name}")
+    return contexts, (kernels, how)
 
 
 class _TimingCache:
@@ -580,15 +628,21 @@ class _TimingCache:
             self._path = folder / f"tensorrt-{trt.__version__}-{gpu.capability}.timing"
 
     def __enter__(self) -> None:
-        if self._path is not None:
-            kept = self._path.read_bytes() if self._path.is_file() else b""
-            cache = self._config.create_timing_cache(kept)
-            self._config.set_timing_cache(cache, False)
+        if self._path is None:
+            return
+        kept = self._path.read_bytes() if self._path.is_file() else b""
+        if not self._use(kept):
+            self._use(b"")  # what was kept is damaged, or another GPU's: begin anew
 
     def __exit__(self, *_: object) -> None:
-        if self._path is not None:
-            with suppress(OSError):  # it would have been faster next time
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                new = self._path.with_suffix(".new")
-                new.write_bytes(self._config.get_timing_cache().serialize())
-                new.replace(self._path)
+        if self._path is None or (cache := self._config.get_timing_cache()) is None:
+            return
+        with suppress(OSError):  # it would have been faster next time
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            new = self._path.with_suffix(".new")
+            new.write_bytes(cache.serialize())
+            new.replace(self._path)
+
+    def _use(self, content: bytes) -> bool:
+        cache = self._config.create_timing_cache(content)
+        return cache is not None and bool(self._config.set_timing_cache(cache, False))
