@@ -75,8 +75,8 @@ bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load: calls los
 	$(PY) -m tests.bench_swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
-gpu-lane: $(DEV) ## check and measure the engines on this machine's GPU; results in OUT
-	$(PY) -m tests.gpu_lane --out $(OUT) $(ARGS)
+gpu-lane: ## check and measure the engines on this machine's GPU, by VENV or else PYTHON; results in OUT
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu_lane --out $(OUT) $(ARGS)
 
 clean: ## remove the demo's models and all caches; the environment and REPO stay
 	rm -rf $(SCRATCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -32,13 +32,13 @@ from rich.table import Table
 
 from clients.arguments import positive
 from server.engines import cores
+from tests.bare import processor
 from tests.bench_serving import (
     CALLERS,
     ROOT,
     ServedEngine,
     build_if_missing,
     parser_of,
-    processor,
     served_engine,
 )
 

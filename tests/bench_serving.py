@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import threading
@@ -25,7 +24,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from queue import SimpleQueue
 from statistics import median
 from typing import IO, Any
 
@@ -38,7 +36,8 @@ from clients.pictures import picture
 from proto import classify_pb2 as pb
 from proto import classify_pb2_grpc
 from server import loading, repository
-from server.engines import Instance, Outputs, cores, instances_by_units
+from server.engines import cores, instances_by_units
+from tests.bare import keep_busy, newest_version
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (1, 2, 4, 8)  # batch sizes tried on the bare engine
@@ -88,34 +87,6 @@ def bare_process(repo: Path, model: str) -> None:
         asked = json.loads(line)
         rows_hz, batch_s = keep_busy(groups[asked["units"]], asked["rows"], asked["seconds"])
         print(json.dumps({"rows_hz": rows_hz, "batch_s": batch_s}), flush=True)
-
-
-def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
-    """Images a second with every instance of the group at work, and the median batch's seconds."""
-    finished: SimpleQueue[tuple[Instance, Outputs | Exception]] = SimpleQueue()
-    started: dict[int, float] = {}
-
-    def start(instance: Instance) -> None:
-        started[id(instance)] = time.perf_counter()
-        instance.start(rows, lambda outcome: finished.put((instance, outcome)))
-
-    began_s = time.perf_counter()
-    for instance in group:
-        start(instance)
-    durations: list[float] = []
-    running = len(group)
-    ended_s = began_s
-    while running:
-        instance, outcome = finished.get()
-        if isinstance(outcome, Exception):
-            raise outcome
-        ended_s = time.perf_counter()
-        durations.append(ended_s - started[id(instance)])
-        if ended_s - began_s < seconds:
-            start(instance)
-        else:
-            running -= 1
-    return len(durations) * rows / (ended_s - began_s), median(durations)
 
 
 class BareEngine:
@@ -367,22 +338,6 @@ def _print(
     )
     table.add_row("added by serving", f"{served_ms - bare_ms:.2f} ms")
     console.print(table)
-
-
-def newest_version(repo: Path, model: str) -> repository.Version:
-    """The version that a server would serve."""
-    for version in repository.scan(repo):
-        if version.model == model and version.manifest is not None:
-            return version
-    raise SystemExit(f"bench: {repo} has no sound version of {model}")
-
-
-def processor() -> str:
-    """Of this machine, as its maker names it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def parser_of(description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:

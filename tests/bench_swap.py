@@ -34,11 +34,11 @@ from proto import classify_pb2 as pb
 from server import repository
 from server.engines import cores
 from server.repository import Version
+from tests.bare import newest_version
 from tests.bench_serving import (
     CALLERS,
     ServedEngine,
     build_if_missing,
-    newest_version,
     parser_of,
     served_engine,
 )

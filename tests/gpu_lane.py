@@ -1,6 +1,6 @@
 """Command: checks and measures the engines on this machine's GPU, in less than nine minutes.
 
-    python -m tests.gpu_lane --out DIR [--wheels DIR] [--models resnet50,...] [--minutes 9]
+    python -m tests.gpu_lane --out DIR [--wheels DIR] [--models resnet50,...] [--minutes 8]
 
 Prints the machine; finds which TensorRT runs here, else takes inductor; holds every network against
 eager PyTorch in float32 at every size of a CUDA graph; measures latency and throughput by batch
@@ -8,61 +8,95 @@ size beside torch eager and torch.compile, the bus, and the server with clients 
 processes. Writes results.json and results.md. What there is no time left for is listed, not
 guessed. Without a GPU it compiles every network, says so, and ends with 0.
 
-Packages that are missing, and TensorRT-RTX in one or several versions, are taken from wheels in the
-folder --wheels: they are unpacked beside the results, nothing is installed.
+Packages that are missing or older, and TensorRT-RTX in one or several versions, are taken from
+wheels in the folder --wheels: they are unpacked into --scratch, nothing is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
+import platform
+import re
+import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 import zipfile
 from collections.abc import Sequence
-from importlib import metadata
+from contextlib import ExitStack
+from importlib import metadata, util
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 # In this order: 1.6.1 has been seen to run on a GPU that it does not list, 1.7.1 may refuse to.
 RTX = ("1.6.1.120", "1.5.0.114", "1.7.1.116")
-PROBE_S = 120
+PROBE_S = 60.0
+GRACE_S = 60.0  # for what was begun in time; then the lane ends, with what has been written
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """0 when all that was run gave right answers, 1 when not; wrong usage exits with 2."""
-    given = parser_of("tests.gpu_lane", __doc__).parse_args(arguments)
-    given.out.mkdir(parents=True, exist_ok=True)
-    packages = given.out / "packages"
-    versions = _unpack(given.wheels, packages) if given.wheels else {}
-    path = [str(ROOT), str(packages)]
-    backend, tried = given.backend, []
-    if backend in ("auto", "tensorrt"):
-        for name, folder in {"installed": None, **versions}.items():
-            candidate = [str(folder), *path] if folder else path
-            why = _probe(candidate, given.out)
-            tried.append({"tensorrt": name, "runs": not why, "why": why})
-            print(f"TensorRT {name}: {why or 'runs'}", flush=True)
-            if not why:
-                path, backend = candidate, "tensorrt"
-                break
-    command = [sys.executable, "-m", "tests.gpu_measure"]
-    command += sys.argv[1:] if arguments is None else arguments
-    command += ["--backend", backend, "--tried", json.dumps(tried)]
-    return subprocess.run(command, cwd=ROOT, env=_environment(path)).returncode
+    ends_s = time.monotonic()
+    parser = parser_of("tests.gpu_lane", __doc__)
+    given = parser.parse_args(arguments)
+    ends_s += 60 * given.minutes
+    out = given.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if given.scratch:
+            scratch = given.scratch.resolve()
+            scratch.mkdir(parents=True, exist_ok=True)
+        else:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-lane-")))
+        folders = ["--out", str(out), "--scratch", str(scratch)]
+        packages = scratch / "packages"
+        versions = _unpack(given.wheels, packages) if given.wheels else {}
+        path = [str(ROOT), str(packages)]
+        backend, tried = given.backend, []
+        if backend in ("auto", "tensorrt"):
+            for name, folder in {"installed": None, **versions}.items():
+                candidate = [str(folder), *path] if folder else path
+                if folder is None and not _has_tensorrt(packages):
+                    why = "there is none"
+                else:
+                    left_s = min(PROBE_S, ends_s - time.monotonic())
+                    why = _probe(folders, _environment(candidate, scratch), left_s)
+                tried.append({"tensorrt": name, "runs": not why, "why": why})
+                print(f"TensorRT {name}: {why or 'runs'}", flush=True)
+                if not why:
+                    path, backend = candidate, "tensorrt"
+                    break
+        left_s = max(0.0, ends_s - time.monotonic())
+        command = [sys.executable, "-m", "tests.gpu_measure"]
+        command += sys.argv[1:] if arguments is None else arguments
+        command += [*folders, "--backend", backend, "--minutes", f"{left_s / 60:.2f}"]
+        command += ["--tried", json.dumps(tried), "--command", _command(parser, given)]
+        try:
+            return _run(command, _environment(path, scratch), left_s + GRACE_S).returncode
+        except subprocess.TimeoutExpired:
+            print(f"stopped: something did not end within {GRACE_S:.0f} s", flush=True)
+            return 1
 
 
 def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
     """The options of the lane, which both of its processes know."""
     parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the results, two files")
+    parser.add_argument("--scratch", type=Path, help="for engines and packages; else it is removed")
     parser.add_argument("--wheels", type=Path, help="folder of wheels")
     parser.add_argument("--models", default="", help="with commas; else all, the usual ones first")
-    parser.add_argument("--precisions", default="", help="with commas; else fp16,bf16")
+    parser.add_argument(
+        "--precisions", default="", help="with commas; else fp16,bf16; of inductor bf16"
+    )
     parser.add_argument("--backend", default="auto", help="auto, tensorrt, inductor or openvino")
-    parser.add_argument("--minutes", type=float, default=8.5, help="begin nothing after so many")
+    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many")
     parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
     parser.add_argument(
         "--peak-tflops",
@@ -73,41 +107,111 @@ def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def _environment(path: Sequence[str]) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+def _command(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
+    """What was asked for, but for the names of this machine's folders."""
+    words = ["python -m tests.gpu_lane"]
+    for name, value in vars(given).items():
+        if value != parser.get_default(name):
+            shown = "DIR" if isinstance(value, Path) else value
+            words.append(f"--{name.replace('_', '-')} {shown}")
+    return " ".join(words)
 
 
-def _probe(path: Sequence[str], out: Path) -> str:
+def _run(
+    command: Sequence[str], environment: dict[str, str], limit_s: float, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Like subprocess.run, but what the command has started ends with it."""
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit_s)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+def _environment(path: Sequence[str], scratch: Path) -> dict[str, str]:
+    """Where Python finds packages, and a C++ compiler what inductor's code includes and links."""
+    found = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    if (
+        driver := _driver()
+    ) is not None:  # often there as libcuda.so.1 alone, without a linker's name
+        links = scratch / "lib"
+        links.mkdir(exist_ok=True)
+        (links / "libcuda.so").unlink(missing_ok=True)
+        (links / "libcuda.so").symlink_to(driver)
+        others = os.environ.get("LIBRARY_PATH")
+        found["LIBRARY_PATH"] = os.pathsep.join([str(links), *([others] if others else [])])
+    if (toolkit := _toolkit()) is not None:
+        found["CUDA_HOME"] = str(toolkit)
+    return found
+
+
+def _driver() -> Path | None:
+    """The file of libcuda that programs here are linked to."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+    mapped = re.search(r"\S*/libcuda\.so\S*$", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    return Path(mapped[0]) if mapped else None
+
+
+def _toolkit() -> Path | None:
+    """CUDA's headers as torch's own packages bring them, where torch would find no others."""
+    known = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
+    spec = util.find_spec("nvidia")
+    if known or Path("/usr/local/cuda").exists() or spec is None:
+        return None
+    for place in spec.submodule_search_locations or ():
+        for header in sorted(Path(place).glob("cu*/include/cuda.h"), reverse=True):
+            return header.parent.parent
+    return None
+
+
+def _has_tensorrt(packages: Path) -> bool:
+    names = ("tensorrt", "tensorrt_rtx_bindings")
+    return any(util.find_spec(name) or (packages / name).is_dir() for name in names)
+
+
+def _probe(folders: Sequence[str], environment: dict[str, str], limit_s: float) -> str:
     """Why TensorRT found there does not run LeNet-5 here; empty where it does.
 
     In a process of its own: what crashes there does not end the lane.
     """
-    command = [sys.executable, "-m", "tests.gpu_measure", "--probe", "--out", str(out)]
+    if limit_s <= 0:
+        return "no time was left to try it"
+    command = [sys.executable, "-m", "tests.gpu_measure", "--probe", *folders]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     try:
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            env=_environment(path),
-            capture_output=True,
-            text=True,
-            timeout=PROBE_S,
-        )
+        done = _run(command, environment, limit_s, **pipes)
     except subprocess.TimeoutExpired:
-        return f"no answer within {PROBE_S} s"
+        return f"no answer within {limit_s:.0f} s"
+    return _reason(done)
+
+
+def _reason(done: subprocess.CompletedProcess[str]) -> str:
     if done.returncode == 0:
         return ""
-    lines = (done.stdout + done.stderr).strip().splitlines()
-    return lines[-1] if lines else f"the process ended with {done.returncode}"
+    told = done.stdout.strip().splitlines()
+    if done.returncode == 1 and told:
+        return told[-1]
+    return " ".join([f"the process ended with {done.returncode}", *done.stderr.splitlines()[-1:]])
 
 
 def _unpack(wheels: Path, packages: Path) -> dict[str, Path]:
-    """Unpacks what is not installed; gives TensorRT-RTX's folders by version, in order to try."""
+    """Unpacks what is not installed, or older; gives TensorRT-RTX's folders by version, in order to
+    try."""
     found: dict[str, Path] = {}
     for wheel in sorted(wheels.glob("*.whl")):
-        name, version = wheel.name.split("-")[:2]
+        name, version, *_, python, interface, machine = wheel.stem.split("-")
+        if not _fits(python, interface, machine):
+            continue
         if name.startswith("tensorrt_rtx"):
             folder = found[version] = packages.parent / f"tensorrt-rtx-{version}"
-        elif _installed(name):
+        elif _installed(name) >= _numbers(version):
             continue
         else:
             folder = packages
@@ -116,12 +220,24 @@ def _unpack(wheels: Path, packages: Path) -> dict[str, Path]:
     return {version: found[version] for version in (*RTX, *sorted(found)) if version in found}
 
 
-def _installed(name: str) -> bool:
+def _fits(python: str, interface: str, machine: str) -> bool:
+    """Whether a wheel of these tags is for this Python and this kind of machine."""
+    ours = f"cp3{sys.version_info.minor}"
+    stable = interface == "abi3" and python.startswith("cp3")
+    here = machine == "any" or machine.endswith(platform.machine())
+    return here and (stable or bool({"py3", ours} & set(python.split("."))))
+
+
+def _installed(name: str) -> tuple[int, ...]:
+    """The version of a package that is installed; empty where it is not."""
     try:
-        metadata.version(name)
+        return _numbers(metadata.version(name))
     except metadata.PackageNotFoundError:
-        return False
-    return True
+        return ()
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))
 
 
 if __name__ == "__main__":

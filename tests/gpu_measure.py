@@ -6,6 +6,8 @@ import argparse
 import gc
 import json
 import platform
+import shutil
+import subprocess
 import sys
 import time
 import traceback
@@ -26,21 +28,22 @@ from model_repo import architectures, cards, weights
 from model_repo.build import Order, build
 from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
-from server import golden, repository
-from server.cuda import Absent, Cuda
+from server import golden, loading, repository
+from server.cuda import Absent, Cuda, CudaError
 from server.engines import Engine, Outputs, Pixels, Target, backend, cores, infer
 from server.errors import EngineFailure
 from server.images import InputSpec
+from server.repository import EngineRecord
 from tests import gpu_lane
-from tests.bench_serving import keep_busy, newest_version, processor, served_engine
+from tests.bare import keep_busy, newest_version, processor
 from tests.multiplications import multiplications
 
 FIRST = ("resnet50", "vgg16", "googlenet", "resnet152", "alexnet", "lenet5")
 BATCHES = (1, 8, 32, 128, 256)
 COMPILED = ("resnet50", "vgg16")  # beside torch.compile too, which takes its time
-SERVED = "resnet50"
 IMAGES_A_CALL = (1, 8, 64)
 BAD_LOADS = 200
+BAD_S = 40.0  # begin no further load after so long
 FROM_GRAPHS = ("tensorrt", "openvino")  # to whose engines another precision's can be added
 COPY_BYTES = 256 << 20
 
@@ -52,14 +55,16 @@ class Lane:
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.out: Path = given.out
-        self.repo: Path = given.out / "engines"
+        self.scratch: Path = given.scratch
+        self.repo: Path = self.scratch / "engines"
+        shutil.rmtree(self.repo, ignore_errors=True)  # of an earlier run
         self.seconds: float = given.seconds
         self.peak_flops: float = given.peak_tflops * 1e12
         self.backend: str = given.backend
         self._ends_s = time.monotonic() + 60 * given.minutes
         self.results: Results = {
             "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            "command": "python -m tests.gpu_measure " + " ".join(sys.argv[1:]),
+            "command": given.command,
             "machine": machine(),
             "tried": json.loads(given.tried),
             "models": {},
@@ -69,19 +74,27 @@ class Lane:
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` gives, or None where time is up or it failed; either is written down."""
-        if time.monotonic() > self._ends_s:
-            self.results["skipped"].append(name)
+        self.save()  # what the last one found
+        gc.collect()
+        torch.cuda.empty_cache()  # of what it left; TensorRT asks the driver
+        if self.late(name):
             return None
+        found = None
         began_s = time.monotonic()
         try:
             found = work()
-        except Exception as error:  # the rest shall be measured all the same
+        except (Exception, SystemExit) as error:  # the rest shall be measured all the same
             traceback.print_exc()
             self.results["failed"].append({"step": name, "why": f"{type(error).__name__}: {error}"})
-            return None
         print(f"{name}: {time.monotonic() - began_s:.1f} s", flush=True)
-        self.save()
         return found
+
+    def late(self, name: str) -> bool:
+        """Whether time is up, so that what `name` says is left out."""
+        if time.monotonic() <= self._ends_s:
+            return False
+        self.results["skipped"].append(name)
+        return True
 
     def save(self) -> None:
         (self.out / "results.json").write_text(json.dumps(self.results, indent=2) + "\n")
@@ -102,7 +115,7 @@ def machine() -> Results:
     }
     try:
         gpu = Cuda().gpu()
-    except Absent as error:
+    except (Absent, CudaError) as error:
         found["why_no_gpu"] = str(error)
     else:
         found |= {
@@ -159,12 +172,23 @@ def built(lane: Lane, name: str, precision: str) -> Results:
     }
 
 
+def built_last(engines: Sequence[EngineRecord]) -> EngineRecord:
+    return engines[-1]
+
+
+def served_first(engines: Sequence[EngineRecord]) -> EngineRecord:
+    """The one that a server takes."""
+    return min(engines, key=loading._preference)
+
+
 @contextmanager
-def newest(lane: Lane, name: str) -> Iterator[tuple[Engine, repository.Version]]:
-    """The engine that was built last."""
+def newest(
+    lane: Lane, name: str, choose: Callable[[Sequence[EngineRecord]], EngineRecord] = built_last
+) -> Iterator[tuple[Engine, repository.Version]]:
+    """An engine of the version that was built last."""
     version = newest_version(lane.repo, name)
     assert version.manifest is not None
-    record = version.manifest.engines[-1]
+    record = choose(version.manifest.engines)
     shape = version.manifest.input.spec().shape
     engine = backend(record.backend).load(version.folder, record, shape, threads=cores())
     try:
@@ -238,17 +262,20 @@ def pytorch(lane: Lane, name: str, precision: str, *, compiled: bool) -> list[Re
         module = torch.compile(module, mode="reduce-overhead", dynamic=False)
     rows = []
     for batch in BATCHES:
+        if lane.late(f"{name} {'torch.compile' if compiled else 'eager'} at batch {batch}"):
+            break
         pixels = torch.zeros((batch, *card.input.shape), dtype=torch.uint8).pin_memory()
+        answers: list[torch.Tensor] = []
 
-        def run(pixels: torch.Tensor = pixels) -> None:
+        def run(pixels: torch.Tensor = pixels, answers: list[torch.Tensor] = answers) -> None:
             outputs = module(pixels.to("cuda", non_blocking=True))
-            for output in outputs:
-                output.to("cpu", non_blocking=True)
+            if not answers:
+                answers += [torch.empty_like(each, device="cpu").pin_memory() for each in outputs]
+            for answer, output in zip(answers, outputs, strict=True):
+                answer.copy_(output, non_blocking=True)
             torch.cuda.synchronize()
 
         with torch.inference_mode():
-            for _ in range(3):
-                run()
             latencies = timed(lane.seconds, run)
         rows.append(
             {"batch": batch, **percentiles(latencies), "images_hz": batch / median(latencies)}
@@ -304,34 +331,61 @@ def copies() -> Results:
 
 
 def bad_plans(lane: Lane, name: str) -> Results:
-    """Loads a damaged plan many times; what the device's memory lost."""
-    with newest(lane, name) as (_, version):
-        pass
+    """Loads damaged plans many times, in a process of its own, as such a load may crash."""
+    command = [sys.executable, "-m", "tests.gpu_measure", "--bad-plans", name]
+    command += ["--out", str(lane.out), "--scratch", str(lane.scratch)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=3 * BAD_S)
+    if done.returncode:
+        raise EngineFailure(f"it ended with {done.returncode}: {done.stderr[-1000:]}")
+    found: Results = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def damaged(plan: bytes) -> dict[str, bytes]:
+    """A plan's content, spoilt in ways that the first look at it does not find."""
+    third = len(plan) // 3
+    return {
+        "its end is missing": plan[: 2 * third],
+        "a hole in the middle": plan[:third] + bytes(third) + plan[2 * third :],
+    }
+
+
+def load_damaged(folder: Path, version: repository.Version) -> Results:
+    """How many loads there were, how many were refused, and what the device's memory lost.
+
+    A plan carries no sum of its own, so one with a hole may be taken: servers compare the hash.
+    """
     assert version.manifest is not None
     record = version.manifest.engines[-1]
-    folder = lane.out / "damaged"
-    folder.mkdir(exist_ok=True)
-    content = bytearray((version.folder / record.files[0].name).read_bytes())
-    content[len(content) // 3 :] = bytes(len(content) - len(content) // 3)
-    (folder / record.files[0].name).write_bytes(content)
     shape = version.manifest.input.spec().shape
+    file = record.files[0].name
+    for number, content in enumerate(damaged((version.folder / file).read_bytes()).values()):
+        (folder / str(number)).mkdir(parents=True, exist_ok=True)
+        (folder / str(number) / file).write_bytes(content)
+    folders = sorted(folder.iterdir())
     cuda = Cuda()
-    before = 0
-    for number in range(BAD_LOADS):
+    before = loads = refused = 0
+    ends_s = time.monotonic() + BAD_S
+    while loads < BAD_LOADS and time.monotonic() < ends_s:
         try:
-            backend(record.backend).load(folder, record, shape, threads=1).close()
+            each = folders[loads % len(folders)]
+            backend(record.backend).load(each, record, shape, threads=1).close()
         except EngineFailure:
-            pass
-        else:
-            raise AssertionError("a damaged plan was loaded")
-        if number == BAD_LOADS // 10:
+            refused += 1
+        loads += 1
+        gc.collect()
+        if loads == 2 * len(folders):  # whatever is made once for a process has been made
             before = cuda.gpu().free_bytes
-    return {"loads": BAD_LOADS, "lost_bytes": before - cuda.gpu().free_bytes}
+    return {"loads": loads, "refused": refused, "lost_bytes": before - cuda.gpu().free_bytes}
 
 
 def behind_grpc(lane: Lane, name: str) -> list[Results]:
     """The server with callers in several processes, raw pixels, beside the bare engine's best."""
-    with newest(lane, name) as (engine, _):
+    from tests.bench_serving import served_engine  # needs gRPC and more; what is above does not
+
+    with newest(lane, name, served_first) as (engine, version):
+        assert version.manifest is not None
+        record = served_first(version.manifest.engines)
         bare = [
             keep_busy(engine.instances, batch, lane.seconds)[0]
             for batch in BATCHES
@@ -352,6 +406,7 @@ def behind_grpc(lane: Lane, name: str) -> list[Results]:
             images_hz = report["images_hz"]
             rows.append(
                 {
+                    "engine": record.name,
                     "images_a_call": images,
                     "images_hz": images_hz,
                     "bare_hz": max(bare),
@@ -372,7 +427,7 @@ def compiled_only(lane: Lane, names: Sequence[str]) -> None:
             card = cards.load(name)
             found = weights.load(card, "random:0")
             served = Served(found.network, classes=card.classes, mean=card.mean, std=card.std)
-            folder = lane.out / "plans" / name
+            folder = lane.scratch / "plans" / name
             folder.mkdir(parents=True, exist_ok=True)
             export(served, folder / "model.onnx", shape=card.input.shape, max_batch=MAX_BATCH)
             began_s = time.monotonic()
@@ -408,6 +463,7 @@ def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
                 with newest(lane, name) as (engine, version):
                     found["parity"] = parity(engine, version)
                     contract(engine, version)
+                    found["captured"] = getattr(engine.instances[0], "captured", None)
                     found["speed"] = speed(lane, engine, name)
 
             lane.step(f"{name} {precision} checked and timed", checked)
@@ -444,8 +500,8 @@ def table(results: Results) -> str:
         )
     if found := results.get("bad_plans"):
         lines.append(
-            f"- a damaged plan loaded {found['loads']} times: {found['lost_bytes'] / 1e6:,.1f} MB "
-            "of the device's memory lost"
+            f"- damaged plans loaded {found['loads']} times, {found['refused']} refused: "
+            f"{found['lost_bytes'] / 1e6:,.1f} MB of the device's memory lost"
         )
     lines += _grid(
         ("model", "by", "batch", "p50 ms", "p99 ms", "images/s", "of the roofline"),
@@ -469,9 +525,18 @@ def table(results: Results) -> str:
         ],
     )
     lines += _grid(
-        ("images a call", "served images/s", "bare images/s", "ratio", "p50 ms", "p99 ms"),
+        (
+            "engine",
+            "images a call",
+            "served images/s",
+            "bare images/s",
+            "ratio",
+            "p50 ms",
+            "p99 ms",
+        ),
         [
             (
+                row["engine"],
                 f"{row['images_a_call']}",
                 f"{row['images_hz']:,.0f}",
                 f"{row['bare_hz']:,.0f}",
@@ -509,11 +574,11 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["", *(f"| {' | '.join(row)} |" for row in (titles, ["---"] * len(titles), *rows)), ""]
 
 
-def probe(out: Path) -> None:
+def probe(repo: Path) -> None:
     """Compiles LeNet-5 by TensorRT and holds it against eager PyTorch. Raises what goes wrong."""
     Cuda()
     order = Order(
-        repo=out / "probe",
+        repo=repo,
         backend="tensorrt",
         precision="fp16",
         weights="random:0",
@@ -527,14 +592,21 @@ def probe(out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = gpu_lane.parser_of("tests.gpu_measure", __doc__)
     parser.add_argument("--probe", action="store_true", help="run LeNet-5 by TensorRT, no more")
+    parser.add_argument("--bad-plans", metavar="MODEL", help="load damaged ones, no more")
+    parser.add_argument("--command", default="python -m tests.gpu_measure", help="what was asked")
     parser.add_argument("--tried", default="[]", help="what was found out of TensorRT, as JSON")
     given = parser.parse_args(arguments)
+    given.scratch = given.scratch or given.out / "scratch"
     if given.probe:
         try:
-            probe(given.out)
+            probe(given.scratch / "probe")
         except Exception as error:
             print(f"{type(error).__name__}: {error}".replace("\n", " "))
             return 1
+        return 0
+    if given.bad_plans:
+        version = newest_version(given.scratch / "engines", given.bad_plans)
+        print(json.dumps(load_damaged(given.scratch / "damaged", version)))
         return 0
     lane = Lane(given)
     known = [*FIRST, *(name for name in cards.names() if name not in FIRST)]
@@ -554,7 +626,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         compiled_only(lane, names)
     else:
-        precisions = given.precisions.split(",") if given.precisions else ["fp16", "bf16"]
+        usual = "bf16" if lane.backend == "inductor" else "fp16,bf16"
+        precisions = (given.precisions or usual).split(",")
         run(lane, names, precisions)
     lane.save()
     print(table(lane.results))

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import subprocess
 import sys
 import zipfile
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.engines import tensorrt
-from tests import gpu_lane
+from tests import gpu_lane, gpu_measure
 from tests.gpu_measure import multiplications_of
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,6 +28,7 @@ def lane(out: Path, *options: str) -> tuple[dict[str, Any], str]:
         [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert {path.name for path in out.iterdir()} == {"results.json", "results.md"}
     return json.loads((out / "results.json").read_text()), (out / "results.md").read_text()
 
 
@@ -38,6 +42,7 @@ def test_without_a_gpu_every_network_is_compiled_and_the_lane_says_so(tmp_path: 
     assert results["plans"]["lenet5"]["plan_bytes"] > 100_000
     assert not results["models"], "nothing was measured, so nothing is told"
     assert "GPU: none, this machine has no NVIDIA driver" in table
+    assert results["command"] == "python -m tests.gpu_lane --out DIR --models lenet5"
 
 
 def test_what_checks_and_measures_runs_with_any_engine(tmp_path: Path) -> None:
@@ -65,16 +70,77 @@ def test_what_there_is_no_time_for_is_listed(tmp_path: Path) -> None:
 def test_wheels_are_unpacked_unless_installed_and_versions_tried_in_order(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    names = ["numpy-1.0", "absent_thing-1.0"]
-    names += [f"tensorrt_rtx_cu13_libs-{version}" for version in ("9.9", *sorted(gpu_lane.RTX))]
+    ours = f"cp3{sys.version_info.minor}"
+    names = ["numpy-1.0-py3-none-any", "grpcio-999.0-py3-none-any", "absent_thing-1.0-py3-none-any"]
+    names += [f"stable_thing-1.0-cp39-abi3-manylinux_2_28_{platform.machine()}"]
+    names += [f"compiled_thing-1.0-{ours}-{ours}-linux_{platform.machine()}"]
+    names += ["other_python-1.0-cp32-cp32-any", f"other_machine-1.0-{ours}-{ours}-linux_abacus"]
+    names += [
+        f"tensorrt_rtx_cu13_libs-{version}-py2.py3-none-any"
+        for version in ("9.9", *sorted(gpu_lane.RTX))
+    ]
     for name in names:
-        with zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl", "w") as archive:
+        with zipfile.ZipFile(wheels / f"{name}.whl", "w") as archive:
             archive.writestr(f"{name.partition('-')[0]}/__init__.py", "")
     packages = tmp_path / "out" / "packages"
     versions = gpu_lane._unpack(wheels, packages)
     assert list(versions) == [*gpu_lane.RTX, "9.9"]
-    assert [path.name for path in packages.iterdir()] == ["absent_thing"], "numpy is installed"
+    assert {path.name for path in packages.iterdir()} == {
+        *("absent_thing", "compiled_thing", "stable_thing"),
+        "grpcio",  # which is older here; numpy is newer
+    }
     assert all((folder / "tensorrt_rtx_cu13_libs").is_dir() for folder in versions.values())
+
+
+def test_a_step_that_ends_the_process_is_written_down_and_the_next_is_taken(tmp_path: Path) -> None:
+    given = gpu_lane.parser_of("lane", None).parse_args(["--out", str(tmp_path)])
+    lane = gpu_measure.Lane(
+        Namespace(**vars(given) | {"scratch": tmp_path, "tried": "[]", "command": "lane"})
+    )
+
+    def ends() -> None:
+        raise SystemExit("bench: the server did not start")
+
+    assert lane.step("first", ends) is None
+    assert lane.step("second", lambda: 2) == 2
+    failed = json.loads((tmp_path / "results.json").read_text())["failed"]
+    assert failed == [{"step": "first", "why": "SystemExit: bench: the server did not start"}]
+
+
+def test_what_the_lane_starts_ends_with_it() -> None:
+    told, tells = os.pipe()
+    inner = f"import os, time; os.write({tells}, b'begun'); time.sleep(30); os.write({tells}, b'!')"
+    outer = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]]"
+    command = [sys.executable, "-c", f"{outer}, pass_fds=[{tells}])", inner]
+    with pytest.raises(subprocess.TimeoutExpired):
+        gpu_lane._run(command, dict(os.environ), 3, pass_fds=[tells])
+    os.close(tells)
+    with open(told, "rb") as pipe:
+        assert pipe.read() == b"begun", "nobody is left to write more"
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "why"),
+    [
+        (1, "Compiling\nEngineFailure: no plan\n", "a warning\n", "EngineFailure: no plan"),
+        (-11, "Compiling\n", "a warning\nSegmentation fault\n", "-11 Segmentation fault"),
+        (1, "", "", "the process ended with 1"),
+        (0, "Compiling\n", "a warning\n", ""),
+    ],
+)
+def test_the_reason_of_a_probe_is_what_it_says_itself(
+    code: int, out: str, err: str, why: str
+) -> None:
+    found = gpu_lane._reason(subprocess.CompletedProcess([], code, out, err))
+    assert found.endswith(why)
+    assert bool(found) == bool(why)
+
+
+def test_a_damaged_plan_keeps_what_is_looked_at_first() -> None:
+    plan = bytes(range(1, 100))
+    for content in gpu_measure.damaged(plan).values():
+        assert content != plan
+        assert content[:30] == plan[:30]
 
 
 @pytest.mark.parametrize(
