@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from server.cuda import CudaError
 from server.engines import tensorrt
 from tests import gpu_lane, gpu_measure
 from tests.gpu_measure import multiplications_of
@@ -134,6 +135,16 @@ def test_the_reason_of_a_probe_is_what_it_says_itself(
     found = gpu_lane._reason(subprocess.CompletedProcess([], code, out, err))
     assert found.endswith(why)
     assert bool(found) == bool(why)
+
+
+def test_a_machine_whose_cuda_fails_is_one_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails() -> None:
+        raise CudaError("cudaErrorSystemNotReady", "cudaGetDeviceCount")
+
+    monkeypatch.setattr(gpu_measure, "Cuda", fails)
+    about = gpu_measure.machine()
+    assert about["gpu"] is None
+    assert about["why_no_gpu"] == "cudaGetDeviceCount: cudaErrorSystemNotReady"
 
 
 def test_a_damaged_plan_keeps_what_is_looked_at_first() -> None:
