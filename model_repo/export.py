@@ -91,10 +91,15 @@ class _Widening(nn.Module):
 
 
 def traced(
-    served: Served, shape: tuple[int, int, int], max_batch: int, precision: str, device: str
+    served: Served,
+    shape: tuple[int, int, int],
+    max_batch: int,
+    precision: str,
+    device: str,
+    usual: int = 2,
 ) -> torch.export.ExportedProgram:
     """The network on a device ("cpu", "cuda") in "fp32", "bf16" or "fp16", for 1 to `max_batch`
-    rows of `shape` (H, W, C).
+    rows of `shape` (H, W, C); who compiles it takes `usual` rows, 2 or more, for the usual batch.
 
     Its last layer, softmax and what normalises the pixels stay float32, as in server.precision;
     local response normalisations are what PyTorch makes of them.
@@ -114,7 +119,7 @@ def traced(
     setattr(network.get_submodule(parent), leaf, _Widening(layer))
     copied.network = _Narrowing(network, kind, layout)
     copied.to(device)
-    example = torch.zeros(2, *shape, dtype=torch.uint8, device=device)
+    example = torch.zeros(usual, *shape, dtype=torch.uint8, device=device)
     rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))
     with torch.no_grad():
         return torch.export.export(copied, (example,), dynamic_shapes=({0: rows},))

@@ -179,9 +179,12 @@ def test_a_network_is_traced_in_half_precision_but_for_its_last_layer(
     precision: str, kind: torch.dtype
 ) -> None:
     served = Served(network(), classes=CLASSES, mean=MEAN, std=STD)
-    state = traced(served, SHAPE, MAX_BATCH, precision, "cpu").state_dict
+    program = traced(served, SHAPE, MAX_BATCH, precision, "cpu", usual=4)
+    state = program.state_dict
     (last,) = (value for value in state.values() if value.shape == (CLASSES, 8))
     assert torch.equal(last, served.network.get_parameter("8.weight")), "it was not rounded"
     (convolution,) = (value for value in state.values() if value.dim() == 4)
     assert convolution.dtype == kind
     assert served.network.get_parameter("0.weight").dtype == torch.float32
+    (rows,) = program.range_constraints.values()
+    assert (rows.lower, rows.upper) == (1, MAX_BATCH)

@@ -18,7 +18,7 @@ import torch._inductor
 from model_repo.build import BuildError, Order, build
 from proto import classify_pb2 as pb
 from server import golden, repository
-from server.engines import Engine, inductor, infer
+from server.engines import Engine, Target, inductor, infer
 from server.errors import DeviceLost, EngineFailure
 from server.golden import ROW_LIMITS, deviation, yardsticks
 from server.repository import EngineRecord, Golden
@@ -69,6 +69,7 @@ def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
 def test_weights_are_part_of_what_is_compiled(folder: Path, record: EngineRecord) -> None:
     package = torch._inductor.aoti_load_package(folder / record.files[0].name)
     assert any(name.startswith("_frozen") for name in package.get_constant_fqns())
+    assert not torch.backends.cudnn.allow_tf32, "float32 means float32"
 
 
 def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -> None:
@@ -208,6 +209,22 @@ def test_a_load_that_fails_at_its_second_instance_leaves_nothing_behind(
             inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
         assert not isinstance(caught.value, DeviceLost)
     assert threading.active_count() == threads
+
+
+@pytest.mark.parametrize(("opt_batch", "rows"), [(0, 2), (1, 2), (64, 64)])
+def test_it_is_compiled_for_the_batch_it_is_tuned_for(
+    opt_batch: int, rows: int, tmp_path: Path
+) -> None:
+    asked: list[tuple[str, str, int]] = []
+
+    def program(*given: Any) -> Any:
+        asked.append(given)
+        raise ValueError("no network")
+
+    target = Target("bf16", 128, opt_batch=opt_batch, program=program)
+    with pytest.raises(EngineFailure, match="can't compile x.onnx: no network"):
+        inductor.compile(tmp_path / "x.onnx", tmp_path, target)
+    assert asked == [("bf16", inductor.hardware().split()[0], rows)]
 
 
 def test_it_can_not_be_added_to_a_version_that_has_no_network_any_more(published: Path) -> None:

@@ -73,9 +73,9 @@ class Target(NamedTuple):
     hardware: tuple[str, ...] = ()  # other machines' features; empty is this machine
     flavour: str = "auto"  # of a backend that comes in several
     cache: Path | None = None  # a folder for what makes the next compilation faster
-    # The traced network by precision and kind of device ("cpu", "cuda"), where it is at hand, for a
-    # backend that does not compile the graph.
-    program: Callable[[str, str], Any] | None = None
+    # The traced network by precision, kind of device ("cpu", "cuda") and how many rows it is tuned
+    # for, where it is at hand, for a backend that does not compile the graph.
+    program: Callable[[str, str, int], Any] | None = None
 
 
 class Compiled(NamedTuple):

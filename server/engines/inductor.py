@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 PRECISIONS = ("fp32", "bf16", "fp16")
 INSTANCES = 2  # on a GPU: one is copied while the other computes
 
+torch.backends.cudnn.allow_tf32 = False  # what is left in float32 is so for its digits
+
 
 def version() -> str:
     return str(torch.__version__)
@@ -78,7 +80,8 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch says of its own future
-            program = target.program(target.precision, where.split()[0])
+            rows = max(2, target.opt_batch)  # of one row, the 1 would become a constant
+            program = target.program(target.precision, where.split()[0], rows)
             with torch.no_grad():  # or the next line's option is passed over
                 torch._inductor.aoti_compile_and_package(
                     program, package_path=str(path), inductor_configs={"freezing": True}
