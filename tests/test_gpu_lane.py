@@ -147,6 +147,13 @@ def test_a_machine_whose_cuda_fails_is_one_without_a_gpu(monkeypatch: pytest.Mon
     assert about["why_no_gpu"] == "cudaGetDeviceCount: cudaErrorSystemNotReady"
 
 
+def test_engines_are_measured_without_what_only_serving_needs() -> None:
+    missing = ("grpc", "starlette", "uvicorn", "uvloop", "watchfiles", "sklearn", "skimage")
+    code = f"import sys; sys.modules |= dict.fromkeys({missing}); import tests.gpu_measure"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_damaged_plan_keeps_what_is_looked_at_first() -> None:
     plan = bytes(range(1, 100))
     for content in gpu_measure.damaged(plan).values():
