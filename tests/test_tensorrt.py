@@ -105,7 +105,10 @@ def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
     ("target", "why"),
     [
         (Target("fp16", 4, hardware=("90",)), r"no compute capability sm90; it has sm75, sm80"),
-        (Target("fp16", 4, flavour="tensorrt"), "no TensorRT is installed: pip install"),
+        (
+            Target("fp16", 4, flavour="tensorrt"),
+            r"no TensorRT is installed: pip install 'convserve\[gpu-datacenter\]'",
+        ),
     ],
 )
 def test_what_can_not_be_compiled_for_is_told(
@@ -264,6 +267,18 @@ def test_every_mismatch_is_a_plain_sentence_before_anything_is_read(
     full = why(ADA._replace(free_bytes=100 << 20))
     assert "512 MiB of the GPU's memory and 100 MiB are free" in full
     assert "precision 'int4' is unknown" in why(precision="int4")
+
+
+def test_a_library_that_can_not_be_loaded_is_not_installed(
+    record: EngineRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As NVIDIA's own package ends where its shared libraries are missing."""
+    (tmp_path / "tensorrt.py").write_text("raise FileNotFoundError('no libnvinfer.so.11')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    here(monkeypatch, ADA)
+    plan = msgspec.structs.replace(record, backend_version="tensorrt 11.4.0")
+    assert "not installed here" in (tensorrt.unfit(plan) or "")
+    assert tensorrt.version().startswith("rtx "), "the other flavour is taken"
 
 
 def test_a_machine_without_a_gpu_says_so(added: Path, record: EngineRecord) -> None:

@@ -60,7 +60,8 @@ PORTABLE = ("sm80", "sm86", "sm89", "sm120", "sm121")
 
 INSTANCES = 2
 
-# Device memory that a plan takes beside its own size: activations, machine code and the context.
+# Device memory that a plan takes beside its own size, at the least: machine code and the context.
+# What its layers take is known once it is there, see `load`.
 BESIDE_BYTES = 512 << 20
 
 ADVICE = "compile one here: python -m model_repo.build MODEL --add-engine --backend tensorrt"
@@ -105,7 +106,8 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, notes)
     if not parser.parse(typed(onnx, target.precision)):
-        raise EngineFailure(f"{NAMES[flavour]} can't compile {onnx.name}: {_complaints(parser)}")
+        why = _complaints(parser) or notes.last()
+        raise EngineFailure(f"{NAMES[flavour]} can't compile {onnx.name}: {why}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # what is left in float32 is so for its digits
     config.progress_monitor = monitor = _monitor(trt, progress)
@@ -431,16 +433,19 @@ def _failure(error: CudaError, message: str) -> EngineFailure:
 
 
 def _library(flavour: str) -> Any:
-    """TensorRT's module. Raises ImportError."""
-    if flavour == "tensorrt":
-        import tensorrt
+    """TensorRT's module. Raises ImportError, of shared libraries that can't be loaded too."""
+    try:
+        if flavour == "tensorrt":
+            import tensorrt
 
-        return tensorrt
-    if flavour == "rtx":
-        import tensorrt_rtx_libs  # noqa: F401, I001 (first: it loads what the bindings link to)
-        import tensorrt_rtx_bindings
+            return tensorrt
+        if flavour == "rtx":
+            import tensorrt_rtx_libs  # noqa: F401, I001 (first: it loads what the bindings link to)
+            import tensorrt_rtx_bindings
 
-        return tensorrt_rtx_bindings
+            return tensorrt_rtx_bindings
+    except OSError as error:
+        raise ImportError(str(error)) from error
     raise ImportError(f"TensorRT's flavour {flavour!r} is unknown; there are {', '.join(NAMES)}")
 
 
@@ -456,7 +461,8 @@ def _installed(flavour: str) -> str:
             continue
         return candidate
     wanted = "neither TensorRT nor TensorRT-RTX" if flavour == "auto" else f"no {NAMES[flavour]}"
-    raise ImportError(f"{wanted} is installed: pip install 'convserve[gpu]'")
+    extra = "gpu-datacenter" if flavour == "tensorrt" else "gpu"
+    raise ImportError(f"{wanted} is installed: pip install 'convserve[{extra}]'")
 
 
 def _gpu_or_none() -> Gpu | None:
@@ -573,8 +579,10 @@ def _monitor(trt: Any, progress: Progress) -> Any:
 
 
 def _complaints(parser: Any) -> str:
-    """What the parser does not take, by node, and what to change."""
+    """What the parser does not take, by node, and what to change; empty where it names none."""
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        return ""
     told = "; ".join(
         f"node {error.node_name() or error.node()} ({error.node_operator() or 'graph'}): "
         f"{error.desc()}"
