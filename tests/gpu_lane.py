@@ -78,10 +78,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command += [*folders, "--backend", backend, "--minutes", f"{left_s / 60:.2f}"]
         command += ["--tried", json.dumps(tried), "--command", _command(parser, given)]
         try:
-            return _run(command, _environment(path, scratch), left_s + GRACE_S).returncode
+            code = _run(command, _environment(path, scratch), left_s + GRACE_S).returncode
+            if code in (0, 1, 2):
+                return code
+            print(f"stopped: the measuring process ended with {code}", flush=True)
         except subprocess.TimeoutExpired:
             print(f"stopped: something did not end within {GRACE_S:.0f} s", flush=True)
-            return 1
+    return 1
 
 
 def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:

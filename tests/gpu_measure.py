@@ -81,12 +81,13 @@ class Lane:
             return None
         found = None
         began_s = time.monotonic()
+        print(f"{name}: ", end="", flush=True)  # before, for whoever wonders where it crashed
         try:
             found = work()
         except (Exception, SystemExit) as error:  # the rest shall be measured all the same
             traceback.print_exc()
             self.results["failed"].append({"step": name, "why": f"{type(error).__name__}: {error}"})
-        print(f"{name}: {time.monotonic() - began_s:.1f} s", flush=True)
+        print(f"{time.monotonic() - began_s:.1f} s", flush=True)
         return found
 
     def late(self, name: str) -> bool:

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from model_repo.build import Order, build
+from server import repository
 from server.cuda import CudaError
 from server.engines import tensorrt
 from tests import gpu_lane, gpu_measure
 from tests.gpu_measure import multiplications_of
+from tests.tape import Tape
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -152,6 +155,23 @@ def test_engines_are_measured_without_what_only_serving_needs() -> None:
     code = f"import sys; sys.modules |= dict.fromkeys({missing}); import tests.gpu_measure"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(tensorrt.hardware() != "none", reason="a GPU may take a plan with a hole")
+def test_damaged_plans_are_loaded_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By TensorRT-RTX's own runtime, which refuses them all where there is no driver."""
+    build("lenet5", Order(repo=tmp_path / "engines", backend="tensorrt", weights="random:0"))
+    (version,) = repository.scan(tmp_path / "engines")
+    tape = Tape()
+    monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
+    monkeypatch.setattr(gpu_measure, "Cuda", lambda: tape)
+    monkeypatch.setattr(gpu_measure, "BAD_LOADS", 10)
+    found = gpu_measure.load_damaged(tmp_path / "damaged", version)
+    assert found == {"loads": 10, "refused": 10, "lost_bytes": 0}
+    assert len(list((tmp_path / "damaged").glob("*/*.plan"))) == 2
+    assert not tape.live
 
 
 def test_a_damaged_plan_keeps_what_is_looked_at_first() -> None:
