@@ -10,6 +10,7 @@ import asyncio
 import gzip
 import random
 import socket
+import tracemalloc
 import zlib
 from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
@@ -382,6 +383,7 @@ async def test_who_speaks_tls_is_hung_up_on() -> None:
     [
         ({"method": "GET"}, b"405"),
         ({"content_type": "application/json"}, b"415"),
+        ({"content_type": "application/grpc-web"}, b"415"),
         ({"content_type": ""}, b"415"),
     ],
 )
@@ -519,6 +521,52 @@ async def test_what_is_being_received_is_bounded_over_all_connections() -> None:
         assert b"grpc-status\x018" in payload
         assert b"grpc-retry-pushback-ms" in payload
         await other.echoes(3)
+
+
+async def test_a_message_in_crumbs_takes_no_more_memory_than_its_bytes() -> None:
+    data = random.Random(1).randbytes(60_000)
+    whole = message(data)
+    async with bare() as one, raw(one, HELLO, REQUEST) as connection:
+        await connection.alive()
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        for at in range(0, len(whole) - 1, 1000):
+            crumbs = whole[at : min(at + 1000, len(whole) - 1)]
+            connection.send(*(frame(DATA, 0, 1, crumbs[n : n + 1]) for n in range(len(crumbs))))
+            await connection.alive()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held - before < 3 * len(data)  # it was two hundred times
+        connection.send(frame(DATA, END_STREAM, 1, whole[-1:]))
+        assert (await connection.until(HEADERS, 1))[0] == END_HEADERS
+        received = b""
+        while len(received) < len(whole):
+            received += (await connection.until(DATA, 1))[1]
+        assert received == whole
+
+
+async def test_waiting_messages_of_nothing_are_bounded_too() -> None:
+    limits = Limits(message_bytes=1 << 20, receiving_bytes=1 << 20, streams=100)
+    async with bare(limits) as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(path="/test/Deaf")))
+        connection.send(*(frame(DATA, 0, 1, bytes(5) * 2000) for _ in range(10)))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x018" in payload
+        await connection.echoes(3)
+
+
+async def test_calls_that_crossed_the_word_of_the_end_are_answered() -> None:
+    """A stop that finds no call in progress waits until the other end has understood."""
+    async with bare() as one, raw(one, HELLO) as connection, raw(one) as silent:
+        await connection.alive()
+        stopping = asyncio.create_task(one.server.stop(WAIT_S))
+        await connection.until(GOAWAY)
+        assert await silent.reader.read() == b""  # it had not begun
+        await connection.echoes(1)
+        connection.send(frame(PING, ACK, 0, b"retiring"))
+        await connection.until(GOAWAY)
+        assert await connection.reader.read() == b""
+        await stopping
 
 
 async def test_large_metadata_is_refused_and_harms_no_other_call() -> None:
@@ -692,11 +740,12 @@ async def test_requests_may_be_compressed(how: grpcio.Compression) -> None:
 @pytest.mark.parametrize(
     ("encoding", "data", "code"),
     [
-        ("gzip", gzip.compress(bytes(5 << 20)), b"8"),
-        ("gzip", gzip.compress(b"abc")[:-6], b"3"),
+        ("gzip", gzip.compress(bytes(5 << 20), mtime=0), b"8"),
+        ("gzip", gzip.compress(b"abc", mtime=0)[:-6], b"3"),
         ("deflate", b"no such thing", b"3"),
         ("br", b"", b"12"),
     ],
+    ids=["bomb", "cut off", "noise", "unknown"],
 )
 async def test_a_compressed_request_that_is_none_or_too_much_gets_a_status(
     encoding: str, data: bytes, code: bytes
@@ -746,6 +795,15 @@ async def test_a_deadline_ends_the_call_on_both_sides() -> None:
         flags, payload = await connection.until(HEADERS, 1)
         assert b"grpc-status\x014" in payload
         assert one.cancelled.is_set()
+
+
+async def test_a_deadline_that_passes_before_the_method_begins_is_answered() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = headers(path="/test/Never", grpc_timeout="0m")
+        connection.send(frame(HEADERS, END_HEADERS, 1, sent))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x014" in payload
+        assert not one.started.is_set()
 
 
 @pytest.mark.parametrize("timeout", ["1", "m", "123456789m", "-1S", "1s", "\N{DIGIT ONE}x"])

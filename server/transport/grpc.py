@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import socket
 import time
 import zlib
@@ -33,9 +34,13 @@ from server.transport.http2 import CANCEL, GRANT_BYTES, Connection, Stream
 log = logging.getLogger(__name__)
 
 MESSAGE_HEAD = 5  # a byte that says whether the message is compressed, and four of its length
+MESSAGE_COST_BYTES = 128  # of our memory for a message that waits, however small it is
+SMALL_PIECE_BYTES = 4096  # of a message: smaller ones are put together, as each costs 200 bytes
 
 OK_HEAD = block([("content-type", "application/grpc")])
 OK_TRAILERS = trailer_block(StatusCode.OK.value[0])
+
+GRPC = re.compile(r"application/grpc([+;]|$)")  # and not application/grpc-web
 
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib
 ENCODINGS = ("identity", *WINDOW_BITS)
@@ -46,7 +51,7 @@ TEND_S = 10.0  # between looks at the connections
 GREETING_S = 20.0  # for a connection to say that it speaks HTTP/2
 SILENCE_S = 60.0  # of a connection, before it is asked whether it lives
 ANSWER_S = 20.0  # to answer that
-LINGER_S = 1.0  # for the last bytes to be taken at the end
+LINGER_S = 1.0  # for the other ends to leave, and to take the last bytes
 
 
 class Abort(Exception):
@@ -100,6 +105,7 @@ class Server:
         self._idle.set()
         self._gone = asyncio.Event()  # no connection is there
         self._gone.set()
+        self._stopping = False
 
     async def start(self, listener: socket.socket) -> None:
         """Takes connections, and calls, from now on."""
@@ -111,6 +117,7 @@ class Server:
         """Takes no more connections, tells those there are to go elsewhere, and waits for the calls
         in progress, for so long at most; the others end UNAVAILABLE. May be called again, to wait
         no longer."""
+        self._stopping = True
         if self._listener is not None:
             self._listener.close()
         for connection in self._connections:
@@ -119,19 +126,25 @@ class Server:
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):
                     await self._idle.wait()
+                    await self._left()  # what was on its way when they were told is answered too
+                    await self._idle.wait()
         for call in list(self._calls):
             call.refuse(StatusCode.UNAVAILABLE, "the server is stopping")
         await self._idle.wait()
         for connection in list(self._connections):
             connection.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LINGER_S):
-                await self._gone.wait()
+        await self._left()
         for connection in list(self._connections):
             connection.abort()
         await self._gone.wait()
         if self._tending is not None:
             self._tending.cancel()
+
+    async def _left(self) -> None:
+        """Until all connections have ended, within reason."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                await self._gone.wait()
 
     def began(self, call: Call) -> None:
         self._calls.add(call)
@@ -148,6 +161,8 @@ class Server:
     def _opened(self, connection: Connection) -> None:
         self._connections[connection] = time.monotonic()
         self._gone.clear()
+        if self._stopping:
+            connection.abort()
 
     def _closed(self, connection: Connection) -> None:
         del self._connections[connection]
@@ -189,6 +204,7 @@ class Call(Stream):
         "_prefix",
         "_responding",
         "_room",
+        "_running",
         "_server",
         "_task",
         "_timer",
@@ -207,11 +223,12 @@ class Call(Stream):
         self._prefix = b""  # of a message: the first bytes of those five
         self._missing = 0  # bytes of a message that has begun
         self._compressed = False
-        self._pieces: list[bytes | memoryview] = []  # of that message
+        self._pieces: list[bytes | bytearray] = []  # of that message
         self._held = 0  # bytes of messages that nobody has read
         self._messages: deque[tuple[bytes, bool]] = deque()  # with whether they are compressed
         self._awaited: asyncio.Future[None] | None = None  # by who reads messages
         self._room: asyncio.Future[None] | None = None  # awaited by who writes one
+        self._running = False  # the method has begun
         self._responding = False  # the response's headers are sent
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -250,8 +267,7 @@ class Call(Stream):
                 start = self._begin_message(data, start, end)
             else:
                 take = min(self._missing, end - start)
-                whole = not start and take == len(data)
-                self._pieces.append(data if whole else memoryview(data)[start : start + take])
+                self._piece(data[start : start + take])
                 start += take
                 self._missing -= take
                 if not self._missing:
@@ -287,9 +303,11 @@ class Call(Stream):
 
     def refuse(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         """Ends the call, wherever it is."""
-        if self._task is None:
+        if not self._running:
             self._end(trailer_block(code.value[0], message, trailers))
-        elif self._task.done():  # its response is not taken
+            if self._task is not None:
+                self._task.cancel()  # it won't begin
+        elif self._task is None or self._task.done():  # its response is not taken
             self.connection.reset(self, CANCEL)
         elif self._why is None:
             self._why = Abort(code, message, trailers)
@@ -299,7 +317,7 @@ class Call(Stream):
 
     def _open(self) -> None:
         head = self._head
-        if head.method != "POST" or not head.content_type.startswith("application/grpc"):
+        if head.method != "POST" or not GRPC.match(head.content_type):
             self._not_grpc()
         elif head.size > HEADERS_BYTES:
             self.refuse(
@@ -337,6 +355,7 @@ class Call(Stream):
 
     async def _answer(self) -> None:
         assert isinstance(self._method, Unary)
+        self._running = True
         try:
             message, compressed = self._messages.popleft()
             self._hold(-self._held)
@@ -351,6 +370,7 @@ class Call(Stream):
 
     async def _stream(self) -> None:
         assert isinstance(self._method, Streaming)
+        self._running = True
         requests = self._requests()
         try:
             await self._method.answer(requests, self)
@@ -365,7 +385,7 @@ class Call(Stream):
         while True:
             while self._messages:
                 message, compressed = self._messages.popleft()
-                self._hold(-len(message) - MESSAGE_HEAD)
+                self._hold(-len(message) - MESSAGE_HEAD - MESSAGE_COST_BYTES)
                 if compressed:
                     message = await self._inflated(message)
                 if not self._messages and self.granted < GRANT_BYTES:
@@ -428,11 +448,22 @@ class Call(Stream):
                 self._missing = size
         return start
 
+    def _piece(self, piece: bytes) -> None:
+        pieces = self._pieces
+        if len(piece) >= SMALL_PIECE_BYTES:
+            pieces.append(piece)
+        elif pieces and isinstance(pieces[-1], bytearray):
+            pieces[-1] += piece
+        else:
+            pieces.append(bytearray(piece))
+
     def _message(self, message: bytes) -> None:
         if self._messages and isinstance(self._method, Unary):
             self.refuse(StatusCode.UNIMPLEMENTED, "request: takes one message, and got several")
             return
         self._messages.append((message, self._compressed))
+        if isinstance(self._method, Streaming):
+            self._hold(MESSAGE_COST_BYTES)
         self._wake()
 
     def _wake(self) -> None:

@@ -21,10 +21,14 @@ HEADERS_BYTES = 16 << 10
 MOST_HEADERS_BYTES = 64 << 10
 HEADER_BYTES = 32
 
-KEPT_BLOCKS = 128  # of a connection: where a header never repeats, keeping blocks is for nothing
+# Of a connection: where a header never repeats, keeping blocks is for nothing.
+KEPT_BLOCKS = 128
+KEPT_BLOCK_BYTES = 1024
 
 TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md
 UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+SET_TABLE_SIZE = 0x20  # a block that begins so has an effect each time it is read
 
 PSEUDO = {b":method", b":scheme", b":path", b":authority"}
 # What HTTP/1.1 says of a connection has no place in HTTP/2 (RFC 9113, 8.2.2).
@@ -77,7 +81,7 @@ class Heads:
             raise Unreadable(f"{type(error).__name__}: {error}") from error
         if _sizes(table) != before or _latest(table) is not latest:
             self._known.clear()  # the same bytes may mean something else now
-        elif block and block[0] & 0xE0 != 0x20:  # one that sets the table's size does so each time
+        elif 0 < len(block) <= KEPT_BLOCK_BYTES and block[0] & 0xE0 != SET_TABLE_SIZE:
             if len(self._known) >= KEPT_BLOCKS:
                 self._known.clear()
             self._known[block] = head

@@ -267,7 +267,9 @@ class Connection(asyncio.Protocol):
 
     def retire(self) -> None:
         """Tells the other end to go elsewhere; what is on its way already is answered."""
-        if not self._retiring:
+        if not self.greeted:
+            self.close()
+        elif not self._retiring:
             self._retiring = True
             self._write(_frame(GOAWAY, 0, 0, _goaway(LAST_STREAM, NO_ERROR)))
             self._write(_frame(PING, 0, 0, b"retiring"))  # its answer comes behind all that is
