@@ -296,6 +296,10 @@ class ModelMetrics:
         self._prediction_error = metrics.prediction_error.labels(model)
         for reason in ("overloaded", "deadline_unreachable"):
             metrics.refused.labels(model, reason)  # from 0, so that the first one is seen to rise
+        for reason in ("engine_failure", "objective", "golden_drift", "stalled"):
+            metrics.rollbacks.labels(model, reason)
+        for outcome in ("right", "wrong", "skipped"):
+            metrics.golden_checks.labels(model, outcome)
         for stage in ("decode", "queue", "compute"):
             metrics.deadline_missed.labels(model, stage)
 

@@ -212,3 +212,12 @@ async def test_who_accepts_openmetrics_gets_it_and_its_exemplars(tmp_path: Path)
 def test_counting_a_call_costs_microseconds() -> None:
     # 3.5 us where it was written, and 5 are allowed; here a machine may be several times slower.
     assert min(call_cost_s(2000) for _ in range(5)) < 25e-6
+
+
+def test_what_alerts_count_is_there_before_it_happens() -> None:
+    metrics = Metrics()
+    metrics.model("tiny")  # else the first time would be no increase to Prometheus
+    text = metrics.render().decode()
+    assert 'convserve_golden_checks_total{model="tiny",outcome="wrong"} 0.0' in text
+    for reason in ("engine_failure", "golden_drift", "objective", "stalled"):
+        assert f'convserve_rollbacks_total{{model="tiny",reason="{reason}"}} 0.0' in text
