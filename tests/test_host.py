@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -426,17 +427,31 @@ async def test_a_device_is_busy_as_long_as_a_batch_runs() -> None:
 
 def test_the_way_back_is_the_mean_and_four_times_its_spread() -> None:
     way_back = WayBack()
+    assert way_back.before(1.0, 0.0) == 1.0 - WayBack.WIRE_S
     for _ in range(200):
-        way_back.learn(0.002)
-    assert way_back.seconds == pytest.approx(0.003, abs=1e-4)
-    way_back.learn(0.010)
-    assert way_back.seconds > 0.006
+        way_back.learn(0.002, 0.0)
+    assert 1.0 - way_back.before(1.0, 0.0) == pytest.approx(0.003, abs=1e-4)
+    way_back.learn(0.010, 0.0)
+    assert 1.0 - way_back.before(1.0, 0.0) > 0.006
+    assert way_back.before(math.inf, 0.0) == math.inf
+    assert way_back.before(-0.5, 0.0) == -0.5  # it has passed
+
+
+def test_a_way_back_that_was_long_once_does_not_shut_the_door_for_good() -> None:
+    """After a hiccup of 50 ms calls with 20 ms are let in again, and so it is seen to be over."""
+    way_back = WayBack()
+    for _ in range(200):
+        way_back.learn(0.050, 0.0)
+    assert way_back.before(0.020, 0.0) == pytest.approx(0.010)  # half of what it has
+    assert way_back.before(1.0, 0.0) == pytest.approx(1.0 - 0.051, abs=1e-3)
+    later_s = 6 * WayBack.HALF_LIFE_S
+    assert way_back.before(later_s + 1.0, later_s) == pytest.approx(later_s + 0.998, abs=1e-3)
 
 
 async def test_an_answer_is_planned_to_be_done_before_its_way_back() -> None:
     engine = Scripted(held=True)
     async with hosting(engine) as bench:
         for _ in range(200):
-            bench.host.way_back.learn(0.050)
+            bench.host.way_back.learn(0.050, clock())
         with pytest.raises(DeadlineUnreachable):
-            await bench.ask(1, deadline_s=0.040)
+            await bench.ask(1, deadline_s=0.0019)  # a batch takes 1 ms

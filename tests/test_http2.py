@@ -108,6 +108,7 @@ class Bare:
     server: Any = None
     started: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
     metadata: list[tuple[str, str | bytes]] = field(default_factory=list)
 
     async def echo(self, data: bytes, call: grpc.Call) -> bytes:
@@ -124,6 +125,22 @@ class Bare:
         finally:
             self.cancelled.set()
         raise AssertionError
+
+    async def stubborn(self, data: bytes, call: grpc.Call) -> bytes:
+        """Takes a while to be cancelled."""
+        try:
+            return await self.never(data, call)
+        finally:
+            await self.released.wait()
+
+    async def tasks(self, requests: AsyncIterator[bytes], call: grpc.Call) -> None:
+        """Reads in a task of its own."""
+
+        async def read() -> None:
+            async for data in requests:
+                await call.write(data)
+
+        await asyncio.create_task(read())
 
     async def refuse(self, data: bytes, call: grpc.Call) -> bytes:
         details: list[Trailer] = [("why-bin", b"\0\xff\x01"), ("hint", "1")]
@@ -151,6 +168,8 @@ async def bare(limits: Limits = LIMITS) -> AsyncIterator[Bare]:
         "/test/Echo": Unary(one.echo),
         "/test/Large": Unary(one.large),
         "/test/Never": Unary(one.never),
+        "/test/Stubborn": Unary(one.stubborn),
+        "/test/Tasks": Streaming(one.tasks),
         "/test/Refuse": Unary(one.refuse),
         "/test/Fail": Unary(one.fail),
         "/test/Each": Streaming(one.each),
@@ -304,6 +323,14 @@ FAULTS = {
     "headers that go on with nothing": (
         HELLO + frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1),
         http2.ENHANCE_YOUR_CALM,
+    ),
+    "headers of one huge frame": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, bytes(200_000)),
+        http2.ENHANCE_YOUR_CALM,
+    ),
+    "headers that set the table's size over and over": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, b"\x20" * 20_000),
+        http2.COMPRESSION_ERROR,
     ),
     "headers that inflate": (
         HELLO
@@ -701,6 +728,60 @@ async def test_a_stopping_server_says_so_answers_what_came_and_takes_no_more() -
             await asyncio.open_connection("127.0.0.1", one.port)
 
 
+@pytest.mark.parametrize("size", [0, 100, 4095, 65_536])
+async def test_an_end_with_a_small_table_of_headers_is_told_that_ours_is_empty(size: int) -> None:
+    async with bare() as one, h2_client(one, header_table_size=size) as client:
+        for path in ("/test/Echo", "/test/Refuse", "/test/Echo"):
+            stream = ask(client, path, b"abc")
+            async for event in client.events():
+                if isinstance(event, StreamEnded):
+                    assert event.stream_id == stream
+                    break
+
+
+@pytest.mark.parametrize("how", ["deadline", "stop"])
+async def test_a_stream_that_is_not_taken_ends_all_the_same(how: str) -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        timeout = {"grpc_timeout": "100m"} if how == "deadline" else {}
+        sent: Any = {"path": "/test/Each", **timeout}
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(**sent)))
+        connection.send(frame(DATA, 0, 1, message(bytes(50_000))))
+        connection.send(frame(DATA, 0, 1, message(bytes(50_000))))  # windows hold 65,535 bytes
+        received = 0
+        while received < 65_535:
+            received += len((await connection.until(DATA, 1))[1])
+        if how == "deadline":
+            _, payload = await connection.until(RST_STREAM, 1)
+            assert int.from_bytes(payload, "big") == http2.CANCEL
+        await one.server.stop(0.1)
+
+
+async def test_calls_that_come_after_the_grace_are_refused_and_the_stop_ends() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        never = frame(HEADERS, END_HEADERS, 1, headers(path="/test/Stubborn"))
+        connection.send(never, BODY)
+        await one.started.wait()
+        stopping = asyncio.create_task(one.server.stop(0.01))
+        await one.cancelled.wait()
+        connection.send(frame(HEADERS, END_HEADERS, 3, headers()))  # its body never comes
+        _, payload = await connection.until(HEADERS, 3)
+        assert b"grpc-status\x0214" in payload
+        one.released.set()
+        await stopping
+
+
+async def test_messages_of_a_stream_that_was_reset_are_given_back_once() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        for stream in range(1, 41, 2):
+            connection.send(
+                frame(HEADERS, END_HEADERS, stream, headers(path="/test/Tasks")),
+                frame(DATA, 0, stream, message(bytes(15_000))),
+                frame(RST_STREAM, 0, stream, bytes(4)),
+            )
+        await connection.echoes(41)
+        assert one.server.receiving_bytes == 0
+
+
 async def test_a_request_may_go_on_after_its_answer() -> None:
     """It was refused by its first bytes: the rest is not wanted, and counted for the windows."""
     async with bare() as one, h2_client(one) as client:
@@ -743,9 +824,10 @@ async def test_requests_may_be_compressed(how: grpcio.Compression) -> None:
         ("gzip", gzip.compress(bytes(5 << 20), mtime=0), b"8"),
         ("gzip", gzip.compress(b"abc", mtime=0)[:-6], b"3"),
         ("deflate", b"no such thing", b"3"),
+        ("gzip", gzip.compress(b"abc", mtime=0) + b"more", b"3"),
         ("br", b"", b"12"),
     ],
-    ids=["bomb", "cut off", "noise", "unknown"],
+    ids=["bomb", "cut off", "noise", "more behind it", "unknown"],
 )
 async def test_a_compressed_request_that_is_none_or_too_much_gets_a_status(
     encoding: str, data: bytes, code: bytes

@@ -37,7 +37,7 @@ class Classified:
         ended_s = clock()
         model, call, answer = self._model, self._call, self.answer
         respond_s = ended_s - answer.done_s
-        model.host.way_back.learn(respond_s)
+        model.host.way_back.learn(respond_s, ended_s)
         decode_s = self.decoded_s - call.arrived_s
         phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
         call.after(model.metrics.answered, self._images, *phases_s)

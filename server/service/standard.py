@@ -112,6 +112,7 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
         finally:
             for task in waiting:
                 task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
 
 
 def methods(health: Health, reflection: Reflection, intake: Intake) -> dict[str, grpc.Method]:

@@ -45,12 +45,15 @@ GRPC = re.compile(r"application/grpc([+;]|$)")  # and not application/grpc-web
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib
 ENCODINGS = ("identity", *WINDOW_BITS)
 
+STOPPING = "the server is stopping"
+
 BUSY_RETRY_MS = 100  # when a call may try again whose bytes there was no room for
 
 TEND_S = 10.0  # between looks at the connections
 GREETING_S = 20.0  # for a connection to say that it speaks HTTP/2
 SILENCE_S = 60.0  # of a connection, before it is asked whether it lives
 ANSWER_S = 20.0  # to answer that
+RECEIVE_S = 60.0  # for a message to come whole
 LINGER_S = 1.0  # for the other ends to leave, and to take the last bytes
 
 
@@ -106,6 +109,7 @@ class Server:
         self._gone = asyncio.Event()  # no connection is there
         self._gone.set()
         self._stopping = False
+        self.ending = False  # calls are refused
 
     async def start(self, listener: socket.socket) -> None:
         """Takes connections, and calls, from now on."""
@@ -128,8 +132,9 @@ class Server:
                     await self._idle.wait()
                     await self._left()  # what was on its way when they were told is answered too
                     await self._idle.wait()
+        self.ending = True
         for call in list(self._calls):
-            call.refuse(StatusCode.UNAVAILABLE, "the server is stopping")
+            call.refuse(StatusCode.UNAVAILABLE, STOPPING)
         await self._idle.wait()
         for connection in list(self._connections):
             connection.close()
@@ -145,6 +150,13 @@ class Server:
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 await self._gone.wait()
+
+    def _hurry(self, now_s: float) -> None:
+        """Ends calls whose request does not come: else a few could take all there is room for."""
+        for call in list(self._calls):
+            if call.begun_s is not None and now_s - call.begun_s > RECEIVE_S:
+                message = f"request: did not come whole within {RECEIVE_S:g} s"
+                call.refuse(StatusCode.DEADLINE_EXCEEDED, message)
 
     def began(self, call: Call) -> None:
         self._calls.add(call)
@@ -186,6 +198,7 @@ class Server:
                     connection.ping()
                 else:
                     connection.abort()
+        self._hurry(now_s)
         self._tending = asyncio.get_running_loop().call_later(TEND_S, self._tend)
 
 
@@ -210,6 +223,7 @@ class Call(Stream):
         "_timer",
         "_why",
         "arrived_s",
+        "begun_s",
         "deadline_s",
     )
 
@@ -220,6 +234,7 @@ class Call(Stream):
         self._server = server
         self._head = head
         self._method = server.methods.get(head.path)
+        self.begun_s: float | None = None  # when the message began that is coming
         self._prefix = b""  # of a message: the first bytes of those five
         self._missing = 0  # bytes of a message that has begun
         self._compressed = False
@@ -271,6 +286,7 @@ class Call(Stream):
                 start += take
                 self._missing -= take
                 if not self._missing:
+                    self.begun_s = None
                     self._message(b"".join(self._pieces))
                     self._pieces.clear()
         if self.open and self.granted < GRANT_BYTES and not self._messages:
@@ -295,6 +311,8 @@ class Call(Stream):
         if self._timer is not None:
             self._timer.cancel()
         self._hold(-self._held)
+        self._messages.clear()
+        self._pieces.clear()
         self._server.ended(self)
 
     def sent(self) -> None:
@@ -319,6 +337,8 @@ class Call(Stream):
         head = self._head
         if head.method != "POST" or not GRPC.match(head.content_type):
             self._not_grpc()
+        elif self._server.ending:
+            self.refuse(StatusCode.UNAVAILABLE, STOPPING)
         elif head.size > HEADERS_BYTES:
             self.refuse(
                 StatusCode.RESOURCE_EXHAUSTED,
@@ -358,9 +378,9 @@ class Call(Stream):
         self._running = True
         try:
             message, compressed = self._messages.popleft()
-            self._hold(-self._held)
             if compressed:
                 message = await self._inflated(message)
+            self._hold(-self._held)
             framed = self._framed(await self._method.answer(message, self))
         except (Exception, asyncio.CancelledError) as error:
             self._failed(error)
@@ -379,7 +399,8 @@ class Call(Stream):
         else:
             self._end(OK_TRAILERS)
         finally:
-            await requests.aclose()
+            with suppress(RuntimeError):  # a task of the method's, cancelled too, still reads it
+                await requests.aclose()
 
     async def _requests(self) -> AsyncGenerator[bytes, None]:
         while True:
@@ -404,8 +425,11 @@ class Call(Stream):
         elif not isinstance(error, asyncio.CancelledError):
             log.error("call_failed", exc_info=error, extra={"method": self._head.path})
             abort = Abort(StatusCode.INTERNAL, "internal error")
+        if self.unsent and self._why is not None:
+            self.connection.reset(self, CANCEL)  # behind what is not taken no status is either
+            return
         if abort is None:  # cancelled by who ends the loop, or the other end is gone
-            abort = Abort(StatusCode.UNAVAILABLE, "the server is stopping")
+            abort = Abort(StatusCode.UNAVAILABLE, STOPPING)
         self._end(trailer_block(abort.code.value[0], abort.message, abort.trailers))
 
     def _expire(self) -> None:
@@ -446,6 +470,7 @@ class Call(Stream):
                 start += size
             else:
                 self._missing = size
+                self.begun_s = time.monotonic()
         return start
 
     def _piece(self, piece: bytes) -> None:
@@ -526,6 +551,7 @@ def _inflate(message: bytes, encoding: str, limit: int) -> bytes:
             StatusCode.RESOURCE_EXHAUSTED,
             f"request: is more than {limit:,} bytes when inflated, which is all that is allowed",
         )
-    if not inflater.eof:
-        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: its {encoding} ends too early")
+    if not inflater.eof or inflater.unused_data:
+        where = "goes on behind its end" if inflater.eof else "ends too early"
+        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: its {encoding} {where}")
     return inflated

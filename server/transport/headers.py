@@ -17,8 +17,8 @@ from hpack.table import HeaderTable
 
 # As HTTP/2 counts them: the text, and 32 bytes a header. Callers are told of the first limit, and
 # a call beyond it is refused; at the second one reading ends, and the connection with it.
-HEADERS_BYTES = 16 << 10
-MOST_HEADERS_BYTES = 64 << 10
+HEADERS_BYTES = 8 << 10
+MOST_HEADERS_BYTES = 32 << 10
 HEADER_BYTES = 32
 
 # Of a connection: where a header never repeats, keeping blocks is for nothing.
@@ -73,6 +73,10 @@ class Heads:
         return self._known.get(block) or self._read(block)
 
     def _read(self, block: bytes) -> Head:
+        if len(block) > 8 and all(byte & 0xE0 == SET_TABLE_SIZE for byte in block[:8]):
+            raise Unreadable(
+                "the table's size is set over and over"
+            )  # two are all there is use for
         table = self._decoder.header_table
         before, latest = _sizes(table), _latest(table)
         try:

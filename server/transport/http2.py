@@ -25,6 +25,7 @@ from server.transport.headers import (
     Unreadable,
 )
 
+RETIRING = b"retiring"  # of a ping
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP1_ANSWER = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\n"
@@ -44,7 +45,9 @@ STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 5, 
 ENHANCE_YOUR_CALM = 11
 
 # Settings
-ENABLE_PUSH, MOST_STREAMS, FIRST_WINDOW, FRAME_LIMIT, HEADERS_LIMIT = 2, 3, 4, 5, 6
+TABLE_SIZE, ENABLE_PUSH, MOST_STREAMS, FIRST_WINDOW, FRAME_LIMIT, HEADERS_LIMIT = range(1, 7)
+USUAL_TABLE = 4096
+NO_TABLE = b"\x20"  # at the beginning of a header block
 
 USUAL_WINDOW, USUAL_FRAME, MOST_WINDOW = 65_535, 16_384, (1 << 31) - 1
 
@@ -155,6 +158,8 @@ class Connection(asyncio.Protocol):
         self._frame_limit = USUAL_FRAME
         self._blocked: dict[Stream, None] = {}  # in the order in which they are to send
         self._unblocking = False
+        self._tableless = False  # the other end was told that its table stays empty
+        self._lead = b""  # of the next header block
         self._out: list[bytes] = []
         self._retiring = False
         self._refusing = False  # streams that come now are passed over: they were told the last one
@@ -203,6 +208,7 @@ class Connection(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         if not self._failed:
+            self.heard = True  # it takes what it is sent, if slowly
             self._transport.resume_reading()
 
     # --- sending -----------------------------------------------------------------------------
@@ -217,6 +223,8 @@ class Connection(asyncio.Protocol):
             return
         stream.widened -= size
         self._window -= size
+        if self._lead:
+            head, self._lead = self._lead + head, b""
         wire_id = stream.wire_id
         self._write(
             b"".join(
@@ -272,7 +280,7 @@ class Connection(asyncio.Protocol):
         elif not self._retiring:
             self._retiring = True
             self._write(_frame(GOAWAY, 0, 0, _goaway(LAST_STREAM, NO_ERROR)))
-            self._write(_frame(PING, 0, 0, b"retiring"))  # its answer comes behind all that is
+            self._write(_frame(PING, 0, 0, RETIRING))  # its answer comes behind all that is
 
     def close(self) -> None:
         """Ends the connection once all that was written has gone out."""
@@ -427,6 +435,8 @@ class Connection(asyncio.Protocol):
             start += 5
             if start > end:
                 raise Fault(FRAME_SIZE_ERROR, "HEADERS without all of its priority")
+        if end - start > MOST_HEADERS_BYTES:
+            raise Fault(ENHANCE_YOUR_CALM, f"headers of more than {MOST_HEADERS_BYTES} bytes")
         if flags & END_HEADERS:
             block = payload[start:end] if flags & (PADDED | WITH_PRIORITY) else payload
             self._whole_block(stream_id, block, bool(flags & END_STREAM))
@@ -515,7 +525,7 @@ class Connection(asyncio.Protocol):
             raise Fault(PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR, "PING")
         if not flags & ACK:
             self._write(_frame(PING, ACK, 0, payload))
-        elif self._retiring and not self._refusing:
+        elif payload == RETIRING and self._retiring and not self._refusing:
             self._refusing = True
             self._write(_frame(GOAWAY, 0, 0, _goaway(self._last, NO_ERROR)))
             self._leave()
@@ -534,6 +544,11 @@ class Connection(asyncio.Protocol):
                 if value > MOST_WINDOW:
                     raise Fault(FLOW_CONTROL_ERROR, f"windows of {value} bytes")
                 self.first_window = value
+            elif name == TABLE_SIZE:
+                if value < USUAL_TABLE and not self._tableless:
+                    # A block must say so that uses no table all the same (RFC 7541, 4.2); it holds
+                    # for whatever size comes later.
+                    self._tableless, self._lead = True, NO_TABLE
             elif name == FRAME_LIMIT:
                 if not USUAL_FRAME <= value < 1 << 24:
                     raise Fault(PROTOCOL_ERROR, f"frames of {value} bytes")
@@ -576,7 +591,9 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self.close)
 
     def _fail(self, fault: Fault) -> None:
-        self._write(_frame(GOAWAY, 0, 0, _goaway(self._last, fault.code) + str(fault).encode()))
+        self._write(
+            _frame(GOAWAY, 0, 0, _goaway(self._last, fault.code) + str(fault)[:200].encode())
+        )
         self.close()
 
     # --- writing -----------------------------------------------------------------------------
@@ -617,6 +634,8 @@ class Connection(asyncio.Protocol):
             self._finish(stream)
 
     def _headers_out(self, stream: Stream, block: bytes, end: bool) -> None:
+        if self._lead:
+            block, self._lead = self._lead + block, b""
         flags, rest = END_STREAM if end else 0, b""
         if len(block) > USUAL_FRAME:
             block, rest = block[:USUAL_FRAME], block[USUAL_FRAME:]
