@@ -10,9 +10,11 @@ import asyncio
 import gzip
 import random
 import socket
+import time
 import tracemalloc
 import zlib
 from base64 import b64decode
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -133,6 +135,10 @@ class Bare:
         finally:
             await self.released.wait()
 
+    async def busy(self, data: bytes, call: grpc.Call) -> bytes:
+        time.sleep(0.001)
+        return b""
+
     async def tasks(self, requests: AsyncIterator[bytes], call: grpc.Call) -> None:
         """Reads in a task of its own."""
 
@@ -170,6 +176,7 @@ async def bare(limits: Limits = LIMITS) -> AsyncIterator[Bare]:
         "/test/Never": Unary(one.never),
         "/test/Stubborn": Unary(one.stubborn),
         "/test/Tasks": Streaming(one.tasks),
+        "/test/Busy": Unary(one.busy, lambda wait_s: Abort(StatusCode.RESOURCE_EXHAUSTED, "")),
         "/test/Refuse": Unary(one.refuse),
         "/test/Fail": Unary(one.fail),
         "/test/Each": Streaming(one.each),
@@ -886,6 +893,35 @@ async def test_a_deadline_that_passes_before_the_method_begins_is_answered() -> 
         _, payload = await connection.until(HEADERS, 1)
         assert b"grpc-status\x014" in payload
         assert not one.started.is_set()
+
+
+async def test_calls_that_would_begin_too_late_are_refused_at_once() -> None:
+    """Each takes a millisecond of the loop: of a hundred with 40 ms no more are begun than there
+    is time for, once the pace is known."""
+
+    def some(first: int) -> bytes:
+        sent = headers(path="/test/Busy", grpc_timeout="40m")
+        return b"".join(
+            frame(HEADERS, END_HEADERS, n, sent) + frame(DATA, END_STREAM, n, message(b""))
+            for n in range(first, first + 200, 2)
+        )
+
+    async def statuses(connection: Raw) -> Counter[bytes]:
+        found: Counter[bytes] = Counter()
+        while found.total() < 100:
+            flags, payload = await connection.until(HEADERS)
+            if flags & END_STREAM:
+                found[payload.partition(b"grpc-status")[2][1:2]] += 1
+        return found
+
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(some(1))
+        assert (await statuses(connection))[b"8"] == 0  # nothing is known of the pace
+        connection.send(some(1001))
+        found = await statuses(connection)
+        assert found[b"8"] > 50
+        assert found[b"0"] > 0
+        await connection.echoes(2001)
 
 
 @pytest.mark.parametrize("timeout", ["1", "m", "123456789m", "-1S", "1s", "\N{DIGIT ONE}x"])

@@ -13,6 +13,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, cast
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
@@ -58,6 +59,8 @@ REASON = {Overloaded: "overloaded", DeadlineUnreachable: "deadline_unreachable"}
 # Of a message to a caller. It travels in a trailer, twice where there are details, and up to three
 # bytes a character; gRPC clients refuse trailers of more than 8 KiB.
 MESSAGE_LIMIT = 600
+
+BUSY_STEP_S = 0.002  # what a hint is rounded up to
 
 INTAKE_RETRY_S = 0.1  # when a call not taken in may try again: most calls take less
 
@@ -193,6 +196,7 @@ class Tally:
         self._metrics = metrics
         self._counters: dict[tuple[str, str, str], Any] = {}
         self._durations: dict[str, Any] = {}
+        self._shed = metrics.requests.labels("", "", method, StatusCode.RESOURCE_EXHAUSTED.name)
 
     def answered(self, call: Call, seconds: float) -> None:
         self.count(call, StatusCode.OK)
@@ -206,6 +210,10 @@ class Tally:
         self.count(call, STATUS[type(error)])
         if call.model and (reason := REASON.get(type(error))):
             self._metrics.refused.labels(call.model, reason).inc()
+
+    def shed(self) -> None:
+        """Refused before anything was known of it, because too many others came first."""
+        self._shed.inc()
 
     def given_up(self, call: Call, *, late: bool) -> None:
         """By the caller, or because the deadline has passed."""
@@ -283,7 +291,19 @@ def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
         except _Unexpected:
             raise Abort(StatusCode.INTERNAL, _Unexpected.MESSAGE) from None
 
-    return Unary(answer)
+    def busy(wait_s: float) -> Abort:
+        answering.tally.shed()
+        return _busy(math.ceil(wait_s / BUSY_STEP_S))
+
+    return Unary(answer, busy)
+
+
+@lru_cache(maxsize=1024)
+def _busy(steps: int) -> Abort:
+    """The same for all calls that would wait about as long: many are refused so in a short time."""
+    wait_s = steps * BUSY_STEP_S
+    why = f"more calls come than can be looked at: {wait_s * 1e3:.0f} ms of them wait"
+    return refusal(Overloaded(why, retry_after_s=wait_s), "")
 
 
 def _streaming(answering: _Answering, streams: Streams) -> Streaming:

@@ -53,6 +53,7 @@ TEND_S = 10.0  # between looks at the connections
 GREETING_S = 20.0  # for a connection to say that it speaks HTTP/2
 SILENCE_S = 60.0  # of a connection, before it is asked whether it lives
 ANSWER_S = 20.0  # to answer that
+LATEST = 0.5  # of its time that a call may wait to begin
 RECEIVE_S = 60.0  # for a message to come whole
 LINGER_S = 1.0  # for the other ends to leave, and to take the last bytes
 
@@ -63,15 +64,19 @@ class Abort(Exception):
     def __init__(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
-        self.trailers = trailers
+        self.block = trailer_block(code.value[0], message, trailers)
 
 
 @dataclass(frozen=True, slots=True)
 class Unary:
-    """A method that has one request and one response."""
+    """A method that has one request and one response.
+
+    `busy` says how a call is refused that would begin too late, from the seconds until it would.
+    Without it every call begins.
+    """
 
     answer: Callable[[bytes, Call], Awaitable[bytes]]
+    busy: Callable[[float], Abort] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,32 @@ class Limits:
     streams: int  # of a connection
 
 
+class Pace:
+    """How long a call waits until the loop gets to it: those before it, at the pace of the last."""
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._each_s = 0.0  # from one call's beginning to the next one's, while some wait
+        self._began_s = math.inf  # the latest, where others waited then
+
+    @property
+    def wait_s(self) -> float:
+        return self._waiting * self._each_s
+
+    def waits(self) -> None:
+        self._waiting += 1
+
+    def leaves(self) -> None:
+        self._waiting -= 1
+
+    def begins(self) -> None:
+        self._waiting -= 1
+        now_s = time.monotonic()
+        if now_s > self._began_s:
+            self._each_s += (now_s - self._began_s - self._each_s) / 32
+        self._began_s = now_s if self._waiting else math.inf
+
+
 class Server:
     """Answers the methods it is given, by path, at one socket. Used on the loop's thread only."""
 
@@ -100,6 +131,7 @@ class Server:
         self.methods = methods
         self.limits = limits
         self.receiving_bytes = 0
+        self.pace = Pace()
         self._connections: dict[Connection, float] = {}  # with when they were last heard of
         self._calls: set[Call] = set()
         self._listener: asyncio.Server | None = None
@@ -300,11 +332,15 @@ class Call(Stream):
         elif len(self._messages) != 1:
             sent = "none" if not self._messages else "several"
             self.refuse(StatusCode.UNIMPLEMENTED, f"request: takes one message, and got {sent}")
+        elif (abort := self._too_late()) is not None:
+            self._end(abort.block)
         else:
             self._start()
 
     def aborted(self) -> None:
         if self._task is not None:
+            if not self._running:
+                self._server.pace.leaves()
             self._task.cancel()
 
     def gone(self) -> None:
@@ -322,8 +358,9 @@ class Call(Stream):
     def refuse(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         """Ends the call, wherever it is."""
         if not self._running:
-            self._end(trailer_block(code.value[0], message, trailers))
+            self._end(Abort(code, message, trailers).block)
             if self._task is not None:
+                self._server.pace.leaves()
                 self._task.cancel()  # it won't begin
         elif self._task is None or self._task.done():  # its response is not taken
             self.connection.reset(self, CANCEL)
@@ -369,13 +406,27 @@ class Call(Stream):
         self._timer = asyncio.get_running_loop().call_later(left_s + 1e-3, self._expire)
         return True
 
+    def _too_late(self) -> Abort | None:
+        """How the call is refused where those before it leave it too little of its time.
+
+        With more calls than there is processor time for, all would begin when theirs is over:
+        refusing one here takes a tenth of what beginning it does.
+        """
+        wait_s = self._server.pace.wait_s
+        if wait_s <= LATEST * (self.deadline_s - self.arrived_s):
+            return None
+        assert isinstance(self._method, Unary)
+        return None if self._method.busy is None else self._method.busy(wait_s)
+
     def _start(self) -> None:
         run = self._answer() if isinstance(self._method, Unary) else self._stream()
         self._task = asyncio.get_running_loop().create_task(run)
+        self._server.pace.waits()
 
     async def _answer(self) -> None:
         assert isinstance(self._method, Unary)
         self._running = True
+        self._server.pace.begins()
         try:
             message, compressed = self._messages.popleft()
             if compressed:
@@ -391,6 +442,7 @@ class Call(Stream):
     async def _stream(self) -> None:
         assert isinstance(self._method, Streaming)
         self._running = True
+        self._server.pace.begins()
         requests = self._requests()
         try:
             await self._method.answer(requests, self)
@@ -430,7 +482,7 @@ class Call(Stream):
             return
         if abort is None:  # cancelled by who ends the loop, or the other end is gone
             abort = Abort(StatusCode.UNAVAILABLE, STOPPING)
-        self._end(trailer_block(abort.code.value[0], abort.message, abort.trailers))
+        self._end(abort.block)
 
     def _expire(self) -> None:
         self.refuse(StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
