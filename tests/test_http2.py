@@ -924,6 +924,24 @@ async def test_calls_that_would_begin_too_late_are_refused_at_once() -> None:
         await connection.echoes(2001)
 
 
+def test_a_pace_that_was_slow_once_is_forgotten_by_calls_that_come_alone() -> None:
+    pace = grpc.Pace()
+    for _ in range(2):
+        pace.waits()
+    pace.begins()
+    time.sleep(0.05)
+    pace.begins()
+    pace.waits()
+    slow_s = pace.wait_s
+    assert slow_s > 0.001
+    for _ in range(200):
+        pace.begins()
+        pace.waits()
+    assert pace.wait_s < slow_s / 100
+    pace.leaves()
+    assert pace.wait_s == 0
+
+
 @pytest.mark.parametrize("timeout", ["1", "m", "123456789m", "-1S", "1s", "\N{DIGIT ONE}x"])
 async def test_a_timeout_that_is_none_is_told(timeout: str) -> None:
     async with bare() as one, raw(one, HELLO) as connection:

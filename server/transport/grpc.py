@@ -122,8 +122,10 @@ class Pace:
     def begins(self) -> None:
         self._waiting -= 1
         now_s = time.monotonic()
-        if now_s > self._began_s:
-            self._each_s += (now_s - self._began_s - self._each_s) / 32
+        # One that begins alone says nothing of the pace, but that there is no crowd. Else a moment
+        # in which the process stood still would be remembered for as long as it keeps crowds away.
+        took_s = now_s - self._began_s if now_s > self._began_s else 0.0
+        self._each_s += (took_s - self._each_s) / 32
         self._began_s = now_s if self._waiting else math.inf
 
 
