@@ -213,7 +213,7 @@ def _proved(
     """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
     labels = repository.read_labels(version.folder, manifest)
     answers = repository.read_golden(version.folder, manifest)
-    row = (manifest.input.height, manifest.input.width, manifest.input.channels)
+    row = manifest.input.spec().shape
     _go_on(how)
     check_memory(record, row, how.threads)
     engine = backend(record.backend).load(folder, record, row, threads=how.threads)

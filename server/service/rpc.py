@@ -41,7 +41,7 @@ from server.metrics import Metrics
 from server.service.wire import has_more_fields
 from server.tracing import Trace, Tracing
 from server.transport import grpc
-from server.transport.grpc import Abort, Streaming, Unary
+from server.transport.grpc import BUSY_RETRY_S, STOPPING, Abort, Streaming, Unary
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,6 @@ REASON = {Overloaded: "overloaded", DeadlineUnreachable: "deadline_unreachable"}
 MESSAGE_LIMIT = 600
 
 BUSY_STEP_S = 0.002  # what a hint is rounded up to
-
-INTAKE_RETRY_S = 0.1  # when a call not taken in may try again: most calls take less
 
 # A caller's own clock ends its call, and the word of it may come before the deadline we were told:
 # gRPC sends the time left rounded up, by 1 % at most. (Of 1 to 3 s, by 9 ms.)
@@ -130,7 +128,7 @@ class Intake:
             )
         else:
             return
-        raise Overloaded(why, retry_after_s=INTAKE_RETRY_S)
+        raise Overloaded(why, retry_after_s=BUSY_RETRY_S)
 
     def hold(self, size: int) -> None:
         """So many bytes more have come of a call that was taken. Raises as `take`, which it leaves
@@ -302,7 +300,10 @@ def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
 def _busy(steps: int) -> Abort:
     """The same for all calls that would wait about as long: many are refused so in a short time."""
     wait_s = steps * BUSY_STEP_S
-    why = f"more calls come than can be looked at: {wait_s * 1e3:.0f} ms of them wait"
+    why = (
+        "no answer in time is possible: calls come faster than they can be begun, and "
+        f"{wait_s * 1e3:.0f} ms of them wait"
+    )
     return refusal(Overloaded(why, retry_after_s=wait_s), "")
 
 
@@ -349,7 +350,7 @@ def _streaming(answering: _Answering, streams: Streams) -> Streaming:
                 await wire.write(await task)
                 room.release()
             if reading.cancelled():
-                raise Abort(StatusCode.UNAVAILABLE, "the server is stopping")
+                raise Abort(StatusCode.UNAVAILABLE, STOPPING)
             reading.result()  # raises where it ended otherwise than by the end of the requests
         finally:
             tasks = list(working)

@@ -60,7 +60,7 @@ class Health:
         self._stopped = True
         self.retire()
 
-    async def check(self, request: HealthCheckRequest) -> HealthCheckResponse:
+    def check(self, request: HealthCheckRequest) -> HealthCheckResponse:
         """Raises Abort."""
         status = self._status(request.service)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
@@ -123,7 +123,7 @@ def methods(health: Health, reflection: Reflection, intake: Intake) -> dict[str,
     """
 
     async def check(data: bytes, wire: grpc.Call) -> bytes:
-        response: Message = await health.check(_parsed(HealthCheckRequest, data))
+        response: Message = health.check(_parsed(HealthCheckRequest, data))
         return response.SerializeToString()
 
     async def watch(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:

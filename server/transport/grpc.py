@@ -47,7 +47,7 @@ ENCODINGS = ("identity", *WINDOW_BITS)
 
 STOPPING = "the server is stopping"
 
-BUSY_RETRY_MS = 100  # when a call may try again whose bytes there was no room for
+BUSY_RETRY_S = 0.1  # when a call may try again that was not taken in: most calls take less
 
 TEND_S = 10.0  # between looks at the connections
 GREETING_S = 20.0  # for a connection to say that it speaks HTTP/2
@@ -66,7 +66,6 @@ class Abort(Exception):
 
     def __init__(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         super().__init__(message)
-        self.code = code
         self.block = trailer_block(code.value[0], message, trailers)
 
 
@@ -343,10 +342,7 @@ class Call(Stream):
             self._start()
 
     def aborted(self) -> None:
-        if self._task is not None:
-            if not self._running:
-                self._server.pace.leaves()
-            self._task.cancel()
+        self._cancel()
 
     def gone(self) -> None:
         if self._timer is not None:
@@ -362,16 +358,15 @@ class Call(Stream):
 
     def refuse(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         """Ends the call, wherever it is."""
+        abort = Abort(code, message, trailers)
         if not self._running:
-            self._end(Abort(code, message, trailers).block)
-            if self._task is not None:
-                self._server.pace.leaves()
-                self._task.cancel()  # it won't begin
-        elif self._task is None or self._task.done():  # its response is not taken
+            self._end(abort.block)
+            self._cancel()  # it won't begin
+        elif self._task is not None and self._task.done():  # its response is not taken
             self.connection.reset(self, CANCEL)
         elif self._why is None:
-            self._why = Abort(code, message, trailers)
-            self._task.cancel()
+            self._why = abort
+            self._cancel()
 
     # --- its course --------------------------------------------------------------------------
 
@@ -427,6 +422,12 @@ class Call(Stream):
         run = self._answer() if isinstance(self._method, Unary) else self._stream()
         self._task = asyncio.get_running_loop().create_task(run)
         self._server.pace.waits()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            if not self._running:
+                self._server.pace.leaves()
+            self._task.cancel()
 
     async def _answer(self) -> None:
         assert isinstance(self._method, Unary)
@@ -562,7 +563,7 @@ class Call(Stream):
                 StatusCode.RESOURCE_EXHAUSTED,
                 f"{server.receiving_bytes:,} bytes of requests are being received; at most "
                 f"{server.limits.receiving_bytes:,} are allowed",
-                [("grpc-retry-pushback-ms", str(BUSY_RETRY_MS))],
+                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
             )
 
     async def _inflated(self, message: bytes) -> bytes:

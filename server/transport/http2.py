@@ -85,13 +85,11 @@ class Stream(ABC):
         "trailers",
         "unsent",
         "widened",
-        "wire_id",
     )
 
     def __init__(self, connection: Connection, stream_id: int) -> None:
         self.connection = connection
         self.stream_id = stream_id
-        self.wire_id = stream_id.to_bytes(4, "big")
         self.widened = 0  # bytes that it may send beyond the connection's `first_window`
         self.granted = STREAM_WINDOW  # bytes that the other end may send
         self.unsent = memoryview(b"")  # waits for the other end's windows
@@ -151,8 +149,7 @@ class Connection(asyncio.Protocol):
         self._block_stream = 0
         self._block_ends = False
         self._last = 0  # the latest stream
-        self._granted = CONNECTION_WINDOW
-        self._read_bytes = 0  # not granted anew yet
+        self._read_bytes = 0  # not granted anew yet: so little that the window is never used up
         self._window = USUAL_WINDOW
         self.first_window = USUAL_WINDOW
         self._frame_limit = USUAL_FRAME
@@ -223,25 +220,12 @@ class Connection(asyncio.Protocol):
             return
         stream.widened -= size
         self._window -= size
-        if self._lead:
-            head, self._lead = self._lead + head, b""
-        wire_id = stream.wire_id
+        head = self._led(head)
+        stream_id = stream.stream_id
         self._write(
-            b"".join(
-                (
-                    (len(head) << 16 | HEADERS << 8 | END_HEADERS).to_bytes(5, "big"),
-                    wire_id,
-                    head,
-                    (size << 16 | DATA << 8).to_bytes(5, "big"),
-                    wire_id,
-                    body,
-                    (len(trailers) << 16 | HEADERS << 8 | END_HEADERS | END_STREAM).to_bytes(
-                        5, "big"
-                    ),
-                    wire_id,
-                    trailers,
-                )
-            )
+            _frame(HEADERS, END_HEADERS, stream_id, head)
+            + _frame(DATA, 0, stream_id, body)
+            + _frame(HEADERS, END_HEADERS | END_STREAM, stream_id, trailers)
         )
         self._finish(stream)
 
@@ -279,7 +263,7 @@ class Connection(asyncio.Protocol):
             self.close()
         elif not self._retiring:
             self._retiring = True
-            self._write(_frame(GOAWAY, 0, 0, _goaway(LAST_STREAM, NO_ERROR)))
+            self._write(_goaway(LAST_STREAM, NO_ERROR))
             self._write(_frame(PING, 0, 0, RETIRING))  # its answer comes behind all that is
 
     def close(self) -> None:
@@ -397,12 +381,8 @@ class Connection(asyncio.Protocol):
     def _body(self, stream_id: int, size: int) -> Stream | None:
         """The stream that so many bytes are for, which they have been counted for; None where it
         has ended here."""
-        if size > self._granted:
-            raise Fault(FLOW_CONTROL_ERROR, "more than the connection's window")
-        self._granted -= size
         self._read_bytes += size
         if self._read_bytes >= GRANT_BYTES:
-            self._granted += self._read_bytes
             self._grant(0, self._read_bytes)
             self._read_bytes = 0
         stream = self.streams.get(stream_id)
@@ -527,7 +507,7 @@ class Connection(asyncio.Protocol):
             self._write(_frame(PING, ACK, 0, payload))
         elif payload == RETIRING and self._retiring and not self._refusing:
             self._refusing = True
-            self._write(_frame(GOAWAY, 0, 0, _goaway(self._last, NO_ERROR)))
+            self._write(_goaway(self._last, NO_ERROR))
             self._leave()
 
     def _settings(self, flags: int, stream_id: int, payload: bytes) -> None:
@@ -591,9 +571,7 @@ class Connection(asyncio.Protocol):
             self._loop.call_soon(self.close)
 
     def _fail(self, fault: Fault) -> None:
-        self._write(
-            _frame(GOAWAY, 0, 0, _goaway(self._last, fault.code) + str(fault)[:200].encode())
-        )
+        self._write(_goaway(self._last, fault.code, str(fault)[:200]))
         self.close()
 
     # --- writing -----------------------------------------------------------------------------
@@ -634,8 +612,7 @@ class Connection(asyncio.Protocol):
             self._finish(stream)
 
     def _headers_out(self, stream: Stream, block: bytes, end: bool) -> None:
-        if self._lead:
-            block, self._lead = self._lead + block, b""
+        block = self._led(block)
         flags, rest = END_STREAM if end else 0, b""
         if len(block) > USUAL_FRAME:
             block, rest = block[:USUAL_FRAME], block[USUAL_FRAME:]
@@ -643,6 +620,11 @@ class Connection(asyncio.Protocol):
         while rest:
             block, rest = rest[:USUAL_FRAME], rest[USUAL_FRAME:]
             self._write(_frame(CONTINUATION, 0 if rest else END_HEADERS, stream.stream_id, block))
+
+    def _led(self, block: bytes) -> bytes:
+        """A header block, behind what the next one must begin with."""
+        lead, self._lead = self._lead, b""
+        return lead + block
 
     def _reset(self, stream_id: int, code: int) -> None:
         self._write(_frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
@@ -667,8 +649,9 @@ def _frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes
     return head.to_bytes(FRAME_HEAD, "big") + payload
 
 
-def _goaway(last: int, code: int) -> bytes:
-    return last.to_bytes(4, "big") + code.to_bytes(4, "big")
+def _goaway(last: int, code: int, why: str = "") -> bytes:
+    payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + why.encode()
+    return _frame(GOAWAY, 0, 0, payload)
 
 
 def _within_padding(flags: int, payload: bytes) -> tuple[int, int]:
