@@ -18,6 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
 
 from proto import classify_pb2, open_inference_pb2
+from server.backlog import Backlog
 from server.catalog import Catalog
 from server.engines import BACKENDS, Engine, cores
 from server.gpu import gpus
@@ -115,6 +116,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
         metrics.read_gpus(found)
     tracing = _tracing(settings)
     hosts: dict[str, Host] = {}
+    backlog = Backlog()
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
     stop_loading = threading.Event()
@@ -124,7 +126,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             def host_for(engine: Engine) -> Host:
                 if engine.device not in hosts:
                     policy = _policy(settings, engine.units)
-                    hosts[engine.device] = host = Host(engine.device, engine.units, policy)
+                    hosts[engine.device] = host = Host(engine.device, engine.units, policy, backlog)
                     host.tracing = tracing
                     watching.append(background.create_task(host.watch()))
                 return hosts[engine.device]
@@ -210,7 +212,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         without=unserved,
                         tracing=tracing,
                     )
-                server = grpc.Server(methods, _limits(settings))
+                server = grpc.Server(methods, _limits(settings), backlog)
                 state = Running(
                     port=grpc_socket.getsockname()[1],
                     http_port=http_socket.getsockname()[1],

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from server.backlog import Backlog
 from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.metrics import ModelMetrics
@@ -151,6 +152,9 @@ class Place:
         except asyncio.CancelledError:
             self.leave()
             raise
+        finally:
+            if not job.answer.cancelled():
+                self._host._backlog.begins()
 
     def trace(self, trace: Trace) -> None:
         """Has the batches of its rows tell the host's `tracing` of the call."""
@@ -170,8 +174,12 @@ class Host:
     host and ends when cancelled.
     """
 
-    def __init__(self, device: str, units: int, policy: Policy) -> None:
+    def __init__(
+        self, device: str, units: int, policy: Policy, backlog: Backlog | None = None
+    ) -> None:
+        """`backlog` is told of the answers that wait for the loop."""
         self.device = device
+        self._backlog = backlog or Backlog()
         self._units = units
         self._policy = policy
         self._busy_s = 0.0  # unit-seconds of finished batches
@@ -304,7 +312,7 @@ class Host:
 
     def _ready(self, served: _Served, job: _Job, now_s: float) -> None:
         if self._served.get(served.name) is not served:
-            _fail(job, ModelNotReady(f"{served.name} is being unloaded"))
+            self._fail(job, ModelNotReady(f"{served.name} is being unloaded"))
             return
         self._policy.ready(served.name, job, now_s)
         self._pump(now_s)
@@ -343,7 +351,7 @@ class Host:
             served.metrics.deadline_missed("queue")
             self._left(served)
         late_s = max(0.0, now_s - call.predicted_s)
-        _fail(
+        self._fail(
             call,
             Overloaded(
                 f"engines are slower than they were: the answer was promised within "
@@ -388,7 +396,7 @@ class Host:
             call.pixels.copy_into(target, first)
         except Exception as error:
             self._policy.withdraw(model, call)
-            _fail(call, error)
+            self._fail(call, error)
 
     def _abandon(self, served: _Served, reason: str) -> None:
         """Gives an engine up: nobody shall wait for it any more."""
@@ -404,7 +412,7 @@ class Host:
         """Takes no more calls for a model and refuses those that wait."""
         served = self._served.pop(name)
         for call in self._policy.remove(name):
-            _fail(call, ModelNotReady(reason))
+            self._fail(call, ModelNotReady(reason))
         self._left(served)
         return served
 
@@ -457,6 +465,7 @@ class Host:
                     continue
                 ordered = [outputs for _, outputs in sorted(call.parts, key=lambda part: part[0])]
                 part = Outputs.joined(ordered)
+            self._backlog.waits()
             call.answer.set_result(
                 Answer(
                     part,
@@ -471,10 +480,17 @@ class Host:
         if wasted:
             served.metrics.wasted(wasted / batch.rows * seconds)
 
+    def _fail(self, call: Call, error: Exception) -> None:
+        assert isinstance(call, _Job)
+        if not call.answer.done():
+            known = error if isinstance(error, ServingError) else EngineFailure(str(error))
+            self._backlog.waits()
+            call.answer.set_exception(known)
+
     def _fail_batch(self, batch: Batch, error: Exception) -> None:
         for call, _, _ in batch.portions:
             self._policy.withdraw(batch.model, call)  # a call fails whole
-            _fail(call, error)
+            self._fail(call, error)
 
 
 def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[Lane]:
@@ -487,10 +503,3 @@ def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[
         profile = Profile({size: measure(group[0], size) for size in sizes})
         lanes.append(Lane(group[0].units, len(group), engine.max_batch, profile))
     return lanes
-
-
-def _fail(call: Call, error: Exception) -> None:
-    assert isinstance(call, _Job)
-    if not call.answer.done():
-        known = error if isinstance(error, ServingError) else EngineFailure(str(error))
-        call.answer.set_exception(known)

@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import grpc as grpcio
@@ -924,22 +925,25 @@ async def test_calls_that_would_begin_too_late_are_refused_at_once() -> None:
         await connection.echoes(2001)
 
 
-def test_a_pace_that_was_slow_once_is_forgotten_by_calls_that_come_alone() -> None:
-    pace = grpc.Pace()
-    for _ in range(2):
-        pace.waits()
-    pace.begins()
-    time.sleep(0.05)
-    pace.begins()
-    pace.waits()
-    slow_s = pace.wait_s
-    assert slow_s > 0.001
-    for _ in range(200):
-        pace.begins()
-        pace.waits()
-    assert pace.wait_s < slow_s / 100
-    pace.leaves()
-    assert pace.wait_s == 0
+async def test_a_call_refused_before_its_body_has_come_is_told_that_nobody_reads_it() -> None:
+    """And not where all of it has come with the headers."""
+    async with bare() as one, raw(one, HELLO) as connection:
+        one.server.backlog = SimpleNamespace(wait_s=1.0)
+        sent = headers(path="/test/Busy", grpc_timeout="40m")
+        half = frame(HEADERS, END_HEADERS, 1, sent) + frame(DATA, 0, 1, message(b"")[:3])
+        connection.send(half, frame(HEADERS, END_HEADERS, 3, sent), frame(DATA, END_STREAM, 3))
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 5, sent))
+        for stream in (1, 3, 5):
+            flags, payload = await connection.until(HEADERS, stream)
+            assert flags & END_STREAM
+            assert b"grpc-status\x018" in payload
+        _, _, stream, code = await connection.frame()
+        assert (stream, code) == (1, http2.NO_ERROR.to_bytes(4, "big"))
+        connection.send(
+            frame(DATA, END_STREAM, 1, message(b"")[3:]), frame(PING, 0, 0, b"12345678")
+        )
+        _, flags, _, _ = await connection.frame()
+        assert flags == ACK
 
 
 @pytest.mark.parametrize("timeout", ["1", "m", "123456789m", "-1S", "1s", "\N{DIGIT ONE}x"])

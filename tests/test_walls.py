@@ -23,7 +23,17 @@ FORBIDDEN = {
 
 # Each module of the server sees modules of earlier layers only. A new one is put into its layer.
 LAYERS = (
-    {"errors", "settings", "logs", "containers", "cuda", "gpu", "lifecycle", "probation"},
+    {
+        "errors",
+        "settings",
+        "logs",
+        "backlog",
+        "containers",
+        "cuda",
+        "gpu",
+        "lifecycle",
+        "probation",
+    },
     {"precision", "metrics", "priority"},
     {"tracing", "transport"},
     {"engines", "images"},

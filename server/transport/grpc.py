@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
+from server.backlog import Backlog
 from server.transport import http2
 from server.transport.headers import (
     HEADERS_BYTES,
     Head,
     Trailer,
     block,
-    timeout_s,
     trailer_block,
 )
 from server.transport.http2 import CANCEL, GRANT_BYTES, Connection, Stream
@@ -53,10 +53,11 @@ TEND_S = 10.0  # between looks at the connections
 GREETING_S = 20.0  # for a connection to say that it speaks HTTP/2
 SILENCE_S = 60.0  # of a connection, before it is asked whether it lives
 ANSWER_S = 20.0  # to answer that
-# Of its time that a call may wait to begin. Its batch and its answer wait about as long each, for
-# the same crowd. (LeNet-5, deadlines of 20 ms. Of 20,000 a second 0.5 answers none in time, 0.25
-# 460, 0.2 990 and 0.15 2,560; of 10,000 they answer 4,000, 4,500, 3,700 and 4,000.)
-LATEST = 0.15
+# Of its time that a call may wait to begin. It has waited about as long to be read, its answer will
+# wait as long again for the same crowd, and its batch takes time too. (LeNet-5, deadlines of 20 ms,
+# 9,000 a second in a closed loop. Of 20,000 a second 0.2 answers 840 in time, 0.1 9,090 and 0.05
+# 8,890; of 40,000 they answer 940, 8,400 and 4,070.)
+LATEST = 0.1
 RECEIVE_S = 60.0  # for a message to come whole
 LINGER_S = 1.0  # for the other ends to leave, and to take the last bytes
 
@@ -100,42 +101,17 @@ class Limits:
     streams: int  # of a connection
 
 
-class Pace:
-    """How long a call waits until the loop gets to it: those before it, at the pace of the last."""
-
-    def __init__(self) -> None:
-        self._waiting = 0
-        self._each_s = 0.0  # from one call's beginning to the next one's, while some wait
-        self._began_s = math.inf  # the latest, where others waited then
-
-    @property
-    def wait_s(self) -> float:
-        return self._waiting * self._each_s
-
-    def waits(self) -> None:
-        self._waiting += 1
-
-    def leaves(self) -> None:
-        self._waiting -= 1
-
-    def begins(self) -> None:
-        self._waiting -= 1
-        now_s = time.monotonic()
-        # One that begins alone says nothing of the pace, but that there is no crowd. Else a moment
-        # in which the process stood still would be remembered for as long as it keeps crowds away.
-        took_s = now_s - self._began_s if now_s > self._began_s else 0.0
-        self._each_s += (took_s - self._each_s) / 32
-        self._began_s = now_s if self._waiting else math.inf
-
-
 class Server:
     """Answers the methods it is given, by path, at one socket. Used on the loop's thread only."""
 
-    def __init__(self, methods: Mapping[str, Method], limits: Limits) -> None:
+    def __init__(
+        self, methods: Mapping[str, Method], limits: Limits, backlog: Backlog | None = None
+    ) -> None:
         self.methods = methods
         self.limits = limits
         self.receiving_bytes = 0
-        self.pace = Pace()
+        self.backlog = backlog or Backlog()
+        self.loop = asyncio.get_running_loop()
         self._connections: dict[Connection, float] = {}  # with when they were last heard of
         self._calls: set[Call] = set()
         self._listener: asyncio.Server | None = None
@@ -149,8 +125,7 @@ class Server:
 
     async def start(self, listener: socket.socket) -> None:
         """Takes connections, and calls, from now on."""
-        loop = asyncio.get_running_loop()
-        self._listener = await loop.create_server(self._connection, sock=listener)
+        self._listener = await self.loop.create_server(self._connection, sock=listener)
         self._tend()
 
     async def stop(self, grace_s: float | None) -> None:
@@ -217,8 +192,22 @@ class Server:
         if not self._connections:
             self._gone.set()
 
-    def _call(self, connection: Connection, stream_id: int, head: Head) -> Stream:
-        return Call(self, connection, stream_id, head)
+    def _call(self, connection: Connection, stream_id: int, head: Head) -> Stream | bytes:
+        method = self.methods.get(head.path)
+        if isinstance(method, Unary) and (busy := self._busy(method, head)) is not None:
+            return OK_HEAD + busy.block
+        return Call(self, connection, stream_id, head, method)
+
+    def _busy(self, method: Unary, head: Head) -> Abort | None:
+        """How a call is refused that would begin too late.
+
+        With more calls than there is processor time for, all would begin when theirs is over:
+        refusing one here, before there is a stream, takes a tenth of what beginning it does.
+        """
+        if method.busy is None or head.timeout_s is None or self.ending:
+            return None
+        wait_s = self.backlog.wait_s
+        return method.busy(wait_s) if wait_s > LATEST * head.timeout_s else None
 
     def _tend(self) -> None:
         """Lets go of those who have vanished: the system alone would notice after two hours."""
@@ -235,7 +224,7 @@ class Server:
                 else:
                     connection.abort()
         self._hurry(now_s)
-        self._tending = asyncio.get_running_loop().call_later(TEND_S, self._tend)
+        self._tending = self.loop.call_later(TEND_S, self._tend)
 
 
 class Call(Stream):
@@ -263,13 +252,20 @@ class Call(Stream):
         "deadline_s",
     )
 
-    def __init__(self, server: Server, connection: Connection, stream_id: int, head: Head) -> None:
+    def __init__(
+        self,
+        server: Server,
+        connection: Connection,
+        stream_id: int,
+        head: Head,
+        method: Method | None,
+    ) -> None:
         super().__init__(connection, stream_id)
         self.arrived_s = time.monotonic()
         self.deadline_s = math.inf
         self._server = server
         self._head = head
-        self._method = server.methods.get(head.path)
+        self._method = method
         self.begun_s: float | None = None  # when the message began that is coming
         self._prefix = b""  # of a message: the first bytes of those five
         self._missing = 0  # bytes of a message that has begun
@@ -306,7 +302,7 @@ class Call(Stream):
             self.connection.begin(self, OK_HEAD)
         self.connection.send(self, self._framed(message))
         if self.unsent:
-            self._room = asyncio.get_running_loop().create_future()
+            self._room = self._server.loop.create_future()
             await self._room
 
     # --- of the stream -----------------------------------------------------------------------
@@ -336,8 +332,6 @@ class Call(Stream):
         elif len(self._messages) != 1:
             sent = "none" if not self._messages else "several"
             self.refuse(StatusCode.UNIMPLEMENTED, f"request: takes one message, and got {sent}")
-        elif (abort := self._too_late()) is not None:
-            self._end(abort.block)
         else:
             self._start()
 
@@ -389,7 +383,7 @@ class Call(Stream):
                 f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are understood",
                 [("grpc-accept-encoding", ",".join(ENCODINGS))],
             )
-        elif head.timeout and not self._set_deadline(timeout_s(head.timeout)):
+        elif head.timeout and not self._set_deadline(head.timeout_s):
             self.refuse(
                 StatusCode.INVALID_ARGUMENT,
                 f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u "
@@ -403,36 +397,24 @@ class Call(Stream):
             return False
         self.deadline_s = self.arrived_s + left_s
         # The loop's clock ticks in milliseconds, and is not to end a call too early.
-        self._timer = asyncio.get_running_loop().call_later(left_s + 1e-3, self._expire)
+        self._timer = self._server.loop.call_later(left_s + 1e-3, self._expire)
         return True
-
-    def _too_late(self) -> Abort | None:
-        """How the call is refused where those before it leave it too little of its time.
-
-        With more calls than there is processor time for, all would begin when theirs is over:
-        refusing one here takes a tenth of what beginning it does.
-        """
-        wait_s = self._server.pace.wait_s
-        if wait_s <= LATEST * (self.deadline_s - self.arrived_s):
-            return None
-        assert isinstance(self._method, Unary)
-        return None if self._method.busy is None else self._method.busy(wait_s)
 
     def _start(self) -> None:
         run = self._answer() if isinstance(self._method, Unary) else self._stream()
-        self._task = asyncio.get_running_loop().create_task(run)
-        self._server.pace.waits()
+        self._task = self._server.loop.create_task(run)
+        self._server.backlog.waits()
 
     def _cancel(self) -> None:
         if self._task is not None:
             if not self._running:
-                self._server.pace.leaves()
+                self._server.backlog.leaves()
             self._task.cancel()
 
     async def _answer(self) -> None:
         assert isinstance(self._method, Unary)
         self._running = True
-        self._server.pace.begins()
+        self._server.backlog.begins()
         try:
             message, compressed = self._messages.popleft()
             if compressed:
@@ -448,7 +430,7 @@ class Call(Stream):
     async def _stream(self) -> None:
         assert isinstance(self._method, Streaming)
         self._running = True
-        self._server.pace.begins()
+        self._server.backlog.begins()
         requests = self._requests()
         try:
             await self._method.answer(requests, self)
@@ -472,7 +454,7 @@ class Call(Stream):
                 yield message
             if self.ended:
                 return
-            self._awaited = asyncio.get_running_loop().create_future()
+            self._awaited = self._server.loop.create_future()
             await self._awaited
 
     def _failed(self, error: BaseException) -> None:

@@ -52,6 +52,7 @@ class Head:
     content_type: str
     encoding: str
     timeout: str
+    timeout_s: float | None  # None where `timeout` says no time
     fields: tuple[tuple[bytes, bytes], ...]  # those that are not HTTP's own, as they were sent
     malformed: bool  # by HTTP's rules
     size: int  # in bytes, as HTTP/2 counts
@@ -92,12 +93,6 @@ class Heads:
         return head
 
 
-def timeout_s(text: str) -> float | None:
-    """Seconds of a `grpc-timeout`; None where it is none."""
-    found = TIMEOUT.fullmatch(text)
-    return None if found is None else int(found[1]) * UNIT_S[found[2]]
-
-
 def block(fields: Iterable[tuple[str, str | bytes]], status: int = 200) -> bytes:
     """The header block of a response that begins. It uses no table, and so no state."""
     first = b"\x88" if status == 200 else b"\x08" + _text(b"%d" % status)
@@ -134,16 +129,24 @@ def _head(fields: Iterable[tuple[bytes, bytes]]) -> Head:
             malformed |= name == b"te" and value != b"trailers"
             others.append((bytes(name), bytes(value)))
     found = dict(others)
+    timeout = _ascii(found.get(b"grpc-timeout", b""))
     return Head(
         method=_ascii(own.get(b":method", b"")),
         path=_ascii(own.get(b":path", b"")),
         content_type=_ascii(found.get(b"content-type", b"")),
         encoding=_ascii(found.get(b"grpc-encoding", b"")),
-        timeout=_ascii(found.get(b"grpc-timeout", b"")),
+        timeout=timeout,
+        timeout_s=timeout_s(timeout),
         fields=tuple(others),
         malformed=malformed or not {b":method", b":scheme", b":path"} <= own.keys(),
         size=size,
     )
+
+
+def timeout_s(text: str) -> float | None:
+    """Seconds of a `grpc-timeout`; None where it is none."""
+    found = TIMEOUT.fullmatch(text)
+    return None if found is None else int(found[1]) * UNIT_S[found[2]]
 
 
 def _metadatum(name: bytes, value: bytes) -> tuple[str, str | bytes]:

@@ -59,7 +59,8 @@ GRANT_BYTES = 256 << 10  # what was read is granted anew in pieces of this size 
 
 LAST_STREAM = MOST_WINDOW
 
-Make = Callable[["Connection", int, Head], "Stream"]
+# What answers a request, or the block of headers that answers it, which is all of the response.
+Make = Callable[["Connection", int, Head], "Stream | bytes"]
 
 _window = struct.Struct(">I").unpack_from
 _setting = struct.Struct(">HI")
@@ -158,6 +159,7 @@ class Connection(asyncio.Protocol):
         self._tableless = False  # the other end was told that its table stays empty
         self._lead = b""  # of the next header block
         self._out: list[bytes] = []
+        self._unread: set[int] = set()  # streams answered in this turn whose request goes on
         self._retiring = False
         self._refusing = False  # streams that come now are passed over: they were told the last one
         self._failed = False
@@ -192,6 +194,9 @@ class Connection(asyncio.Protocol):
         except Fault as fault:
             self._fail(fault)
             return
+        for stream_id in self._unread:
+            self._reset(stream_id, NO_ERROR)  # nobody reads the rest
+        self._unread.clear()
         if at < len(data) and not self._failed:
             self._rest = data[at:]
 
@@ -333,6 +338,8 @@ class Connection(asyncio.Protocol):
                     stream.received(data, start, after)
                     if flags & END_STREAM and not self._missing:
                         self._end(stream)
+                elif flags & END_STREAM and not self._missing:
+                    self._unread.discard(stream_id)
             elif after > end:
                 break
             else:
@@ -462,7 +469,11 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, stream_id: int, head: Head, ends: bool) -> None:
         stream = self._make(self, stream_id, head)
-        if stream.open:  # it may have been answered already
+        if isinstance(stream, bytes):
+            self._write(_frame(HEADERS, END_HEADERS | END_STREAM, stream_id, self._led(stream)))
+            if not ends:
+                self._unread.add(stream_id)
+        elif stream.open:  # it may have been answered already
             self.streams[stream_id] = stream
             if ends:
                 self._end(stream)
