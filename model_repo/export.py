@@ -54,7 +54,12 @@ class Served(nn.Module):
 
         Classes are best first, scores are their probabilities, K is min(10, classes).
         """
-        x = pixels.float() * self.scale + self.offset  # cast first: TensorRT moves no bytes about
+        x = pixels.float()  # first: TensorRT moves no bytes about
+        # A line of pixels at a time, as OpenVINO's loop is over the last dimension alone: over one
+        # or three channels it took 12 and 6 ns a value.
+        columns = x.shape[2]
+        x = x.flatten(2) * self.scale.repeat(columns) + self.offset.repeat(columns)
+        x = x.unflatten(2, (columns, -1))
         # Contiguous, or the layout of what follows is channels-last, which makes a global average
         # pool trace as index arithmetic.
         x = x.permute(0, 3, 1, 2).contiguous()
