@@ -59,7 +59,7 @@ class Served(nn.Module):
         # or three channels it took 12 and 6 ns a value.
         columns = x.shape[2]
         x = x.flatten(2) * self.scale.repeat(columns) + self.offset.repeat(columns)
-        x = x.unflatten(2, (columns, -1))
+        x = x.reshape(-1, *pixels.shape[1:])
         # Contiguous, or the layout of what follows is channels-last, which makes a global average
         # pool trace as index arithmetic.
         x = x.permute(0, 3, 1, 2).contiguous()

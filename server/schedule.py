@@ -352,8 +352,8 @@ class Deadline:
         level = queue.levels[call.priority]
         key = level.key(call.deadline_s)
         ahead = level.up_to(key)
-        for higher in queue.levels[call.priority + 1 :]:
-            ahead += higher.total
+        if level.total != queue.rows:  # not all that waits is of its priority
+            ahead += sum(higher.total for higher in queue.levels[call.priority + 1 :])
         begins_s = now_s + self._residual_s(now_s)
         share = self._share(queue, now_s, queue.cramp)
         plan = None
@@ -463,9 +463,10 @@ class Deadline:
 
     def _residual_s(self, now_s: float) -> float:
         """Device seconds until what runs now is done; one overdue is taken to be half way."""
-        return (
-            sum(abs(run.ends_s - now_s) * run.units for run in self._running.values()) / self._units
-        )
+        left_s = 0.0
+        for run in self._running.values():
+            left_s += abs(run.ends_s - now_s) * run.units
+        return left_s / self._units
 
     def _share(self, queue: _Queue, now_s: float, dearer: float = 1.0) -> _Share:
         """What this model can count on: its credit, then its own part and what others leave.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from functools import partial
 
 from proto import classify_pb2 as pb
@@ -50,11 +50,12 @@ class Classifier:
         answer = classified.answer
         response = _response(request, model, answer.outputs, top_k)
         ended_s = classified.made()
-        response.timing.decode_ms = (classified.decoded_s - call.arrived_s) * 1e3
-        response.timing.queue_ms = answer.queue_s * 1e3
-        response.timing.compute_ms = answer.compute_s * 1e3
-        response.timing.total_ms = (ended_s - call.arrived_s) * 1e3
-        response.timing.batch_rows.extend(answer.batch_rows)
+        timing = response.timing
+        timing.decode_ms = (classified.decoded_s - call.arrived_s) * 1e3
+        timing.queue_ms = answer.queue_s * 1e3
+        timing.compute_ms = answer.compute_s * 1e3
+        timing.total_ms = total_ms = (ended_s - call.arrived_s) * 1e3
+        timing.batch_rows.extend(answer.batch_rows)
         if log.isEnabledFor(logging.DEBUG):
             log.debug(
                 "classified",
@@ -62,7 +63,7 @@ class Classifier:
                     "model": model.name,
                     "version": model.manifest.version,
                     "images": images,
-                    "total_ms": response.timing.total_ms,
+                    "total_ms": total_ms,
                     "request_id": request.request_id,
                 },
             )
@@ -79,24 +80,32 @@ class Classifier:
     def _model(self, status: Status, labels: Sequence[str] = ()) -> pb.Model:
         return _model(status, labels, self._catalog.labels(status))
 
-    async def _pixels(self, request: pb.ClassifyRequest, model: Ready) -> Pixels:
+    def _pixels(self, request: pb.ClassifyRequest, model: Ready) -> Pixels | Awaitable[Pixels]:
         """[N, H, W, C] of the model's input."""
         if request.HasField("pixels"):
-            return await self._from_batch(request.pixels, model.spec)
-        images, limits = request.images, self._inference.limits
+            return self._from_batch(request.pixels, model.spec)
+        images, spec = request.images, model.spec
+        if len(images) == 1:  # the usual call, and nothing is to be done with its pixels
+            raw = images[0].raw
+            if _as_it_is(raw, spec) and (found := spec.view(raw.data)) is not None:
+                return found
+        return self._from_images(images, spec)
+
+    async def _from_images(self, images: Sequence[pb.Image], spec: InputSpec) -> Pixels:
+        limits = self._inference.limits
         found: list[Pixels | None] = [None] * len(images)
         later: list[Work] = []
         for index, image in enumerate(images):
             field = f"images[{index}]"
             match image.WhichOneof("content"):
                 case "encoded":
-                    encoded = (image.encoded, model.spec, limits, f"{field}.encoded")
+                    encoded = (image.encoded, spec, limits, f"{field}.encoded")
                     later.append((index, decode, encoded))
                 case "raw":
                     raw = image.raw
                     size = (raw.height, raw.width, raw.channels)
-                    pixels = (raw.data, *size, model.spec, limits, f"{field}.raw")
-                    if _as_it_is(raw, model.spec):
+                    pixels = (raw.data, *size, spec, limits, f"{field}.raw")
+                    if _as_it_is(raw, spec):
                         found[index] = from_pixels(*pixels)
                     else:
                         later.append((index, from_pixels, pixels))

@@ -73,22 +73,24 @@ class Inference:
         model: Ready,
         call: Call,
         images: int,
-        pixels: Callable[[], Awaitable[Pixels | Rows]],
+        pixels: Callable[[], Pixels | Rows | Awaitable[Pixels | Rows]],
         *,
         deadline_s: float,
         priority: int,
     ) -> Classified:
         """Admits the call, has its pixels made, and waits for the answer.
 
-        `pixels` gives as many rows as `images` says, [N, H, W, C] of the model's input; it is asked
-        only once the call has its place. Raises what `Host.admit`, `Place.answer` and `pixels` do.
+        `pixels` gives as many rows as `images` says, [N, H, W, C] of the model's input, or what to
+        await for them; it is asked only once the call has its place. Raises what `Host.admit`,
+        `Place.answer` and `pixels` do.
         """
         try:
             place = model.host.admit(model.key, images, deadline_s=deadline_s, priority=priority)
             if call.trace is not None:
                 place.trace(call.trace)
             try:
-                rows = await pixels()
+                found = pixels()
+                rows = found if isinstance(found, (np.ndarray, Rows)) else await found
             except BaseException:
                 place.leave()
                 raise

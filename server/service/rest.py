@@ -315,7 +315,7 @@ class Rest:
         tally = Tally(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
-            call = Call(clock(), math.inf)
+            call = Call(clock(), math.inf, self._intake.after)
             try:
                 response = await answering(request, b"", call)
             except Exception as error:
@@ -330,7 +330,7 @@ class Rest:
         tally = Tally(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
-            call = Call(clock(), math.inf)
+            call = Call(clock(), math.inf, self._intake.after)
             try:
                 call.deadline_s = call.arrived_s + _timeout(request.headers.get(DEADLINE))
                 async with self._body(request, limit, call) as body:

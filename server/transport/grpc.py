@@ -69,6 +69,13 @@ class Abort(Exception):
         super().__init__(message)
         self.block = trailer_block(code.value[0], message, trailers)
 
+    @classmethod
+    def again(cls, block: bytes) -> Abort:
+        """Another one with the `block` of one before."""
+        abort = cls.__new__(cls)
+        abort.block = block
+        return abort
+
 
 @dataclass(frozen=True, slots=True)
 class Unary:

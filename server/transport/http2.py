@@ -233,6 +233,8 @@ class Connection(asyncio.Protocol):
             + _frame(HEADERS, END_HEADERS | END_STREAM, stream_id, trailers)
         )
         self._finish(stream)
+        if not self.streams:
+            self._flush()  # nothing else will come that could go out with it
 
     def begin(self, stream: Stream, head: bytes, *, end: bool = False) -> None:
         """The headers of a response, which may be all of it."""
