@@ -55,9 +55,9 @@ SILENCE_S = 60.0  # of a connection, before it is asked whether it lives
 ANSWER_S = 20.0  # to answer that
 # Of its time that a call may wait to begin. It has waited about as long to be read, its answer will
 # wait as long again for the same crowd, and its batch takes time too. (LeNet-5, deadlines of 20 ms,
-# 9,000 a second in a closed loop. Of 20,000 a second 0.2 answers 840 in time, 0.1 9,090 and 0.05
-# 8,890; of 40,000 they answer 940, 8,400 and 4,070.)
-LATEST = 0.1
+# 9,000 to 12,000 a second in a closed loop. Of 20,000 a second 0.2 answers 840 in time, 0.1, 0.07
+# and 0.05 about 13,000; of 40,000 they answer 940, 8,100, 9,700 and 11,400.)
+LATEST = 0.07
 RECEIVE_S = 60.0  # for a message to come whole
 LINGER_S = 1.0  # for the other ends to leave, and to take the last bytes
 
