@@ -34,6 +34,22 @@ GROUPED = re.compile(r"\bby \(([^)]*)\)")
 # --- the compose file ------------------------------------------------------------------------
 
 
+def follows_the_schema(compose: Path) -> subprocess.CompletedProcess[str]:
+    """What a check by the schema of compose-spec.io says, as check-jsonschema brings it along."""
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    return subprocess.run([*check, str(compose)], capture_output=True, text=True)
+
+
+def test_the_compose_file_follows_the_schema_of_compose_files(tmp_path: Path) -> None:
+    checked = follows_the_schema(ROOT / "docker-compose.yml")
+    assert checked.returncode == 0, checked.stdout
+    wrong = COMPOSE | {"services": COMPOSE["services"] | {"prometheus": {"imag": "no such key"}}}
+    (tmp_path / "docker-compose.yml").write_text(yaml.safe_dump(wrong))
+    refused = follows_the_schema(tmp_path / "docker-compose.yml")
+    assert refused.returncode == 1
+    assert "imag" in refused.stdout
+
+
 @pytest.mark.parametrize(
     ("profile", "services"),
     [
