@@ -426,7 +426,11 @@ class Host:
         self._policy.finished(batch, done_s, seconds)
         if isinstance(outcome, DeviceLost):
             self._lose(outcome)
-        self._pump(clock())  # the engine first: it need not wait for answers to be written
+        # The engine first, where somebody waits for it: it need not wait for answers to be written.
+        # A caller alone waits for nothing but its answer: the rest comes behind that.
+        crowd = served.name not in self._served or self._policy.waiting(served.name) > 0
+        if crowd:
+            self._pump(clock())
         if run.abandoned:  # its callers have been told
             pass
         elif isinstance(outcome, Exception):
@@ -438,14 +442,22 @@ class Host:
             served.erred(str(outcome))
         else:
             self._answer_batch(served, batch, outcome, done_s, seconds)
+        self._loop.call_soon(self._afterwards, run, done_s, not crowd)
+        if not served.running and served.name not in self._served:
+            served.drained.set()
+        self._left(served)
+
+    def _afterwards(self, run: _Run, done_s: float, pump: bool) -> None:
+        """What is left to do once those who write the answers of a batch have been asked to."""
+        if pump:
+            self._pump(clock())
+        served, batch = run.served, run.batch
+        seconds = done_s - run.started_s
         served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
         if self.tracing is not None:
             jobs = [call for call, _, _ in batch.portions if isinstance(call, _Job)]
             if traces := [job.trace for job in jobs if job.trace is not None]:
                 self.tracing.batch(served.name, batch.rows, run.started_s, done_s, traces)
-        if not served.running and served.name not in self._served:
-            served.drained.set()
-        self._left(served)
 
     def _answer_batch(
         self, served: _Served, batch: Batch, outputs: Outputs, done_s: float, seconds: float

@@ -55,7 +55,9 @@ USUAL_WINDOW, USUAL_FRAME, MOST_WINDOW = 65_535, 16_384, (1 << 31) - 1
 STREAM_WINDOW = 1 << 20
 CONNECTION_WINDOW = 16 << 20
 FRAME_BYTES = 256 << 10
-GRANT_BYTES = 256 << 10  # what was read is granted anew in pieces of this size at least
+# What was read is granted anew in pieces of this size at least: each is a message of its own.
+GRANT_BYTES = 256 << 10  # of a stream
+GRANT_ALL_BYTES = 4 << 20  # of the connection
 
 LAST_STREAM = MOST_WINDOW
 
@@ -391,7 +393,7 @@ class Connection(asyncio.Protocol):
         """The stream that so many bytes are for, which they have been counted for; None where it
         has ended here."""
         self._read_bytes += size
-        if self._read_bytes >= GRANT_BYTES:
+        if self._read_bytes >= GRANT_ALL_BYTES:
             self._grant(0, self._read_bytes)
             self._read_bytes = 0
         stream = self.streams.get(stream_id)
