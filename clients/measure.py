@@ -11,11 +11,12 @@ from functools import cached_property
 from typing import Any
 
 from clients import scrape
+from clients.calls import clock
 from clients.load import NOT_SENT, Array, Estimate, Samples, Summary, estimate, summarise, windows
 from clients.plan import Plan
 from clients.protocols import PHASES, ServerSide
 from clients.scrape import NoMetrics, ServerMetrics
-from clients.sender import Progress, clock
+from clients.sender import Progress
 from clients.senders import send
 
 # A generator that sends later (p99) adds to what it measures: than a share of the p99 it reports,

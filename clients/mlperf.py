@@ -22,15 +22,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import grpc
-
 from clients.arguments import Asked
+from clients.calls import Call, Channel, ask, clock
 from clients.client import ClassifierError, translated
-from clients.load import OK, Samples, summarise
+from clients.load import OK, STATUSES, Samples, summarise
 from clients.loops import run_loop
 from clients.plan import Plan
 from clients.protocols import Request, Unaskable, protocol
-from clients.sender import clock, connected
+from clients.sender import connected
 
 RULES = "resnet50"
 WHOLE_RUN_S = 600.0
@@ -163,9 +162,9 @@ def _test(
 class _Answering:
     """Sends calls for the samples that LoadGen asks for. Lives in one event loop."""
 
-    def __init__(self, rpcs: Sequence[Any], request: Request, plan: Plan) -> None:
+    def __init__(self, channels: Sequence[Channel], request: Request, plan: Plan) -> None:
         self.outcome = Outcome()
-        self._rpcs = itertools.cycle(rpcs)
+        self._channels = itertools.cycle(channels)
         self._request = request
         self._images = plan.kinds[0].images
         self._timeout_s = plan.deadlines_s[0]
@@ -181,11 +180,9 @@ class _Answering:
         latencies: list[float] = []
         ends_s = clock() + seconds
         while (began_s := clock()) < ends_s:
-            try:
-                await next(self._rpcs)(self._request([0]), timeout=self._timeout_s)
-            except grpc.aio.AioRpcError as failure:
-                if not latencies:
-                    raise translated(failure, connected=True) from None
+            call = await self._ask([0])
+            if call.code and not latencies:
+                raise translated(call.failure(), connected=True)
             latencies.append(clock() - began_s)
         return median(latencies) if latencies else None
 
@@ -202,28 +199,30 @@ class _Answering:
 
         async with self._slots:
             sent_s = self._now_s()
-            message = self._request([index for _, index in query])
+            indices = [index for _, index in query]
             tries = 1
-            while (status := await self._try(message, issued_s)) is None:
+            while (status := await self._try(indices, issued_s)) is None:
                 tries += 1
         finished_s = self._now_s()
         self.outcome.samples.add(issued_s, sent_s, finished_s, status, len(query), 0, tries)
         lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, 0, 0) for sample, _ in query])
 
-    async def _try(self, message: bytes, issued_s: float) -> str | None:
+    async def _try(self, indices: Sequence[int], issued_s: float) -> str | None:
         """The status the call ended with; None where it is worth another try, after a wait."""
-        try:
-            answer = await next(self._rpcs)(message, timeout=self._timeout_s)
-            return OK if answer is not None else "DEADLINE_EXCEEDED"
-        except grpc.aio.AioRpcError as failure:
-            status = failure.code().name
-            error = translated(failure, connected=True)
+        call = await self._ask(indices)
+        status = STATUSES[call.code]
+        if status == OK:
+            return OK
+        error = translated(call.failure(), connected=True)
         if status not in RETRIED or self._now_s() - issued_s > GIVE_UP_S:
             self.outcome.failures.append(f"{status}: {error}")
             return status
         self.outcome.refusals += 1
         await asyncio.sleep(min(error.retry_after_s or RETRY_S, 1.0))
         return None
+
+    async def _ask(self, indices: Sequence[int]) -> Call:
+        return await ask(next(self._channels), self._request(indices), self._timeout_s)
 
     def interrupted(self) -> None:
         """Says what there is and ends the process: LoadGen can't end a run early."""

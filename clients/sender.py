@@ -1,7 +1,8 @@
 """One process that sends: prepared requests at their due times, and what became of each.
 
 A sender shares the machine with what it measures, so a call must cost it as little as can be:
-requests are bytes that were serialised once, timers are the kernel's, results are packed numbers.
+requests are bytes that were serialised once, calls have no tasks, timers are the kernel's, results
+are packed numbers.
 """
 
 from __future__ import annotations
@@ -17,22 +18,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-import grpc
+from google.protobuf.message import DecodeError
 
-from clients.client import MAX_MESSAGE_BYTES, ServerUnreachable, channel_options, translated
-from clients.load import NOT_SENT, OK, REFUSED, Samples
+from clients.calls import UNAVAILABLE, Call, Channel, clock, framed
+from clients.load import NOT_SENT, OK, REFUSED, STATUSES, Samples
 from clients.plan import Plan
 from clients.protocols import Asked, ServerSide, protocol
 
 UNREACHABLE_PAUSE_S = 0.01  # asking a server that isn't there any faster tells nothing
-CONNECT_S = 10.0
 RECENT = 10_000  # latencies kept for the progress shown
-
-Rpc = Callable[..., Awaitable[Any]]
-
-clock = time.monotonic  # the same for all processes of a machine
 
 
 @dataclass(slots=True)
@@ -111,13 +107,21 @@ class Alarm:
         self._ring()
 
 
+class Sends(Protocol):
+    """Where calls go; see Channel."""
+
+    def start(self, call: Call, body: bytes, timeout_s: float) -> None: ...
+
+    def cancel(self, call: Call) -> None: ...
+
+
 class Run:
     """Sends prepared requests and keeps what became of each. Lives in one event loop."""
 
     def __init__(
         self,
         plan: Plan,
-        rpcs: Sequence[Rpc],
+        channels: Sequence[Sends],
         requests: Sequence[Sequence[bytes]],
         asked: Asked,
         *,
@@ -125,16 +129,22 @@ class Run:
     ) -> None:
         """`requests` are those of each kind of the plan; `zero_s` on `clock` is the run's 0."""
         self._plan = plan
-        self._rpcs = itertools.cycle(rpcs)
-        self._requests = [itertools.cycle(messages) for messages in requests]
+        self._channels = itertools.cycle(channels)
+        self._bodies = [itertools.cycle(map(framed, messages)) for messages in requests]
         self._read = asked.read
         self._zero_s = zero_s
         self._images = [kind.images for kind in plan.kinds]
         self._timeouts_s = plan.deadlines_s
-        self.in_flight = 0
+        self._loop = asyncio.get_running_loop()
+        self._asking: set[_Asking] = set()
+        self._next: Callable[[int], None] = _nothing  # told of each status, when a call is over
         self.samples = Samples()
         self.server = ServerSide()
         self._progress = Progress()
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._asking)
 
     def now_s(self) -> float:
         return clock() - self._zero_s
@@ -147,99 +157,155 @@ class Run:
 
     async def closed_loop(self, callers: int, kinds: Iterator[int], until_s: float) -> None:
         """`callers`, each sending its next request when the last one ended."""
+        all_left = asyncio.Event()
+        left = 0
 
-        async def caller() -> None:
-            while (due_s := self.now_s()) < until_s:
-                self.in_flight += 1
-                if await self._ask(due_s, next(kinds)) == "UNAVAILABLE":
-                    await asyncio.sleep(UNREACHABLE_PAUSE_S)
+        def ask() -> None:
+            nonlocal left
+            due_s = self.now_s()
+            if due_s < until_s:
+                self._ask(due_s, next(kinds))
+                return
+            left += 1
+            if left == callers:
+                all_left.set()
+
+        def go_on(code: int) -> None:
+            if code == UNAVAILABLE:
+                self._loop.call_later(UNREACHABLE_PAUSE_S, ask)
+            else:
+                ask()
 
         await asyncio.sleep(max(0.0, -self.now_s()))
-        async with asyncio.TaskGroup() as group:
+        self._next = go_on
+        try:
             for _ in range(callers):
-                group.create_task(caller())
+                ask()
+            if callers:
+                await all_left.wait()
+        finally:
+            self._give_up()
 
     async def open_loop(self, due: Iterable[tuple[float, int]], until_s: float) -> None:
         """Sends each kind at its due time, whatever became of earlier requests."""
         arrivals = itertools.takewhile(lambda arrival: arrival[0] < until_s, due)
         following = next(arrivals, None)
-        if following is None:
-            return
-        all_sent = asyncio.Event()
-        async with asyncio.TaskGroup() as asking:
+        all_ended = asyncio.Event()
 
-            def send() -> None:
-                nonlocal following
-                while following is not None and following[0] <= self.now_s():
-                    self._send(asking, *following)
-                    following = next(arrivals, None)
-                if following is None:
-                    all_sent.set()
-                else:
-                    alarm.set(self._zero_s + following[0])
-
-            alarm = Alarm(send)
-            try:
+        def send() -> None:
+            nonlocal following
+            while following is not None and following[0] <= self.now_s():
+                self._send(*following)
+                following = next(arrivals, None)
+            if following is not None:
                 alarm.set(self._zero_s + following[0])
-                await all_sent.wait()
-            finally:
-                alarm.close()
+            elif not self._asking:
+                all_ended.set()
 
-    def _send(self, asking: asyncio.TaskGroup, due_s: float, kind: int) -> None:
-        if self.in_flight < self._plan.max_in_flight:
-            self.in_flight += 1
-            asking.create_task(self._ask(due_s, kind))
+        def go_on(code: int) -> None:
+            if following is None and not self._asking:
+                all_ended.set()
+
+        self._next = go_on
+        alarm = Alarm(send)
+        try:
+            if following is not None:
+                alarm.set(self._zero_s + following[0])
+                await all_ended.wait()
+        finally:
+            alarm.close()
+            self._give_up()
+
+    def _send(self, due_s: float, kind: int) -> None:
+        if len(self._asking) < self._plan.max_in_flight:
+            self._ask(due_s, kind)
             return
         now_s = self.now_s()
         self.samples.add(due_s, now_s, now_s, NOT_SENT, self._images[kind], kind)
         self._progress.failed += 1
 
-    async def _ask(self, due_s: float, kind: int) -> str:
-        """One request, sampled however it ends; returns its status. It is in flight already."""
-        sent_s = self.now_s()
-        status, hint_s, tries, rows = "CANCELLED", -1.0, 0, 0.0
-        request, timeout_s = next(self._requests[kind]), self._timeouts_s[kind]
-        try:
-            while True:
-                tries += 1
-                try:
-                    answer = await next(self._rpcs)(request, timeout=timeout_s)
-                except grpc.aio.AioRpcError as failure:
-                    status = failure.code().name
-                    if status in REFUSED:
-                        hint_s = _hint_s(failure)
-                        timeout_s = self._timeouts_s[kind] - (self.now_s() - due_s) - hint_s
-                        if self._plan.obey_hints and hint_s >= 0 and timeout_s > 0:
-                            status = "CANCELLED"  # should that happen while it waits
-                            await asyncio.sleep(hint_s)
-                            continue
-                else:
-                    # grpcio gives None now and then where the deadline passed as the answer came
-                    # (1.78).
-                    status = OK if answer is not None else "DEADLINE_EXCEEDED"
-                    if status == OK:
-                        counted = due_s >= self._plan.warmup_s
-                        rows = self._read(answer, self.server if counted else ServerSide())
-                return status
-        finally:
-            self.in_flight -= 1
-            finished_s = self.now_s()
-            self.samples.add(
-                *(due_s, sent_s, finished_s, status, self._images[kind], kind),
-                *(tries, hint_s, rows),
-            )
-            self._note(status, finished_s - due_s)
+    def _ask(self, due_s: float, kind: int) -> None:
+        """One request, sampled however it ends."""
+        asking = _Asking(self, next(self._channels), next(self._bodies[kind]), due_s, kind)
+        self._asking.add(asking)
+        asking.channel.start(asking, asking.body, self._timeouts_s[kind])
 
-    def _note(self, status: str, latency_s: float) -> None:
+    def ended(self, asking: _Asking) -> None:
+        """A try is over, and the request unless it is sent again."""
+        status = STATUSES[asking.code]
+        if status in REFUSED:
+            asking.hint_s = hint_s = asking.hint()
+            left_s = self._timeouts_s[asking.kind] - (self.now_s() - asking.due_s) - hint_s
+            if self._plan.obey_hints and hint_s >= 0 and left_s > 0:
+                asking.tries += 1
+                asking.waiting = self._loop.call_later(hint_s, self._ask_again, asking, left_s)
+                return
+        rows = 0.0
+        if status == OK:
+            counted = asking.due_s >= self._plan.warmup_s
+            try:
+                rows = self._read(asking.answer, self.server if counted else ServerSide())
+            except DecodeError:
+                status = "INTERNAL"
+        self._over(asking, status, rows)
+        self._next(asking.code)
+
+    def _ask_again(self, asking: _Asking, timeout_s: float) -> None:
+        asking.waiting = None
+        asking.channel = next(self._channels)
+        asking.channel.start(asking, asking.body, timeout_s)
+
+    def _give_up(self) -> None:
+        """What is in flight is cancelled."""
+        self._next = _nothing
+        for asking in list(self._asking):
+            if asking.waiting is not None:
+                asking.waiting.cancel()
+            else:
+                asking.channel.cancel(asking)
+            self._over(asking, "CANCELLED", 0.0)
+
+    def _over(self, asking: _Asking, status: str, rows: float) -> None:
+        self._asking.discard(asking)
+        due_s, finished_s, kind = asking.due_s, self.now_s(), asking.kind
+        self.samples.add(
+            *(due_s, asking.sent_s, finished_s, status, self._images[kind], kind),
+            *(asking.tries, asking.hint_s, rows),
+        )
         progress = self._progress
         if status == OK:
             progress.answered += 1
             if len(progress.latencies_s) < RECENT:
-                progress.latencies_s.append(latency_s)
+                progress.latencies_s.append(finished_s - due_s)
         elif status in REFUSED:
             progress.refused += 1
         else:
             progress.failed += 1
+
+
+class _Asking(Call):
+    """A request of a run."""
+
+    __slots__ = ("body", "channel", "due_s", "hint_s", "kind", "run", "sent_s", "tries", "waiting")
+
+    def __init__(self, run: Run, channel: Sends, body: bytes, due_s: float, kind: int) -> None:
+        super().__init__()
+        self.run = run
+        self.channel = channel
+        self.body = body
+        self.due_s = due_s
+        self.sent_s = run.now_s()
+        self.kind = kind
+        self.tries = 1
+        self.hint_s = -1.0
+        self.waiting: asyncio.TimerHandle | None = None  # for the time that a refusal asked for
+
+    def ended(self) -> None:
+        self.run.ended(self)
+
+
+def _nothing(code: int) -> None:
+    pass
 
 
 async def send_part(
@@ -260,9 +326,9 @@ async def send_part(
     async with AsyncExitStack() as stack:
         asked = protocol(plan)
         requests = [await asked.prepared(plan, kind) for kind in plan.kinds]
-        rpcs = await connected(plan, asked, stack)
+        channels = await connected(plan, asked, stack)
         stack.enter_context(_quiet_collector())
-        run = Run(plan, rpcs, requests, asked, zero_s=await start())
+        run = Run(plan, channels, requests, asked, zero_s=await start())
         running(run)
         load = (
             run.open_loop(plan.due(index, of), plan.until_s)
@@ -293,25 +359,13 @@ async def send_part(
         )
 
 
-async def connected(plan: Plan, asked: Asked, stack: AsyncExitStack) -> list[Rpc]:
-    """The call on each of the plan's connections; `stack` closes them. Raises ServerUnreachable."""
-    options = [
-        *channel_options(MAX_MESSAGE_BYTES),
-        ("grpc.use_local_subchannel_pool", 1),  # else channels to one target share one connection
-    ]
-    channels = [
-        await stack.enter_async_context(grpc.aio.insecure_channel(plan.target, options=options))
-        for _ in range(plan.channels)
-    ]
-    try:
-        async with asyncio.timeout(CONNECT_S):
-            await asyncio.gather(*(channel.channel_ready() for channel in channels))
-    except TimeoutError:
-        raise ServerUnreachable(
-            f"{plan.target} took no further connections within {CONNECT_S:g} s"
-        ) from None
-    rpcs: list[Any] = [channel.unary_unary(asked.method, None, asked.parse) for channel in channels]
-    return rpcs
+async def connected(plan: Plan, asked: Asked, stack: AsyncExitStack) -> list[Channel]:
+    """The plan's connections; `stack` closes them. Raises ServerUnreachable."""
+    channels = [Channel(plan.target, asked.method) for _ in range(plan.channels)]
+    for channel in channels:
+        stack.push_async_callback(channel.close)
+    await asyncio.gather(*(channel.connect() for channel in channels))
+    return channels
 
 
 async def _until_stopped(load: Any, stop: asyncio.Event) -> None:
@@ -340,17 +394,6 @@ def _quiet_collector() -> Iterator[None]:
 
 def _share(callers: int, index: int, of: int) -> int:
     return callers // of + (index < callers % of)
-
-
-def _hint_s(failure: grpc.aio.AioRpcError) -> float:
-    """The wait that a refusal asks for; -1 where it asks for none, or for no further try."""
-    trailing: Any = failure.trailing_metadata() or ()
-    for key, value in trailing:
-        if key == "grpc-retry-pushback-ms":  # cheaper to read than a google.rpc.RetryInfo
-            text = value if isinstance(value, str) else value.decode("latin-1")
-            return int(text) / 1000 if text.isascii() and text.isdigit() else -1.0
-    hint_s = translated(failure, connected=True).retry_after_s
-    return -1.0 if hint_s is None or hint_s == float("inf") else hint_s
 
 
 def _cpu_s() -> float:

@@ -15,8 +15,9 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
+from clients.calls import clock
 from clients.plan import Plan
-from clients.sender import Part, Progress, Run, clock, send_part
+from clients.sender import Part, Progress, Run, send_part
 
 PROGRESS_S = 0.25
 AHEAD_S = 0.1  # from the word to the start: by then every process has heard it and is waiting

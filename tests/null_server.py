@@ -2,38 +2,38 @@
 
     python -m tests.null_server
 
-Prints its port. Every Classify gets the same bytes; it ends when its standard input does.
+Prints its port. Every Classify gets the same bytes; it ends when its standard input does. It is the
+served transport without what it serves: grpcio's server would be the limit before the generator is.
 """
 
 import asyncio
+import socket
 import sys
-from typing import Any
 
-import grpc
 import uvloop
 
 from proto import classify_pb2 as pb
+from server.transport.grpc import Call, Limits, Server, Unary
 from tests.scripted_classifier import ANSWER, SMALL
+
+LIMITS = Limits(message_bytes=64 << 20, receiving_bytes=256 << 20, streams=10_000)
 
 
 async def main() -> None:
     answer, model = ANSWER.SerializeToString(), SMALL.SerializeToString()
 
-    async def classify(request: bytes, context: Any) -> bytes:
+    async def classify(request: bytes, call: Call) -> bytes:
         return answer
 
-    async def get_model(request: bytes, context: Any) -> bytes:
+    async def get_model(request: bytes, call: Call) -> bytes:
         return model
 
-    server = grpc.aio.server()
     service = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
-    methods = {
-        "Classify": grpc.unary_unary_rpc_method_handler(classify),
-        "GetModel": grpc.unary_unary_rpc_method_handler(get_model),
-    }
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, methods)])
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
-    await server.start()
+    methods = {f"/{service}/Classify": Unary(classify), f"/{service}/GetModel": Unary(get_model)}
+    server = Server(methods, LIMITS)
+    listener = socket.create_server(("127.0.0.1", 0))
+    await server.start(listener)
+    print(listener.getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.read)
     await server.stop(None)
 

@@ -19,12 +19,13 @@ from rich.console import Console
 
 from clients import bench
 from clients.arguments import parsed
+from clients.calls import Call, Channel, clock
 from clients.client import ModelNotFound
 from clients.load import NOT_SENT, OK, poisson
 from clients.measure import measure
 from clients.plan import Kind, Plan
 from clients.protocols import CLASSIFY, Classify
-from clients.sender import Run, clock
+from clients.sender import Run
 from proto import classify_pb2 as pb
 from tests.scripted_classifier import (
     ANSWER,
@@ -59,10 +60,12 @@ def open_loop(target: str, rate_hz: float, **changes: Any) -> Plan:
 async def running(service: ScriptedClassifier, **changes: Any) -> AsyncIterator[Run]:
     """A run whose requests go to the service."""
     slow = Kind(model="small", deadline_ms=20_000)
-    async with serving(service) as target, grpc.aio.insecure_channel(target) as channel:
-        rpc: Any = channel.unary_unary(CLASSIFY, None, pb.ClassifyResponse.FromString)
+    async with serving(service) as target:
+        channel = Channel(target, CLASSIFY)
+        await channel.connect()
         asked = plan(target, slow, **changes)
-        yield Run(asked, [rpc], [[b""]], Classify(), zero_s=clock())
+        yield Run(asked, [channel], [[b""]], Classify(), zero_s=clock())
+        await channel.close()
 
 
 def all_of(kind: int, times: Iterator[float]) -> Iterator[tuple[float, int]]:
@@ -238,12 +241,16 @@ async def test_a_hint_beyond_the_deadline_is_not_waited_for() -> None:
 
 
 async def test_requests_leave_at_their_time_and_not_at_the_next_millisecond() -> None:
+    class AtOnce:
+        def start(self, call: Call, body: bytes, timeout_s: float) -> None:
+            call.answer = ANSWER.SerializeToString()
+            asyncio.get_running_loop().call_soon(call.end, 0, "")
+
+        def cancel(self, call: Call) -> None:
+            raise AssertionError
+
     asked = open_loop("", 1.0)
-
-    async def at_once(request: bytes, timeout: float) -> pb.ClassifyResponse:
-        return ANSWER
-
-    run = Run(asked, [at_once], [[b""]], Classify(), zero_s=clock())
+    run = Run(asked, [AtOnce()], [[b""]], Classify(), zero_s=clock())
     await run.open_loop(((n * 0.00137, 0) for n in range(300)), until_s=1)
     lags = sorted(sample.sent_s - sample.due_s for sample in run.samples)
     assert len(lags) == 300
@@ -253,7 +260,7 @@ async def test_requests_leave_at_their_time_and_not_at_the_next_millisecond() ->
 
 async def test_a_load_beyond_the_generator_is_marked() -> None:
     async with serving(ScriptedClassifier()) as target:
-        report = await measure(open_loop(target, 50_000, duration_s=0.1, max_in_flight=10_000))
+        report = await measure(open_loop(target, 1e6, duration_s=0.01, max_in_flight=10_000))
     assert not report.valid
     assert report.summary.lag_p99_s is not None
     assert report.summary.lag_p99_s > 0.001
