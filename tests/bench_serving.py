@@ -2,12 +2,16 @@
 
     python -m tests.bench_serving --repo .demo/engines --model resnet50
 
-Throughput: 16 callers, one raw image a call, against the bare engine with every instance kept busy
-at the batch size that gives most. Latency: a caller alone, with the plain stub of gRPC and no
-event loop of its own, against the bare engine at batch 1. The two sides are measured in turn,
-several times, each while the other is idle, and compared by their medians: a machine that slows
-down meanwhile slows down both. The callers share the machine with the server, as `make bench` says;
-the bare engine has it to itself.
+Throughput: callers that ask and wait, with one raw image a call (16 callers) and with as many as
+the engine takes in a batch (16 callers, or as few as have 256 images between them), against the
+bare engine with every instance kept busy at the batch size that gives most. Latency: a caller
+alone, with the plain stub of gRPC and no event loop of its own, against one bare instance at
+batch 1.
+
+The two sides are measured in turn, each while the other is idle, and only neighbouring turns are
+compared: a ratio, or a difference, for each pair, and then the median of those. A machine that
+slows down meanwhile slows down both sides of a pair. The callers share the machine with the server,
+as `make bench` says; the bare engine has it to itself.
 """
 
 from __future__ import annotations
@@ -24,7 +28,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import IO, Any
 
 import grpc
@@ -40,12 +44,14 @@ from server.engines import cores, instances_by_units
 from tests.bare import keep_busy, newest_version
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = (1, 2, 4, 8)  # batch sizes tried on the bare engine
+ROWS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes tried on the bare engine, as far as it takes them
 CALLERS = 16
-SLICES = 4  # turns of a lone caller in a round
+IMAGES_IN_FLIGHT = 256  # of all callers: half of those that a server lets wait
+SLICES, SLICE_S = 8, 0.25  # turns of a lone caller in a round: short, as less changes meanwhile
 START_S = 300.0  # loading a large network on a busy machine
 SURVEY_S = 1.5
 WARMUP_S = 1.0
+DEADLINE_MS = "60000"  # of calls that are to be answered, however slow the network
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,35 +63,73 @@ class Setup:
     rows: int
 
     def __str__(self) -> str:
-        return f"{self.instances} x {self.units} core(s), batch {self.rows}"
+        cores = "1 core" if self.units == 1 else f"{self.units} cores"
+        return f"{self.instances} x {cores}, batch {self.rows}"
 
 
 @dataclass(slots=True)
-class Measured:
-    """One figure on both sides, a value a round."""
+class Pairs:
+    """One figure on both sides; the values at one place are of neighbouring turns."""
 
     bare: list[float] = field(default_factory=list)
     served: list[float] = field(default_factory=list)
+
+    def ratios(self) -> list[float]:
+        """Served to bare, of each pair."""
+        return [served / bare for bare, served in zip(self.bare, self.served, strict=True)]
+
+    def differences(self) -> list[float]:
+        """Served less bare, of each pair."""
+        return [served - bare for bare, served in zip(self.bare, self.served, strict=True)]
+
+
+def middle_half(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third quartile."""
+    if len(values) == 1:
+        return values[0], values[0]
+    first, _, third = quantiles(values, n=4, method="inclusive")
+    return first, third
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """A model behind gRPC beside its bare engine."""
+
+    model: str
+    engine: str
+    trained: bool
+    best: Setup
+    alone: Setup
+    single_hz: Pairs  # images a second, one a call
+    single_rows: float  # of a batch, the median
+    batched_images: int  # a call
+    batched_callers: int
+    batched_hz: Pairs  # images a second, so many a call
+    batched_rows: float
+    lone_ms: Pairs  # one image, nobody else calling
 
 
 # --- the bare engine, in a process of its own ------------------------------------------------
 
 
 def bare_process(repo: Path, model: str) -> None:
-    """Loads the engine, then answers each line {"units", "rows", "seconds"} with a measurement."""
+    """Loads the engine, then answers each line that `BareEngine.measure` writes."""
     version = newest_version(repo, model)
     loaded = loading.load(version, only="", threads=cores(), stopping=threading.Event())
     groups = {group[0].units: group for group in instances_by_units(loaded.engine)}
     kinds = [{"units": units, "instances": len(group)} for units, group in groups.items()]
-    print(
-        json.dumps(
-            {"engine": loaded.record.name, "kinds": kinds, "max_batch": loaded.engine.max_batch}
-        ),
-        flush=True,
-    )
+    assert version.manifest is not None
+    about = {
+        "engine": loaded.record.name,
+        "trained": version.manifest.weights.trained,
+        "kinds": kinds,
+        "max_batch": loaded.engine.max_batch,
+    }
+    print(json.dumps(about), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        rows_hz, batch_s = keep_busy(groups[asked["units"]], asked["rows"], asked["seconds"])
+        group = groups[asked["units"]][: asked["instances"]]
+        rows_hz, batch_s = keep_busy(group, asked["rows"], asked["seconds"])
         print(json.dumps({"rows_hz": rows_hz, "batch_s": batch_s}), flush=True)
 
 
@@ -96,16 +140,19 @@ class BareEngine:
         self._process = process
         about = self._answer()
         self.engine: str = about["engine"]
+        self.trained: bool = about["trained"]
+        self.max_batch: int = about["max_batch"]
         self.setups = [
             Setup(kind["units"], kind["instances"], rows)
             for kind in about["kinds"]
             for rows in ROWS
-            if rows <= about["max_batch"]
+            if rows <= self.max_batch
         ]
+        self.lone_setups = [Setup(kind["units"], 1, 1) for kind in about["kinds"]]
 
     def measure(self, setup: Setup, seconds: float) -> tuple[float, float]:
         """Images a second, and the median batch's seconds."""
-        question = {"units": setup.units, "rows": setup.rows, "seconds": seconds}
+        question = asdict(setup) | {"seconds": seconds}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(question) + "\n")
         self._process.stdin.flush()
@@ -146,10 +193,12 @@ class ServedEngine:
 
     port: int
     model: str
+    pid: int
 
-    def measure(self, callers: int, seconds: float) -> dict[str, Any]:
+    def measure(self, callers: int, seconds: float, *options: str) -> dict[str, Any]:
         """The report of clients/bench.py. SystemExit when a call failed."""
-        report = self.load("--concurrency", str(callers), "--deadline-ms", "10000", seconds=seconds)
+        closed = ("--concurrency", str(callers), "--deadline-ms", DEADLINE_MS)
+        report = self.load(*closed, *options, seconds=seconds)
         if report["counts"].keys() != {"OK"}:
             raise SystemExit(f"bench: calls failed: {report['counts']}")
         return report
@@ -170,14 +219,14 @@ class ServedEngine:
         raw = pb.RawImage(height=height, width=width, channels=channels, data=data)
         return pb.ClassifyRequest(model=self.model, images=[pb.Image(raw=raw)])
 
-    def alone_ms(self, request: pb.ClassifyRequest, seconds: float) -> float:
+    @staticmethod
+    def alone_ms(stub: Any, request: pb.ClassifyRequest, seconds: float) -> float:
         """Median latency of a lone caller that asks and waits."""
-        with self.stub() as stub:
-            latencies: list[float] = []
-            ends_s = time.perf_counter() + seconds
-            while (began_s := time.perf_counter()) < ends_s or not latencies:
-                stub.Classify(request, timeout=10)
-                latencies.append(time.perf_counter() - began_s)
+        latencies: list[float] = []
+        ends_s = time.perf_counter() + seconds
+        while (began_s := time.perf_counter()) < ends_s or not latencies:
+            stub.Classify(request, timeout=10)
+            latencies.append(time.perf_counter() - began_s)
         return 1e3 * median(latencies[len(latencies) // 5 :])  # the first ones warm up
 
     def load(self, *options: str, seconds: float) -> dict[str, Any]:
@@ -209,7 +258,7 @@ def served_engine(repo: Path, *models: str, options: Sequence[str] = ()) -> Iter
             # Nobody asks what it logs from here on, but a pipe that is full would hold it up.
             threading.Thread(target=process.stderr.read, daemon=True).start()
             _await_ready(process, listening["http_port"])
-            yield ServedEngine(listening["port"], models[0])
+            yield ServedEngine(listening["port"], models[0], process.pid)
         finally:
             process.terminate()
 
@@ -251,93 +300,116 @@ def main(argv: Sequence[str] | None = None) -> int:
         bare_process(repo, args.model)
         return 0
     console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    build_if_missing(repo, args.model, console)
-    console.print(f"loading {args.model}: the bare engine, then the server")
-    with bare_engine(repo, args.model) as bare, served_engine(repo, args.model) as served:
-        survey = {}
-        for setup in bare.setups:
-            survey[setup] = bare.measure(setup, SURVEY_S)
-            console.print(f"  bare, {setup}: {survey[setup][0]:,.1f} images/s")
-        # The two best are measured on: a short look may take one for the other.
-        finalists = sorted(survey, key=lambda setup: -survey[setup][0])[:2]
-        alone = min((s for s in survey if s.rows == 1), key=lambda setup: survey[setup][1])
-        bare_hz: dict[Setup, list[float]] = {setup: [] for setup in finalists}
-        request, latencies = served.request(), Measured()
-        served_hz, batch_rows = [], []
-        for number in range(1, args.rounds + 1):
-            for setup in finalists:
-                bare_hz[setup].append(bare.measure(setup, args.seconds / 2)[0])
-            report = served.measure(CALLERS, args.seconds)
-            served_hz.append(report["images_hz"])
-            batch_rows.append(report["server_mean_batch_rows"])
-            slices = Measured()  # short turns, as less changes from one to the next
-            for _ in range(SLICES):
-                slices.bare.append(bare.measure(alone, args.seconds / 2 / SLICES)[1] * 1e3)
-                slices.served.append(served.alone_ms(request, args.seconds / 2 / SLICES))
-            latencies.bare.append(median(slices.bare))
-            latencies.served.append(median(slices.served))
-            console.print(
-                f"  round {number} of {args.rounds}: "
-                f"bare {max(rates[-1] for rates in bare_hz.values()):,.1f} images/s, "
-                f"served {served_hz[-1]:,.1f}; "
-                f"alone {latencies.bare[-1]:.2f} ms bare, {latencies.served[-1]:.2f} ms served"
-            )
-    best = max(finalists, key=lambda setup: median(bare_hz[setup]))
-    throughput = Measured(bare_hz[best], served_hz)
-    _print(args.model, bare.engine, best, alone, throughput, latencies, batch_rows, console)
+    found = compare(repo, args.model, args.rounds, args.seconds, console)
+    console.print(_table(found))
     if args.json:
-        figures = {
-            "model": args.model,
-            "engine": bare.engine,
-            "callers": CALLERS,
-            "best_setup": asdict(best),
-            "images_hz": asdict(throughput),
-            "images_ratio": median(throughput.served) / median(throughput.bare),
-            "lone_caller_ms": asdict(latencies),
-            "added_ms": median(latencies.served) - median(latencies.bare),
-        }
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        args.json.write_text(json.dumps(asdict(found), indent=2) + "\n")
     return 0
 
 
-def _print(
-    model: str,
-    engine: str,
-    best: Setup,
-    alone: Setup,
-    throughput: Measured,
-    latencies: Measured,
-    batch_rows: Sequence[float],
-    console: Console,
-) -> None:
-    def spread(values: Sequence[float], form: str) -> str:
-        return f"{min(values):{form}} to {max(values):{form}}"
+def compare(repo: Path, model: str, rounds: int, seconds: float, console: Console) -> Comparison:
+    """Builds the model where it is missing, and measures it; a turn takes `seconds`."""
+    build_if_missing(repo, model, console)
+    console.print(f"loading {model}: the bare engine, then the server")
+    with (
+        bare_engine(repo, model) as bare,
+        served_engine(repo, model) as served,
+        served.stub() as stub,
+    ):
+        best, alone = _survey(bare, console)
+        images = bare.max_batch
+        callers = max(2, min(CALLERS, IMAGES_IN_FLIGHT // images))
+        several = ("--images-per-call", str(images))
+        request = served.request()
+        single, batched, lone = Pairs(), Pairs(), Pairs()
+        single_rows: list[float] = []
+        batched_rows: list[float] = []
 
-    bare_hz, served_hz = median(throughput.bare), median(throughput.served)
-    bare_ms, served_ms = median(latencies.bare), median(latencies.served)
-    table = Table(title=f"{model}, {engine}, {cores()} cores", title_justify="left")
-    table.add_column("median of the rounds")
-    table.add_column("", justify="right")
-    table.add_column("rounds", justify="right")
-    table.add_row(
-        f"bare engine ({best})", f"{bare_hz:,.1f} images/s", spread(throughput.bare, ",.1f")
+        def single_turn() -> None:
+            report = served.measure(CALLERS, seconds)
+            single.served.append(report["images_hz"])
+            single_rows.append(report["server_mean_batch_rows"])
+
+        def batched_turn() -> None:
+            report = served.measure(callers, seconds, *several)
+            batched.served.append(report["images_hz"])
+            batched_rows.append(report["server_mean_batch_rows"])
+
+        for number in range(1, rounds + 1):
+            # The bare turn stands between, next to both, and who is first takes turns.
+            before, after = (single_turn, batched_turn)[:: -1 if number % 2 else 1]
+            before()
+            bare_hz = bare.measure(best, seconds)[0]
+            single.bare.append(bare_hz)
+            batched.bare.append(bare_hz)
+            after()
+            for _ in range(SLICES):
+                lone.bare.append(bare.measure(alone, SLICE_S)[1] * 1e3)
+                lone.served.append(served.alone_ms(stub, request, SLICE_S))
+            console.print(
+                f"  {model}, round {number} of {rounds}: bare {bare_hz:,.1f} images/s, served "
+                f"{single.served[-1]:,.1f}, by {images} a call {batched.served[-1]:,.1f}; "
+                f"alone {median(lone.bare[-SLICES:]):.2f} ms bare, "
+                f"{median(lone.differences()[-SLICES:]):+.2f} ms served"
+            )
+    return Comparison(
+        model=model,
+        engine=bare.engine,
+        trained=bare.trained,
+        best=best,
+        alone=alone,
+        single_hz=single,
+        single_rows=median(single_rows),
+        batched_images=images,
+        batched_callers=callers,
+        batched_hz=batched,
+        batched_rows=median(batched_rows),
+        lone_ms=lone,
     )
-    table.add_row(
-        f"served, {CALLERS} callers ({median(batch_rows):.1f} rows a batch)",
-        f"{served_hz:,.1f} images/s",
-        spread(throughput.served, ",.1f"),
-    )
-    table.add_row("served / bare", f"{served_hz / bare_hz:.1%}", end_section=True)
-    table.add_row(
-        f"bare engine, a batch of 1 ({alone.units} core(s))",
-        f"{bare_ms:.2f} ms",
-        spread(latencies.bare, ".2f"),
-    )
-    table.add_row(
-        "served, a caller alone (p50)", f"{served_ms:.2f} ms", spread(latencies.served, ".2f")
-    )
-    table.add_row("added by serving", f"{served_ms - bare_ms:.2f} ms")
-    console.print(table)
+
+
+def _survey(bare: BareEngine, console: Console) -> tuple[Setup, Setup]:
+    """The setup that gives most, and the one that is done soonest with a single image."""
+    rates_hz: dict[Setup, list[float]] = {}
+    for setup in bare.setups:
+        rates_hz[setup] = [bare.measure(setup, SURVEY_S)[0]]
+        console.print(f"  bare, {setup}: {rates_hz[setup][0]:,.1f} images/s")
+    # A short look may take one for the other: the two best have two more.
+    finalists = sorted(rates_hz, key=lambda setup: -rates_hz[setup][0])[:2]
+    for setup in finalists * 2:
+        rates_hz[setup].append(bare.measure(setup, SURVEY_S)[0])
+    alone = min(bare.lone_setups, key=lambda setup: bare.measure(setup, SURVEY_S)[1])
+    return max(finalists, key=lambda setup: median(rates_hz[setup])), alone
+
+
+def _table(found: Comparison) -> Table:
+    def row(name: str, values: Sequence[float], form: str, **style: Any) -> None:
+        low, high = middle_half(values)
+        extremes = f"{min(values):{form}} to {max(values):{form}}"
+        table.add_row(
+            name, f"{median(values):{form}}", f"{low:{form}} to {high:{form}}", extremes, **style
+        )
+
+    title = f"{found.model}, {found.engine}, {cores()} cores"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for heading in ("median", "middle half", "range"):
+        table.add_column(heading, justify="right")
+    row(f"bare engine ({found.best}), images/s", found.single_hz.bare, ",.1f", end_section=True)
+    for pairs, callers, images, rows in (
+        (found.single_hz, CALLERS, 1, found.single_rows),
+        (found.batched_hz, found.batched_callers, found.batched_images, found.batched_rows),
+    ):
+        row(
+            f"served, {callers} callers, {images} a call ({rows:.1f} rows a batch), images/s",
+            pairs.served,
+            ",.1f",
+        )
+        row("  served / bare, of a pair", pairs.ratios(), ".1%", end_section=True)
+    row(f"bare engine, one image ({found.alone}), ms", found.lone_ms.bare, ".2f")
+    row("served, a caller alone (p50), ms", found.lone_ms.served, ".2f")
+    row("  added by serving, of a pair, ms", found.lone_ms.differences(), "+.2f")
+    return table
 
 
 def parser_of(description: str | None, *, rounds: int, seconds: float) -> argparse.ArgumentParser:
