@@ -89,12 +89,12 @@ class InputSpec:
     def shape(self) -> tuple[int, int, int]:
         return self.height, self.width, self.channels
 
-    def view(self, data: bytes) -> Pixels | None:
-        """[1, H, W, C] where the bytes are one image's raw pixels of just this shape, as they are;
-        else None."""
-        if len(data) != self.height * self.width * self.channels:
+    def view(self, data: bytes, rows: int) -> Pixels | None:
+        """[rows, H, W, C] where the bytes are raw pixels of just this shape, as they are; else
+        None."""
+        if len(data) != rows * self.height * self.width * self.channels:
             return None
-        return np.frombuffer(data, np.uint8).reshape(1, self.height, self.width, self.channels)
+        return np.frombuffer(data, np.uint8).reshape(rows, self.height, self.width, self.channels)
 
 
 @dataclass(frozen=True, slots=True)

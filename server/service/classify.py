@@ -82,12 +82,16 @@ class Classifier:
 
     def _pixels(self, request: pb.ClassifyRequest, model: Ready) -> Pixels | Awaitable[Pixels]:
         """[N, H, W, C] of the model's input."""
-        if request.HasField("pixels"):
-            return self._from_batch(request.pixels, model.spec)
         images, spec = request.images, model.spec
-        if len(images) == 1:  # the usual call, and nothing is to be done with its pixels
+        # First where nothing is to be done with the pixels: those are most of the calls.
+        if not images:
+            batch = request.pixels
+            if _as_it_is(batch, spec) and (found := spec.view(batch.data, batch.count)) is not None:
+                return found
+            return self._from_batch(batch, spec)
+        if len(images) == 1:
             raw = images[0].raw
-            if _as_it_is(raw, spec) and (found := spec.view(raw.data)) is not None:
+            if _as_it_is(raw, spec) and (found := spec.view(raw.data, 1)) is not None:
                 return found
         return self._from_images(images, spec)
 
