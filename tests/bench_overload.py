@@ -15,14 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from importlib.metadata import version
-from math import isnan, nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,16 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from clients.arguments import positive
-from server.engines import cores
-from tests.bare import processor
 from tests.bench_serving import (
     CALLERS,
-    ROOT,
     ServedEngine,
     build_if_missing,
     parser_of,
     served_engine,
 )
+from tests.bench_writing import BLUE, RED, machine, moment, plot, save, table
 
 POLICIES: Mapping[str, Sequence[str]] = {
     "deadline": ("--policy", "deadline"),
@@ -58,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--deadline-ms", type=positive, default=100.0, help="of every call (%(default)g)")
     add("--factors", type=_factors, default=FACTORS, help="loads, of capacity (0.5,0.8,1,1.5,2,4)")
-    add("--out", type=Path, metavar="STEM", help="write STEM.md, STEM.png and STEM.json")
+    add("--out", type=Path, metavar="STEM", help="write STEM.md, STEM.svg and STEM.json")
     args = parser.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 110, highlight=False)
     repo = args.repo.resolve()
@@ -69,10 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             for policy, options in POLICIES.items()
         }
         capacity_hz, reports = _measure(servers, args, console)
-    console.print(_table(capacity_hz, reports, args))
+    found = _found(capacity_hz, reports, args)
+    console.print(_table(found))
     if args.out:
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        _write(args.out, capacity_hz, reports, args)
+        args.out.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+        write(args.out, found)
     return 0
 
 
@@ -105,7 +100,24 @@ def _measure(
     return median(closed_hz), reports
 
 
-def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _found(capacity_hz: float, reports: Reports, args: argparse.Namespace) -> dict[str, Any]:
+    """All that STEM.json holds."""
+    return {
+        "model": args.model,
+        "deadline_ms": args.deadline_ms,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "capacity_hz": capacity_hz,
+        **machine(),
+        **moment(),
+        "figures": [
+            {"policy": policy, "load": factor, **_figures(runs)}
+            for (policy, factor), runs in reports.items()
+        ],
+    }
+
+
+def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Medians of the runs of one policy and load."""
 
     def middle(figure: Callable[[Mapping[str, Any]], float]) -> float:
@@ -114,6 +126,7 @@ def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     def share(of: Callable[[Mapping[str, Any]], float]) -> float:
         return middle(lambda run: of(run) / max(1, sum(run["counts"].values())))
 
+    p99_ms = [run["latency_ms"]["p99"] for run in runs if "p99" in run["latency_ms"]]
     return {
         "offered_hz": middle(lambda run: run["rate_hz"]),
         "goodput_hz": middle(lambda run: run["goodput_hz"]),
@@ -121,7 +134,7 @@ def _figures(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "in_time": share(lambda run: run["in_time"]),
         "late": share(lambda run: run["late"] + run["counts"].get("DEADLINE_EXCEEDED", 0)),
         "refused": share(lambda run: run["counts"].get("RESOURCE_EXHAUSTED", 0)),
-        "p99_ms": middle(lambda run: run["latency_ms"].get("p99", nan)),
+        "p99_ms": median(p99_ms) if p99_ms else None,  # of the runs that had any answers
         "rows": middle(lambda run: run["server_mean_batch_rows"] or 0.0),
         "lag_ms": middle(lambda run: run["lag_p99_ms"]),
     }
@@ -142,99 +155,85 @@ HEADINGS = (
 )
 
 
-def _rows(reports: Reports) -> list[list[str]]:
-    rows = []
-    for (policy, factor), runs in reports.items():
-        figures = _figures(runs)
-        rows.append(
-            [
-                f"{factor:.1f} x",
-                policy,
-                f"{figures['offered_hz']:,.0f}",
-                f"{figures['goodput_hz']:,.1f}",
-                f"{figures['of_capacity']:.1%}",
-                f"{figures['in_time']:.1%}",
-                f"{figures['late']:.2%}",
-                f"{figures['refused']:.1%}",
-                "none" if isnan(figures["p99_ms"]) else f"{figures['p99_ms']:.1f} ms",
-                f"{figures['rows']:.1f}",
-                f"{figures['lag_ms']:.1f} ms",
-            ]
-        )
-    return rows
+def rows(found: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of a table under `HEADINGS`."""
+    return [
+        [
+            f"{one['load']:.1f} x",
+            one["policy"],
+            f"{one['offered_hz']:,.0f}",
+            f"{one['goodput_hz']:,.1f}",
+            f"{one['of_capacity']:.1%}",
+            f"{one['in_time']:.1%}",
+            f"{one['late']:.2%}",
+            f"{one['refused']:.1%}",
+            "none" if one["p99_ms"] is None else f"{one['p99_ms']:.1f} ms",
+            f"{one['rows']:.1f}",
+            f"{one['lag_ms']:.1f} ms",
+        ]
+        for one in found["figures"]
+    ]
 
 
-def _title(capacity_hz: float, args: argparse.Namespace) -> str:
+def title(found: Mapping[str, Any]) -> str:
     return (
-        f"{args.model}, deadlines of {args.deadline_ms:g} ms, "
-        f"capacity {capacity_hz:,.0f} calls a second"
+        f"{found['model']}, deadlines of {found['deadline_ms']:g} ms, "
+        f"capacity {found['capacity_hz']:,.0f} calls a second"
     )
 
 
-def _table(capacity_hz: float, reports: Reports, args: argparse.Namespace) -> Table:
-    table = Table(title=_title(capacity_hz, args), title_justify="left")
+def _table(found: Mapping[str, Any]) -> Table:
+    shown = Table(title=title(found), title_justify="left")
     for number, heading in enumerate(HEADINGS):
-        table.add_column(heading, justify="left" if number < 2 else "right")
-    for number, row in enumerate(_rows(reports), 1):
-        table.add_row(*row, end_section=number % len(POLICIES) == 0)
-    return table
+        shown.add_column(heading, justify="left" if number < 2 else "right")
+    for number, row in enumerate(rows(found), 1):
+        shown.add_row(*row, end_section=number % len(POLICIES) == 0)
+    return shown
 
 
-def _write(stem: Path, capacity_hz: float, reports: Reports, args: argparse.Namespace) -> None:
-    factors = ",".join(f"{factor:g}" for factor in args.factors)
-    command = (
-        f"python -m tests.bench_overload --repo REPO --model {args.model} "
-        f"--deadline-ms {args.deadline_ms:g} --rounds {args.rounds} --seconds {args.seconds:g} "
-        f"--factors {factors} --out {stem}"
-    )
-    versions = ", ".join(f"{name} {version(name)}" for name in ("openvino", "grpcio"))
+EXPLAINED = (
+    "`deadline` is this server as it comes; `fixed` is the same server with `--policy fixed "
+    "--fixed-batch 8 --fixed-delay-ms 2`: a size and a delay, no deadlines. In time: within "
+    "the deadline from when the call was due. Late: an answer after it, or none when it "
+    "passed. Capacity: answers a second to 16 callers in a closed loop, measured each round."
+)
+
+
+def write(stem: Path, found: Mapping[str, Any]) -> None:
+    """STEM.md and STEM.svg, from what STEM.json holds."""
+    factors = ",".join(dict.fromkeys(f"{one['load']:g}" for one in found["figures"]))
     lines = [
-        f"# Overload: {_title(capacity_hz, args)}",
+        f"# Overload: {title(found)}",
         "",
-        f"{datetime.now(UTC):%Y-%m-%d}; {processor()}, {cores()} cores, client on the same; "
-        f"Python {platform.python_version()}, {versions}; convserve at {_commit()}. "
-        f"Medians of {args.rounds} rounds of {args.seconds:g} s a load and policy.",
+        f"{found['date']}, convserve at {found['commit']}; {found['processor']}, client on the "
+        f"same; {found['system']}, {found['versions']}. "
+        f"Medians of {found['rounds']} rounds of {found['seconds']:g} s a load and policy.",
         "",
-        f"    {command}",
+        f"    python -m tests.bench_overload --repo REPO --model {found['model']} "
+        f"--deadline-ms {found['deadline_ms']:g} --rounds {found['rounds']} "
+        f"--seconds {found['seconds']:g} --factors {factors} --out {stem}",
         "",
-        f"![goodput against offered load]({stem.name}.png)",
+        f"![goodput against offered load]({stem.name}.svg)",
         "",
-        "| " + " | ".join(HEADINGS) + " |",
-        "|---|---" + "|---:" * (len(HEADINGS) - 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in _rows(reports)),
+        *table(HEADINGS, rows(found), left=2),
         "",
-        "`deadline` is this server as it comes; `fixed` is the same server with `--policy fixed "
-        "--fixed-batch 8 --fixed-delay-ms 2`: a size and a delay, no deadlines. In time: within "
-        "the deadline from when the call was due. Late: an answer after it, or none when it "
-        "passed. Capacity: answers a second to 16 callers in a closed loop, measured each round.",
+        EXPLAINED,
         "",
     ]
     stem.with_suffix(".md").write_text("\n".join(lines))
-    figures = [
-        {"policy": policy, "load": factor}
-        | {name: None if isnan(value) else value for name, value in _figures(runs).items()}
-        for (policy, factor), runs in reports.items()
-    ]
-    stem.with_suffix(".json").write_text(
-        json.dumps({"capacity_hz": capacity_hz, "figures": figures}, indent=1) + "\n"
-    )
-    _plot(stem.with_suffix(".png"), capacity_hz, reports, args)
+    save(_drawn(found), stem.with_suffix(".svg"))
 
 
-def _plot(path: Path, capacity_hz: float, reports: Reports, args: argparse.Namespace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.2), layout="constrained")
+def _drawn(found: Mapping[str, Any]) -> Any:
+    figure, (axes,) = plot(7, 4.2)
+    capacity_hz = found["capacity_hz"]
     axes.axhline(capacity_hz, color="0.6", linewidth=1, linestyle="--")
     axes.annotate("capacity", (0, capacity_hz), (3, 3), textcoords="offset points", color="0.4")
-    for policy, colour in zip(POLICIES, ("#1f6f8b", "#c8553d"), strict=True):
-        points = [_figures(reports[policy, factor]) for factor in args.factors]
+    for policy, colour in zip(POLICIES, (BLUE, RED), strict=True):
+        points = [one for one in found["figures"] if one["policy"] == policy]
         offered = [point["offered_hz"] for point in points]
         good = [point["goodput_hz"] for point in points]
-        axes.plot(offered, good, marker="o", color=colour, label=policy)
+        axes.plot(offered, good, marker="o", color=colour)
         axes.annotate(
             f"--policy {policy}",
             (offered[-1], good[-1]),
@@ -245,19 +244,12 @@ def _plot(path: Path, capacity_hz: float, reports: Reports, args: argparse.Names
         )
     axes.set(
         xlabel="offered calls a second",
-        ylabel=f"answered within {args.deadline_ms:g} ms, a second",
-        title=_title(capacity_hz, args),
+        ylabel=f"answered within {found['deadline_ms']:g} ms, a second",
+        title=title(found),
         xlim=(0, None),
         ylim=(0, 1.15 * capacity_hz),
     )
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
-
-
-def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    return figure
 
 
 def _factors(text: str) -> tuple[float, ...]:
