@@ -28,7 +28,7 @@ BUILDER := pyproject.toml server/repository/__init__.py server/golden.py server/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench bench-overload bench-swap gpu-lane clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap gpu-lane clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -62,9 +62,15 @@ format: $(DEV) ## rewrite the code as lint wants it
 proto: $(DEV) ## generate the stubs of proto/*.proto
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. proto/*.proto
 
-bench: MODEL ?= resnet50
-bench: $(RUN) ## compare MODEL (resnet50) behind gRPC with its bare engine, on this machine
-	$(PY) -m tests.bench_serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+bench: MODELS ?= resnet50 lenet5 resnet18
+bench: $(DEV) ## measure MODELS (or all) behind gRPC and bare, and write docs/benchmarks/cpu.md; MODEL=NAME: one, no page
+	$(if $(MODEL),\
+	$(PY) -m tests.bench_serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS),\
+	$(PY) -m tests.bench_page --models $(MODELS) --repo $(SCRATCH)/engines $(ARGS))
+
+bench-cost: MODEL ?= lenet5
+bench-cost: $(DEV) ## processor time of a call of MODEL (lenet5), by part of the server
+	$(PY) -m tests.bench_cost --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-overload: MODEL ?= resnet50
 bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serve, under both policies

@@ -48,6 +48,20 @@ PHASES = ("loop", "transport", "protobuf", "call", "decode", "queue", "engine", 
 OTHER = "other threads"
 UNSPLIT = "all but the loop"  # where nobody could name the threads
 
+MEANING = {
+    "loop": "event loop and libuv: waking, reading sockets, callbacks",
+    "transport": "HTTP/2 and gRPC's framing, writing sockets",
+    "protobuf": "request parsed, response serialized",
+    "call": "clock, limits, finding the model, the coroutine around a call",
+    "decode": "pixels out of the message, files decoded and resized",
+    "queue": "admission, policy, batches filled",
+    "engine": "inference, outputs copied out, the loop woken",
+    "encode": "best classes into a response",
+    "metrics": "counting",
+    OTHER: "what else Python started: HTTP, loading",
+    UNSPLIT: "not told apart",
+}
+
 # Files below server/, and in them functions, all by how they begin; the first that fits decides.
 PHASE_OF: Sequence[tuple[str, str, str]] = (
     ("transport/", "", "transport"),
@@ -277,8 +291,8 @@ def measure(
         samples, names, unsplit = Counter[str](), dict[int, str](), ""
         try:
             profiler = Profiler(served.pid)
+            names = profiler.names()  # first: where it may not look, this says so at once
             samples = _profile(profiler, served, options)
-            names = profiler.names()
         except ProfilerMissing as error:
             unsplit = str(error)
             console.print(f"  not split by phase: {unsplit}")

@@ -3,7 +3,7 @@
     python -m tests.bench_serving --repo .demo/engines --model resnet50
 
 Throughput: callers that ask and wait, with one raw image a call (16 callers) and with as many as
-the engine takes in a batch (16 callers, or as few as have 256 images between them), against the
+the engine takes in a batch (by as few callers as have 64 images between them, or 4), against the
 bare engine with every instance kept busy at the batch size that gives most. Latency: a caller
 alone, with the plain stub of gRPC and no event loop of its own, against one bare instance at
 batch 1.
@@ -46,7 +46,7 @@ from tests.bare import keep_busy, newest_version
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = (1, 2, 4, 8, 16, 32, 64)  # batch sizes tried on the bare engine, as far as it takes them
 CALLERS = 16
-IMAGES_IN_FLIGHT = 256  # of all callers: half of those that a server lets wait
+IMAGES_IN_FLIGHT = 64  # of callers with several each: more would wait longer than a turn lasts
 SLICES, SLICE_S = 8, 0.25  # turns of a lone caller in a round: short, as less changes meanwhile
 START_S = 300.0  # loading a large network on a busy machine
 SURVEY_S = 1.5
@@ -318,7 +318,7 @@ def compare(repo: Path, model: str, rounds: int, seconds: float, console: Consol
     ):
         best, alone = _survey(bare, console)
         images = bare.max_batch
-        callers = max(2, min(CALLERS, IMAGES_IN_FLIGHT // images))
+        callers = max(4, min(CALLERS, IMAGES_IN_FLIGHT // images))
         several = ("--images-per-call", str(images))
         request = served.request()
         single, batched, lone = Pairs(), Pairs(), Pairs()
