@@ -85,6 +85,7 @@ PHASE_OF: Sequence[tuple[str, str, str]] = (
     ("service/", "", "call"),
     ("schedule.py", "", "queue"),
     ("host.py", "", "queue"),
+    ("backlog.py", "", "queue"),
     ("engines/", "", "engine"),
     ("metrics.py", "", "metrics"),
     ("tracing.py", "", "metrics"),
