@@ -70,6 +70,7 @@ class Alarm:
         self._ring = ring
         self._loop = asyncio.get_running_loop()
         self._fd = -1
+        self._armed = False
         self._handle: asyncio.TimerHandle | None = None
         if sys.platform == "linux":  # elsewhere the loop's timers have to do
             self._libc = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +86,7 @@ class Alarm:
         if self._fd < 0:
             self._handle = self._loop.call_later(max(0.0, when_s - clock()), self._ring)
             return
+        self._armed = True
         seconds = int(when_s)
         self._spec[2] = seconds
         self._spec[3] = max(1, int((when_s - seconds) * 1e9))  # all zero would disarm it
@@ -100,11 +102,10 @@ class Alarm:
             self._fd = -1
 
     def _rung(self) -> None:
-        try:
-            os.read(self._fd, 8)
-        except BlockingIOError:  # set anew meanwhile
-            return
+        self._armed = False
         self._ring()
+        if not self._armed:  # else it has stopped ringing by itself
+            os.read(self._fd, 8)
 
 
 class Sends(Protocol):

@@ -253,14 +253,13 @@ async def test_a_server_that_stops_answers_what_came_and_the_next_one_takes_over
 class Strict(asyncio.Protocol):
     """A server of echoes by h2, which raises where a client breaks the protocol."""
 
-    def __init__(self, options: dict[str, int], grant: int) -> None:
+    def __init__(self, options: dict[str, int]) -> None:
         self.h2 = H2Connection(H2Configuration(client_side=False, header_encoding="utf-8"))
         self.h2.local_settings = Settings(
             client=False,
             initial_values={getattr(SettingCodes, name): v for name, v in options.items()},
         )
         self.h2.max_inbound_frame_size = options.get("MAX_FRAME_SIZE", http2.USUAL_FRAME)
-        self.grant = grant
         self.bodies: dict[int, bytearray] = {}
         self.headers: list[Any] = []
         self.most = 0
@@ -292,7 +291,7 @@ class Strict(asyncio.Protocol):
             if size := event.flow_controlled_length:
                 self.h2.increment_flow_control_window(size)
                 if event.stream_ended is None:
-                    self.h2.increment_flow_control_window(size + self.grant, event.stream_id)
+                    self.h2.increment_flow_control_window(size, event.stream_id)
         elif isinstance(event, StreamReset):
             self.resets.append(event.error_code)
         elif isinstance(event, StreamEnded):
@@ -314,8 +313,8 @@ class Strict(asyncio.Protocol):
 
 
 @asynccontextmanager
-async def strict(grant: int = 0, **options: int) -> AsyncIterator[tuple[str, Strict]]:
-    one = Strict(options, grant)
+async def strict(**options: int) -> AsyncIterator[tuple[str, Strict]]:
+    one = Strict(options)
     server = await asyncio.get_running_loop().create_server(lambda: one, "127.0.0.1", 0)
     try:
         async with asyncio.timeout(60):
