@@ -7,12 +7,14 @@ For clients that were not written for convserve. Names and numbers are the proto
 tensors mean is ours:
 
   image          UINT8  [-1, height, width, channels]   pixels of the model's input size
-  encoded        BYTES  [-1]                            JPEG, PNG, WebP, BMP or GIF files
+  encoded        BYTES  [-1, 1], or [-1]                JPEG, PNG, WebP, BMP or GIF files
   classes        INT32  [-1, k]                         the best classes, best first
   scores         FP32   [-1, k]                         their probabilities
   probabilities  FP32   [-1, classes]                   of every class, by index
 
-A call brings exactly one of the two inputs. A method that is not here is not served, and answers
+A call brings one of the two inputs. Where both come, image is classified, and the answer says so by
+its parameter passed_over: "encoded". (Clients such as perf_analyzer fill every input that a model's
+metadata names.) A method that is not here is not served, and answers
 UNIMPLEMENTED. Errors are those of classify.proto.
 """
 

@@ -154,6 +154,36 @@ async def test_pixels_files_and_typed_contents_give_the_same_as_classify(tmp_pat
         assert not response.parameters["trained"].bool_param
 
 
+async def test_files_stand_in_one_dimension_or_in_two(tmp_path: Path) -> None:
+    publish(tmp_path)
+    tensor = InferInput("encoded", [2, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[png(4)], [png(8)]], dtype=object))
+    async with asking(tmp_path) as (_, client):
+        for tensors in ([tensor], encoded(png(4), png(8))):
+            answer = await client.infer("tiny", tensors)
+            assert answer.as_numpy("classes")[:, 0].tolist() == [4, 8]
+
+
+async def test_of_a_call_with_both_inputs_the_pixels_are_classified_and_that_is_told(
+    tmp_path: Path,
+) -> None:
+    # As perf_analyzer asks: it fills every input that the metadata names, files with random text.
+    publish(tmp_path)
+    text = InferInput("encoded", [2, 1], "BYTES")
+    text.set_data_from_numpy(np.array([[b"no file"], [b"none"]], dtype=object))
+    async with asking(tmp_path) as (_, client):
+        for tensors in ([*image(rows(3, 7)), text], [text, *image(rows(3, 7))]):
+            answer = await client.infer("tiny", tensors)
+            assert answer.as_numpy("classes")[:, 0].tolist() == [3, 7]
+            assert answer.get_response().parameters["passed_over"].string_param == "encoded"
+        answer = await client.infer("tiny", image(rows(3)))
+        assert "passed_over" not in answer.get_response().parameters
+        short = image(rows(3, 7))
+        short[0].set_shape([1, *SHAPE])
+        _, why = await failure(client.infer("tiny", [text, *short]))
+        assert "raw_input_contents[1]: has 288 bytes; 'image' of shape [1, 8, 6, 3] needs" in why
+
+
 async def test_files_come_as_typed_contents_too(tmp_path: Path) -> None:
     publish(tmp_path)
     contents = pb.InferTensorContents(bytes_contents=[png(4), png(8)])
@@ -260,7 +290,7 @@ async def test_metadata_and_config_say_what_the_tensors_are(tmp_path: Path) -> N
     assert (found.name, list(found.versions)) == ("tiny", ["1"])
     assert {t.name: (t.datatype, list(t.shape)) for t in [*found.inputs, *found.outputs]} == {
         "image": ("UINT8", [-1, *SHAPE]),
-        "encoded": ("BYTES", [-1]),
+        "encoded": ("BYTES", [-1, 1]),
         "classes": ("INT32", [-1, TOP_K]),
         "scores": ("FP32", [-1, TOP_K]),
         "probabilities": ("FP32", [-1, CLASSES]),
@@ -410,7 +440,9 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
     with_both = raw_bytes(data, shape)
     with_both.inputs[0].contents.CopyFrom(contents)
     two = raw_bytes(data, shape)
-    two.inputs.add(name="encoded", datatype="BYTES", shape=[1])
+    two.inputs.add(name="image", datatype="UINT8", shape=shape)
+    files_missing = raw_bytes(data, shape)
+    files_missing.inputs.add(name="encoded", datatype="BYTES", shape=[1])
     twice = raw_bytes(data, shape)
     twice.raw_input_contents.append(data)
     floats = typed(1)
@@ -435,6 +467,7 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
         (raw_bytes(data, [2, *SHAPE]), "has 144 bytes; 'image' of shape [2, 8, 6, 3] needs 288"),
         (raw_bytes(data[:-1], shape), "has 143 bytes; 'image' of shape [1, 8, 6, 3] needs 144"),
         (two, "inputs: has 2 tensors; one is needed: image or encoded"),
+        (files_missing, "has 1 entries; two are needed, for 'image' and 'encoded'"),
         (pb.ModelInferRequest(model_name="tiny"), "inputs: has 0 tensors"),
         (with_both, "raw_input_contents: is given, and the contents of 'image' too"),
         (twice, "raw_input_contents: has 2 entries; one is needed, for 'image'"),
@@ -451,7 +484,10 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
         (raw_bytes(element[:-1], [1], "encoded", "BYTES"), "left for element 0; its length says"),
         (raw_bytes(element + b"abc", [2], "encoded", "BYTES"), "within the length of element 1"),
         (raw_bytes(element, [1], "encoded", "UINT8"), "'encoded' is 'UINT8'; BYTES is needed"),
-        (raw_bytes(element, [1, 1], "encoded", "BYTES"), "'encoded' is [1, 1]; [images] is needed"),
+        (
+            raw_bytes(element, [1, 2], "encoded", "BYTES"),
+            "'encoded' is [1, 2]; [images] or [images, 1] is needed",
+        ),
         (
             raw_bytes(element + b"\5\0\0\0other", [2], "encoded", "BYTES"),
             "raw_input_contents[0][1]: the file of 5 bytes",
@@ -563,11 +599,11 @@ def test_the_wire_is_that_of_tritons_client() -> None:
 def test_typed_pixels_are_read_whatever_their_values() -> None:
     values = np.random.default_rng(0).integers(0, 256, 5000)
     for numbers in (values, values[:1], np.zeros(200, int), np.full(127, 255), np.arange(256)):
-        found = _small_numbers(pb.InferTensorContents(uint_contents=numbers.tolist()))
+        found = _small_numbers(pb.InferTensorContents(uint_contents=numbers.tolist()), "contents")
         assert found.dtype == np.uint8
         assert found.tolist() == numbers.tolist()
     unknown = pb.InferTensorContents.FromString(b"\x22\x03\x05\xff\x01" + b"\x98\x06\x07")
-    assert _small_numbers(unknown).tolist() == [5, 255]
+    assert _small_numbers(unknown, "contents").tolist() == [5, 255]
     for large in (256, 16_383, 16_384, (1 << 32) - 1):
         with pytest.raises(InvalidInput, match="above 255"):
-            _small_numbers(pb.InferTensorContents(uint_contents=[0, large, 5]))
+            _small_numbers(pb.InferTensorContents(uint_contents=[0, large, 5]), "contents")

@@ -61,9 +61,11 @@ def image(pixels: Pixels, data: Any = None, **fields: Any) -> dict[str, Any]:
     return {"inputs": [tensor], **fields}
 
 
-def encoded(*files: bytes) -> dict[str, Any]:
-    texts = [base64.b64encode(file).decode() for file in files]
+def encoded(*files: bytes, nested: bool = False) -> dict[str, Any]:
+    texts: list[Any] = [base64.b64encode(file).decode() for file in files]
     tensor = {"name": "encoded", "datatype": "BYTES", "shape": [len(files)], "data": texts}
+    if nested:
+        tensor |= {"shape": [len(files), 1], "data": [[text] for text in texts]}
     return {"inputs": [tensor]}
 
 
@@ -161,6 +163,7 @@ async def test_json_gives_what_grpc_gives(tmp_path: Path) -> None:
             image(pixels),
             image(pixels, pixels.tolist()),
             encoded(*map(png, of)),
+            encoded(*map(png, of), nested=True),
         ]
         for call in ways:
             response = await client.post(INFER, json={"id": "mine", **call})
@@ -204,6 +207,33 @@ async def test_outputs_are_chosen_and_come_as_bytes_where_asked(tmp_path: Path) 
         response = await client.post(INFER, json=every)
         size = int(response.headers["Inference-Header-Content-Length"])
         assert len(response.content) == size + 4 * (2 * TOP_K + CLASSES)
+
+
+async def test_of_both_inputs_the_pixels_are_classified_wherever_their_bytes_stand(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    http = triton.http
+    pixels, text = (
+        http.InferInput("image", [2, *SHAPE], "UINT8"),
+        http.InferInput("encoded", [2, 1], "BYTES"),
+    )
+
+    def tour(target: str) -> None:
+        with http.InferenceServerClient(target, network_timeout=20) as client:
+            for pixels_binary in (True, False):
+                for text_binary in (True, False):
+                    pixels.set_data_from_numpy(rows(6, 1), binary_data=pixels_binary)
+                    strings = np.array([[b"no file"], [b"none"]], dtype=object)
+                    text.set_data_from_numpy(strings, binary_data=text_binary)
+                    for both in ([pixels, text], [text, pixels]):
+                        answer = client.infer("tiny", both)
+                        assert answer.as_numpy("classes")[:, 0].tolist() == [6, 1]
+                        told = answer.get_response()["parameters"]
+                        assert told["passed_over"] == "encoded"
+
+    async with serve(tmp_path, load=loading(Mirror)) as served:
+        await asyncio.to_thread(tour, served.http.removeprefix("http://"))
 
 
 async def test_tritons_client_gets_over_http_what_it_gets_over_grpc(tmp_path: Path) -> None:
@@ -298,6 +328,8 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         return json.dumps({"inputs": [one["inputs"][0] | fields]}).encode()
 
     pixels = rows(1).reshape(-1).tolist()
+    behind = encoded(b"")["inputs"][0] | {"parameters": {"binary_data_size": 5}}
+    del behind["data"]
     calls: list[tuple[str, bytes, int, str, str]] = [
         (CLASSIFY, b"", 400, "body", "is empty; a JPEG, PNG"),
         (CLASSIFY, b"no image", 400, "body", "none of these formats"),
@@ -347,6 +379,16 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
             INFER,
             wrong(name="encoded", datatype="BYTES", shape=[1], data=[1]),
             *(400, "inputs[0].data", "must be an array of files"),
+        ),
+        (
+            INFER,
+            wrong(name="encoded", datatype="BYTES", shape=[1], data=[["aaaa"]]),
+            *(400, "inputs[0].data", "must be an array of files"),
+        ),
+        (
+            INFER,
+            json.dumps({"inputs": [one["inputs"][0], behind]}).encode(),
+            *(400, "inputs[1].parameters[binary_data_size]", "is 5; 0 bytes stand behind"),
         ),
         (
             INFER,

@@ -16,7 +16,7 @@ from google.protobuf.message import Message
 
 from proto import open_inference_pb2 as pb
 from server.errors import InvalidInput
-from server.service.open_inference import OUTPUTS, REGION, Elements
+from server.service.open_inference import OUTPUTS, REGION, Elements, looked_at
 
 BINARY_SIZE = "binary_data_size"  # parameters of the protocol, of tensors
 BINARY = "binary_data"
@@ -110,7 +110,7 @@ def infer_request(
             )
     except (ValueError, UnicodeError) as error:  # half of a surrogate pair in a text
         raise InvalidInput("body", str(error)) from None
-    return Inferring(request, _elements(asked.inputs, binary), _wanted_as_bytes(asked))
+    return Inferring(request, _elements(request, asked.inputs, binary), _wanted_as_bytes(asked))
 
 
 def infer_response(response: pb.ModelInferResponse, binary: frozenset[str]) -> tuple[bytes, int]:
@@ -208,23 +208,43 @@ def _value(parameter: pb.InferParameter) -> Parameter:
     return value
 
 
-def _elements(inputs: list[InputTensor], binary: memoryview) -> Elements | None:
-    """Where the elements of the one input are; what else may be wrong is for the service to say."""
-    if len(inputs) != 1:
-        return None
-    tensor = inputs[0]
-    size = tensor.parameters.get(BINARY_SIZE)
-    field = f"inputs[0].parameters[{BINARY_SIZE}]"
-    data = memoryview(tensor.data)
-    if size is None:
-        if binary:
-            raise InvalidInput(field, f"is missing; {len(binary):,} bytes stand behind the JSON")
-        return Elements("inputs[0].data", data, text=True) if data else None
-    if data:
-        raise InvalidInput(field, "is given, and data too; give one of them")
-    if size is True or size != len(binary):
-        raise InvalidInput(field, f"is {size!r}; {len(binary):,} bytes stand behind the JSON")
-    return Elements("inputs[0]", binary)
+def _elements(
+    request: pb.ModelInferRequest, inputs: list[InputTensor], binary: memoryview
+) -> Elements | None:
+    """Where the elements of the input to classify are; None where none are beside the message.
+
+    Each input's bytes stand behind those of the one before it. Raises InvalidInput.
+    """
+    chosen = looked_at(request)
+    found: Elements | None = None
+    left = binary
+    for index, tensor in enumerate(inputs):
+        size = tensor.parameters.get(BINARY_SIZE)
+        field = f"inputs[{index}].parameters[{BINARY_SIZE}]"
+        last = index == len(inputs) - 1
+        data = memoryview(tensor.data)
+        elements: Elements | None = None
+        if size is None:
+            if last and left:
+                raise InvalidInput(field, f"is missing; {len(left):,} bytes stand behind the JSON")
+            if data:
+                elements = Elements(f"inputs[{index}].data", data, text=True)
+        elif data:
+            raise InvalidInput(field, "is given, and data too; give one of them")
+        else:
+            if (
+                not isinstance(size, int)
+                or isinstance(size, bool)
+                or not 0 <= size <= len(left)
+                or (last and size < len(left))
+            ):
+                behind = f"{len(left):,} bytes stand behind the JSON"
+                raise InvalidInput(field, f"is {size!r}; {behind}{' for it' if index else ''}")
+            elements = Elements(f"inputs[{index}]", left[:size])
+            left = left[size:]
+        if index == chosen:
+            found = elements
+    return found
 
 
 def _wanted_as_bytes(asked: InferRequest) -> frozenset[str]:

@@ -48,10 +48,18 @@ def numbers_from_json(
     return found.reshape(shape)
 
 
-def files_from_json(text: bytes | memoryview, field: str) -> list[bytes]:
-    """An array of files, each as a text in base64. Raises InvalidInput."""
+def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = False) -> list[bytes]:
+    """An array of files, each as a text in base64; `nested` ones may stand in arrays of their own.
+
+    Raises InvalidInput.
+    """
     try:
-        texts = msgspec.json.decode(text, type=list[str])
+        try:
+            texts = msgspec.json.decode(text, type=list[str])
+        except msgspec.ValidationError:
+            if not nested:
+                raise
+            texts = [alone for (alone,) in msgspec.json.decode(text, type=list[tuple[str]])]
     except msgspec.ValidationError:
         raise InvalidInput(field, "must be an array of files, each as a text in base64") from None
     files = []

@@ -57,6 +57,7 @@ CLASSES, SCORES, PROBABILITIES = "classes", "scores", "probabilities"
 OUTPUTS = {CLASSES: "INT32", SCORES: "FP32", PROBABILITIES: "FP32"}
 OUTPUT_BYTES = 4  # of a number of any of them
 FINAL = "triton_final_response"  # of an answer in a stream: there is no other to its request
+PASSED_OVER = "passed_over"  # of an answer: the input that was not looked at
 CLASSIFICATION = "classification"  # the parameter of an output
 CLASSIFIABLE = (SCORES, PROBABILITIES)
 
@@ -215,7 +216,8 @@ class OpenInference:
         """Adds the windows of shared memory that it uses to `windows`."""
         wanted = self._wanted(request.outputs, model, windows)
         priority, timeout_s = _schedule(request.parameters)
-        images, pixels = self._input(request, model, beside, windows)
+        chosen = looked_at(request)
+        images, pixels = self._input(request, chosen, model, beside, windows)
         for position, output in enumerate(wanted):
             _check_room(f"outputs[{position}]", output, images, model)
         classified = await self._inference.classify(
@@ -230,6 +232,8 @@ class OpenInference:
             model_name=model.name, model_version=model.version_text, id=request.id
         )
         response.parameters["trained"].bool_param = model.manifest.weights.trained
+        if len(request.inputs) > 1:
+            response.parameters[PASSED_OVER].string_param = request.inputs[1 - chosen].name
         try:
             for output in wanted:
                 _add(response, output, classified.answer.outputs, model.labels)
@@ -414,49 +418,44 @@ class OpenInference:
     def _input(
         self,
         request: pb.ModelInferRequest,
+        position: int,
         model: Ready,
         beside: Elements | None,
         windows: list[Window],
     ) -> tuple[int, Callable[[], Awaitable[Pixels | Rows]]]:
-        """How many images a call brings, and what makes their pixels. Raises InvalidInput."""
-        for position, given in enumerate(request.inputs):
-            if given.name not in INPUTS:
-                raise InvalidInput(
-                    f"inputs[{position}].name",
-                    f"is {given.name[:NAME_LIMIT]!r}; {IMAGE} or {ENCODED} is allowed",
-                )
-        if len(request.inputs) != 1:
-            raise InvalidInput(
-                "inputs", f"has {len(request.inputs)} tensors; one is needed: {IMAGE} or {ENCODED}"
-            )
-        tensor = request.inputs[0]
-        _refuse_parameters("inputs[0].parameters", tensor.parameters)
-        if tensor.datatype != INPUTS[tensor.name]:
-            raise _wrong(
-                tensor, "datatype", f"{tensor.datatype[:NAME_LIMIT]!r}", INPUTS[tensor.name]
-            )
+        """How many images a call brings in the input at that position, and what makes their pixels.
+        Raises InvalidInput."""
+        tensor, field = request.inputs[position], f"inputs[{position}]"
+        _refuse_parameters(f"{field}.parameters", tensor.parameters)
+        needed = INPUTS[tensor.name]
+        if tensor.datatype != needed:
+            raise _wrong(tensor, f"{field}.datatype", f"{tensor.datatype[:NAME_LIMIT]!r}", needed)
         shape = tuple(tensor.shape)
         dimensions = _dimensions(model)[tensor.name]
-        if shape[1:] != dimensions or not shape:
-            needed = ", ".join(map(str, ("images", *dimensions)))
-            raise _wrong(tensor, "shape", _brief(shape), f"[{needed}]")
-        self._inference.check_count("inputs[0].shape[0]", shape[0])
-        window = self._window("inputs[0].parameters", tensor.parameters, windows)
+        allowed = (dimensions, ()) if tensor.name == ENCODED else (dimensions,)
+        if shape[1:] not in allowed or not shape:
+            needed = " or ".join(
+                f"[{', '.join(map(str, ('images', *sizes)))}]" for sizes in reversed(allowed)
+            )
+            raise _wrong(tensor, f"{field}.shape", _brief(shape), needed)
+        self._inference.check_count(f"{field}.shape[0]", shape[0])
+        window = self._window(f"{field}.parameters", tensor.parameters, windows)
         if window is not None:
-            elements: Elements | None = _elements_in(window, request, beside)
+            elements: Elements | None = _elements_in(window, request, position, beside)
         else:
-            elements = beside or _elements(request)
+            elements = beside or _elements(request, position)
         make = self._from_files if tensor.name == ENCODED else self._from_pixels
-        return shape[0], partial(make, tensor, elements, model)
+        return shape[0], partial(make, tensor, field, elements, model)
 
     async def _from_pixels(
-        self, tensor: _Tensor, elements: Elements | None, model: Ready
+        self, tensor: _Tensor, place: str, elements: Elements | None, model: Ready
     ) -> Pixels | Rows:
         count = tensor.shape[0]
         needed = count * math.prod(model.spec.shape)
         if elements is None:
-            _check_only(tensor, "uint_contents", needed)
-            flat = await self._inference.made(count, _small_numbers, tensor.contents)
+            place = f"{place}.contents"
+            _check_only(tensor, place, "uint_contents", needed)
+            flat = await self._inference.made(count, _small_numbers, tensor.contents, place)
             return flat.reshape(count, *model.spec.shape)
         field, data, text = elements
         if text:
@@ -471,19 +470,21 @@ class OpenInference:
         limits = self._inference.limits  # the array holds the bytes: there is no copy
         return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
 
-    async def _from_files(self, tensor: _Tensor, elements: Elements | None, model: Ready) -> Pixels:
+    async def _from_files(
+        self, tensor: _Tensor, place: str, elements: Elements | None, model: Ready
+    ) -> Pixels:
         count = tensor.shape[0]
         files: Sequence[bytes]
         if elements is None:
-            field = "inputs[0].contents.bytes_contents"
-            _check_only(tensor, "bytes_contents", count)
+            field = f"{place}.contents.bytes_contents"
+            _check_only(tensor, f"{place}.contents", "bytes_contents", count)
             files = tensor.contents.bytes_contents
         else:
             field, data, text = elements
             if isinstance(data, Window):
                 return await self._from_lent_files(tensor, field, data, model)
             if text:
-                files = files_from_json(data, field)
+                files = files_from_json(data, field, nested=len(tensor.shape) > 1)
                 if len(files) != count:
                     raise _wrong_size(field, "elements", len(files), tensor, count)
             else:
@@ -506,7 +507,7 @@ class OpenInference:
         try:
             held = window.byte_size
             self._intake.hold(held)
-            return await self._from_files(tensor, Elements(field, window.read()), model)
+            return await self._from_files(tensor, "", Elements(field, window.read()), model)
         finally:
             self._intake.drop(held)
 
@@ -565,7 +566,7 @@ def _dimensions(model: Ready) -> dict[str, tuple[int, ...]]:
     manifest = model.manifest
     return {
         IMAGE: model.spec.shape,
-        ENCODED: (),
+        ENCODED: (1,),  # perf_analyzer takes a tensor without dimensions for none
         CLASSES: (manifest.top_k,),
         SCORES: (manifest.top_k,),
         PROBABILITIES: (manifest.classes,),
@@ -603,8 +604,30 @@ def _refuse_parameters(field: str, names: Iterable[str]) -> None:
             raise InvalidInput(f"{field}[{name}]", REFUSED[name])
 
 
-def _wrong(tensor: _Tensor, part: str, given: str, needed: str) -> InvalidInput:
-    return InvalidInput(f"inputs[0].{part}", f"of {tensor.name!r} is {given}; {needed} is needed")
+def looked_at(request: pb.ModelInferRequest) -> int:
+    """The position of the input to classify: the only one, or the pixels where both are there.
+
+    Metadata names both inputs, and clients that fill every input it names, as perf_analyzer does
+    with random bytes, would else get nothing but errors. Raises InvalidInput.
+    """
+    names = [given.name for given in request.inputs]
+    for position, name in enumerate(names):
+        if name not in INPUTS:
+            raise InvalidInput(
+                f"inputs[{position}].name",
+                f"is {name[:NAME_LIMIT]!r}; {IMAGE} or {ENCODED} is allowed",
+            )
+    if len(names) == 1:
+        return 0
+    if sorted(names) != sorted(INPUTS):
+        raise InvalidInput(
+            "inputs", f"has {len(names)} tensors; one is needed: {IMAGE} or {ENCODED}"
+        )
+    return names.index(IMAGE)
+
+
+def _wrong(tensor: _Tensor, field: str, given: str, needed: str) -> InvalidInput:
+    return InvalidInput(field, f"of {tensor.name!r} is {given}; {needed} is needed")
 
 
 def _wrong_size(
@@ -622,21 +645,21 @@ def _brief(shape: Sequence[int]) -> str:
     return f"[{first}{', ...' if len(shape) > 8 else ''}]"
 
 
-def _check_only(tensor: _Tensor, field: str, elements: int) -> None:
+def _check_only(tensor: _Tensor, place: str, field: str, elements: int) -> None:
     """Raises InvalidInput unless the typed contents are so many elements in that field alone."""
     contents = tensor.contents
     for descriptor, _ in contents.ListFields():
         if descriptor.name != field:
             raise InvalidInput(
-                f"inputs[0].contents.{descriptor.name}",
+                f"{place}.{descriptor.name}",
                 f"is given; {tensor.name!r} is {tensor.datatype}, which comes in {field}",
             )
     given = len(getattr(contents, field))
     if given != elements:
-        raise _wrong_size(f"inputs[0].contents.{field}", "elements", given, tensor, elements)
+        raise _wrong_size(f"{place}.{field}", "elements", given, tensor, elements)
 
 
-def _small_numbers(contents: pb.InferTensorContents) -> NDArray[np.uint8]:
+def _small_numbers(contents: pb.InferTensorContents, place: str) -> NDArray[np.uint8]:
     """The values of uint_contents, which must be all there is; raises InvalidInput above 255.
 
     Read from the message's bytes, where a number below 128 is one byte, and one below 256 is that
@@ -651,31 +674,40 @@ def _small_numbers(contents: pb.InferTensorContents) -> NDArray[np.uint8]:
     follows = np.zeros(len(packed), np.bool_)
     np.greater_equal(packed[:-1], 128, out=follows[1:])
     if (packed[follows] != 1).any():
-        raise InvalidInput("inputs[0].contents.uint_contents", "has a number above 255")
+        raise InvalidInput(f"{place}.uint_contents", "has a number above 255")
     return packed[~follows]
 
 
-def _elements(request: pb.ModelInferRequest) -> Elements | None:
-    """The raw elements of the one input; None where they are typed. Raises InvalidInput."""
-    name = request.inputs[0].name
+def _elements(request: pb.ModelInferRequest, position: int) -> Elements | None:
+    """The raw elements of an input; None where they are typed. Raises InvalidInput."""
+    tensor = request.inputs[position]
     raw = len(request.raw_input_contents)
-    typed = request.inputs[0].HasField("contents")
+    typed = tensor.HasField("contents")
     if raw and typed:
         raise InvalidInput(
             "raw_input_contents",
-            f"is given, and the contents of {name!r} too; give one of them",
+            f"is given, and the contents of {tensor.name!r} too; give one of them",
         )
-    if raw > 1 or not (raw or typed):
-        raise InvalidInput("raw_input_contents", f"has {raw} entries; one is needed, for {name!r}")
-    return Elements("raw_input_contents[0]", request.raw_input_contents[0]) if raw else None
+    if typed:
+        return None
+    # An entry for each input, but for those that stand in shared memory.
+    holders = [n for n, given in enumerate(request.inputs) if REGION not in given.parameters]
+    if raw != len(holders):
+        names = " and ".join(repr(request.inputs[n].name) for n in holders)
+        needed = "one is needed, for" if len(holders) == 1 else "two are needed, for"
+        raise InvalidInput("raw_input_contents", f"has {raw} entries; {needed} {names}")
+    entry = holders.index(position)
+    return Elements(f"raw_input_contents[{entry}]", request.raw_input_contents[entry])
 
 
 def _elements_in(
-    window: Window, request: pb.ModelInferRequest, beside: Elements | None
+    window: Window, request: pb.ModelInferRequest, position: int, beside: Elements | None
 ) -> Elements:
-    tensor = request.inputs[0]
-    field = f"inputs[0].parameters[{REGION}]"
-    if beside is not None or request.raw_input_contents or tensor.HasField("contents"):
+    tensor = request.inputs[position]
+    field = f"inputs[{position}].parameters[{REGION}]"
+    others = len(request.inputs) - 1  # whose contents are nobody's business
+    twice = len(request.raw_input_contents) > others or tensor.HasField("contents")
+    if beside is not None or twice:
         raise InvalidInput(field, f"is given, and the contents of {tensor.name!r} too; give one")
     return Elements(field, window)
 
