@@ -19,7 +19,7 @@ import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
 from server.errors import DeadlineUnreachable, Overloaded
@@ -155,7 +155,7 @@ class Latency:
     """
 
     WINDOW = 20
-    STALE_S = 1.0
+    STALE_S = 0.5  # twenty batches of ResNet-50
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -313,6 +313,7 @@ class Deadline:
     def add(
         self, model: str, lanes: Sequence[Lane], *, objective_s: float, weight: float = 1.0
     ) -> None:
+        lanes = [replace(lane, max_batch=_worthwhile(lane)) for lane in lanes]
         latencies = [Latency(lane.profile) for lane in lanes]
         self._queues[model] = _Queue(
             model,
@@ -660,8 +661,7 @@ class Deadline:
         plans = []
         for lane, latency in zip(lanes, latencies, strict=True):
             at_once = min(lane.count, self._units // lane.units)
-            sizes = {1 << power for power in range(lane.max_batch.bit_length())}
-            for rows in sizes | {lane.max_batch}:
+            for rows in _sizes(lane):
                 plans.append(_Plan(latency, rows, lane.profile(rows) / rows / at_once))
         # The cheapest a row first; a plan that is dearer and slower than another is none.
         plans.sort(key=lambda plan: plan.row_s)
@@ -671,6 +671,23 @@ class Deadline:
             if not kept or seconds < kept[-1].latency.profile(kept[-1].rows):
                 kept.append(plan)
         return kept
+
+
+def _sizes(lane: Lane) -> Sequence[int]:
+    """The batch sizes to plan with."""
+    return sorted({1 << power for power in range(lane.max_batch.bit_length())} | {lane.max_batch})
+
+
+def _worthwhile(lane: Lane) -> int:
+    """The rows beyond which a batch is no cheaper a row, by a hundredth: more would keep the lane
+    for longer from those that are due next, and nobody would gain.
+
+    (ResNet-50 on one core: 8 rows take 60.4 ms, 4 take 30.0. In tests/simulate.py it makes up to
+    1 % more answers in time.)
+    """
+    sizes = _sizes(lane)
+    least_s = min(lane.profile(rows) / rows for rows in sizes)
+    return next(rows for rows in sizes if lane.profile(rows) / rows <= 1.01 * least_s)
 
 
 def _finish_s(plan: _Plan, begins_s: float, rows: int, share: _Share) -> float:
