@@ -28,7 +28,7 @@ BUILDER := pyproject.toml server/repository/__init__.py server/golden.py server/
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap gpu-lane clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap bench-beside gpu-lane clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +79,10 @@ bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serv
 bench-swap: MODEL ?= resnet50
 bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load: calls lost, and their latency
 	$(PY) -m tests.bench_swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+
+bench-beside: MODEL ?= resnet50
+bench-beside: $(DEV) ## clients/bench.py beside perf_analyzer, which ARGS="--perf-analyzer PATH" names
+	$(PY) -m tests.bench_beside --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
 gpu-lane: ## check and measure the engines on this machine's GPU, by VENV or else PYTHON; results in OUT

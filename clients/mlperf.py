@@ -33,6 +33,9 @@ from clients.sender import connected
 
 RULES = "resnet50"
 WHOLE_RUN_S = 600.0
+LEAST_QUERIES = 100  # of a shorter run
+CROWD = 16  # calls at a time that find out what a server can do
+AMPLE = 1.2
 EXPECTED_SHARE = 0.5  # of the latency of a lone call: too low only costs memory
 SUMMARY = "mlperf_log_summary.txt"
 RETRY_S = 0.005  # after a refusal without a hint: a query must be answered however late
@@ -64,7 +67,7 @@ def run(asked: Asked, console: Any) -> tuple[dict[str, Any], int]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
     console.print(f"{asked.scenario}: LoadGen writes to {folder}", highlight=False)
-    outcome = run_loop(_serve(plan, settings, folder))
+    outcome = run_loop(_serve(plan, asked.scenario, settings, folder, departures))
     return _result(asked, folder, outcome, departures, console)
 
 
@@ -78,19 +81,11 @@ def _settings(asked: Asked) -> tuple[Any, list[str]]:
     settings.mode = lg.TestMode.PerformanceOnly
     # 0: the rules that are part of the library; no file is read.
     settings.FromConfig("", RULES, asked.scenario, 0)
-    least_queries = settings.min_query_count
     if plan.duration_s < WHOLE_RUN_S:
         settings.min_duration_ms = round(plan.duration_s * 1e3)
         departures.append(f"it is made for {plan.duration_s:g} s, not {WHOLE_RUN_S:g} s")
-        if asked.scenario == "Offline":
-            rate_hz = plan.rate_hz or 1.0
-            settings.min_query_count = min(least_queries, max(1, round(rate_hz * plan.duration_s)))
-        else:
-            settings.min_query_count = min(least_queries, 100)
-    if settings.min_query_count < least_queries:
-        departures.append(
-            f"at least {settings.min_query_count} samples are asked for, not {least_queries}"
-        )
+        if asked.scenario != "Offline":
+            departures += _fewer(settings, LEAST_QUERIES)
     if asked.scenario == "Server":
         if plan.rate_hz is None:
             raise Unaskable("--scenario Server needs a --rate: the queries a second to aim at")
@@ -98,15 +93,27 @@ def _settings(asked: Asked) -> tuple[Any, list[str]]:
         if asked.mlperf_target_s:
             settings.server_target_latency_ns = round(asked.mlperf_target_s * 1e9)
             departures.append(f"the limit is {asked.mlperf_target_s * 1e3:g} ms at p99, not 15 ms")
-    if asked.scenario == "Offline":
-        if plan.rate_hz is None:
-            raise Unaskable("--scenario Offline needs a --rate: the images a second expected")
-        settings.offline_expected_qps = plan.rate_hz
+    if asked.scenario == "Offline" and plan.rate_hz is None and not plan.warmup_s:
+        raise Unaskable(
+            "--scenario Offline needs a --rate, the images a second expected, or a --warmup to "
+            "find it out"
+        )
     return settings, departures
 
 
-async def _serve(plan: Plan, settings: Any, folder: Path) -> Outcome:
-    """LoadGen on a thread of its own, its queries answered here."""
+def _fewer(settings: Any, queries: int) -> list[str]:
+    """Has fewer queries asked for than the rules want; gives how that departs from them."""
+    least = settings.min_query_count
+    if queries >= least:
+        return []
+    settings.min_query_count = queries
+    return [f"at least {queries} samples are asked for, not {least}"]
+
+
+async def _serve(
+    plan: Plan, scenario: str, settings: Any, folder: Path, departures: list[str]
+) -> Outcome:
+    """LoadGen on a thread of its own, its queries answered here. Adds to `departures`."""
     loop = asyncio.get_running_loop()
     samples = settings.performance_sample_count_override
     async with AsyncExitStack() as stack:
@@ -117,6 +124,12 @@ async def _serve(plan: Plan, settings: Any, folder: Path) -> Outcome:
         if expected_s is not None:  # from it LoadGen knows how many queries to make beforehand
             settings.single_stream_expected_latency_ns = round(EXPECTED_SHARE * expected_s * 1e9)
             settings.multi_stream_expected_latency_ns = round(EXPECTED_SHARE * expected_s * 1e9)
+        if scenario == "Offline":
+            # One query of so many samples: too few, and the run is too short to be valid.
+            rate_hz = plan.rate_hz or AMPLE * await answering.crowd(plan.warmup_s)
+            settings.offline_expected_qps = rate_hz
+            if plan.duration_s < WHOLE_RUN_S:
+                departures += _fewer(settings, max(1, round(rate_hz * plan.duration_s)))
         over = asyncio.Event()
 
         def issue(queried: Sequence[Any]) -> None:  # on LoadGen's thread; must return at once
@@ -185,6 +198,27 @@ class _Answering:
                 raise translated(call.failure(), connected=True)
             latencies.append(clock() - began_s)
         return median(latencies) if latencies else None
+
+    async def crowd(self, seconds: float) -> float:
+        """Images a second of CROWD callers who ask and wait, for so long. Raises ClassifierError
+        where no call is answered."""
+        ends_s = clock() + seconds
+        done = 0
+
+        async def caller() -> None:
+            nonlocal done
+            while clock() < ends_s:
+                call = await self._ask(range(self._images))
+                if call.code:
+                    if not done:
+                        raise translated(call.failure(), connected=True)
+                    await asyncio.sleep(RETRY_S)
+                else:
+                    done += self._images
+
+        began_s = clock()
+        await asyncio.gather(*(caller() for _ in range(CROWD)))
+        return done / (clock() - began_s)
 
     def take(self, query: Query, issued_s: float) -> None:
         for first in range(0, len(query), self._images):

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests import bench_overload, bench_page
+from tests import bench_beside, bench_overload, bench_page
 from tests.bench_cost import (
     MEANING,
     OTHER,
@@ -306,3 +306,19 @@ def test_every_phase_has_a_colour_and_a_meaning() -> None:
     phases = {*PHASES, OTHER, UNSPLIT}
     assert bench_page.COLOURS.keys() == phases
     assert MEANING.keys() == phases
+
+
+def test_of_perf_analyzer_its_clients_figures_are_read() -> None:
+    text = """Request concurrency: 16
+  Client:
+    Request count: 37284
+    Throughput: 6730.35 infer/sec
+    Avg latency: 2368 usec (standard deviation 539 usec)
+    p50 latency: 2289 usec
+    p90 latency: 2906 usec
+    p99 latency: 3816 usec
+  Server:
+    Inference count: 37286
+"""
+    assert bench_beside.told(text) == (6730.35, 2.289, 3.816)
+    assert bench_beside.told("error: failed to get model metadata") is None

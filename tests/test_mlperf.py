@@ -17,6 +17,7 @@ from tests.test_bench import run_script
         ("MultiStream", ["--images-per-call=8", "--warmup=0.2"]),
         ("Server", ["--rate=50", "--mlperf-latency-ms=500", "--warmup=0"]),
         ("Offline", ["--rate=400", "--images-per-call=16", "--warmup=0"]),
+        ("Offline", ["--images-per-call=16", "--warmup=0.2"]),  # finds out the rate by itself
     ],
 )
 async def test_a_scenario_is_judged_by_loadgen(
@@ -42,8 +43,11 @@ async def test_a_scenario_is_judged_by_loadgen(
     assert process.returncode == (0 if found["valid"] else 3)
 
 
-async def test_the_server_scenario_needs_a_rate(tmp_path: Path) -> None:
-    process = await run_script("--model=tiny", "--scenario=Server", f"--mlperf-dir={tmp_path}")
+@pytest.mark.parametrize("options", [["--scenario=Server"], ["--scenario=Offline", "--warmup=0"]])
+async def test_a_scenario_that_can_not_know_its_rate_asks_for_one(
+    tmp_path: Path, options: list[str]
+) -> None:
+    process = await run_script("--model=tiny", *options, f"--mlperf-dir={tmp_path}")
     _, err = await process.communicate()
     assert process.returncode == 1
     assert b"needs a --rate" in err
