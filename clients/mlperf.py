@@ -201,7 +201,7 @@ class _Answering:
 
     async def crowd(self, seconds: float) -> float:
         """Images a second of CROWD callers who ask and wait, for so long. Raises ClassifierError
-        where no call is answered."""
+        where a call fails in a way that asking again can't mend, or none is answered."""
         ends_s = clock() + seconds
         done = 0
 
@@ -209,15 +209,20 @@ class _Answering:
             nonlocal done
             while clock() < ends_s:
                 call = await self._ask(range(self._images))
-                if call.code:
-                    if not done:
-                        raise translated(call.failure(), connected=True)
-                    await asyncio.sleep(RETRY_S)
-                else:
+                if STATUSES[call.code] == OK:
                     done += self._images
+                    continue
+                error = translated(call.failure(), connected=True)
+                if STATUSES[call.code] not in RETRIED:
+                    raise error
+                await asyncio.sleep(error.retry_after_s or RETRY_S)
 
         began_s = clock()
         await asyncio.gather(*(caller() for _ in range(CROWD)))
+        if not done:
+            raise ClassifierError(
+                f"none of {CROWD} callers was answered within {seconds:g} s; say a --rate"
+            )
         return done / (clock() - began_s)
 
     def take(self, query: Query, issued_s: float) -> None:

@@ -548,8 +548,8 @@ class Deadline:
         return chosen
 
     def _form(self, queue: _Queue, index: int, now_s: float) -> Batch | None:
-        """The largest batch that keeps the tightest deadline in it; None where the call that was
-        first in line had to be given up."""
+        """The largest worthwhile batch that keeps the tightest deadline in it; None where the call
+        that was first in line had to be given up."""
         heap = queue.heap
         head = heap[0][3]
         lane, latency = queue.lanes[index], queue.latencies[index]

@@ -343,6 +343,14 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         ("/v1/models/tiny/versions/9:classify", png(1), 404, "", "has no version 9; it has 2, 1"),
         ("/v1/models/tiny/versions/1:classify", png(1), 503, "", "version 1 is unavailable"),
         ("/v2/models/other/infer", json.dumps(one).encode(), 404, "", "there are tiny"),
+        ("/v2/models/other/infer", b'{"inputs": []}', 404, "", "there are tiny"),
+        (
+            INFER,
+            wrong(name="encoded", datatype="BYTES", shape=[1], data=["a"]).replace(
+                b'"a"', b'"\xff"'
+            ),
+            *(400, "inputs[0].data", "must be an array of files"),
+        ),
         (INFER, b"", 400, "body", "truncated"),
         (INFER, b"{}", 400, "body", "missing required field `inputs`"),
         (INFER, b'{"inputs": [3]}', 400, "inputs[0]", "Expected `object`, got `int`"),

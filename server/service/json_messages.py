@@ -215,7 +215,10 @@ def _elements(
 
     Each input's bytes stand behind those of the one before it. Raises InvalidInput.
     """
-    chosen = looked_at(request)
+    try:
+        chosen = looked_at(request)
+    except InvalidInput:
+        return None  # for the service to say, once it has found the model
     found: Elements | None = None
     left = binary
     for index, tensor in enumerate(inputs):

@@ -60,7 +60,7 @@ def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = Fals
             if not nested:
                 raise
             texts = [alone for (alone,) in msgspec.json.decode(text, type=list[tuple[str]])]
-    except msgspec.ValidationError:
+    except (msgspec.DecodeError, UnicodeDecodeError):  # or a text that is not UTF-8
         raise InvalidInput(field, "must be an array of files, each as a text in base64") from None
     files = []
     for index, encoded in enumerate(texts):

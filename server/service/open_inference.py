@@ -1,6 +1,6 @@
 """The Open Inference Protocol: Classify for clients that were not written for convserve.
 
-A call brings one tensor, which goes to the host as it came, and gets the host's arrays back as they
+A call's tensor goes to the host as it came, and gets the host's arrays back as they
 are; proto/open_inference.proto says what the tensors mean.
 """
 
