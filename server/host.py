@@ -19,7 +19,7 @@ from server.backlog import Backlog
 from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.metrics import ModelMetrics
-from server.schedule import Batch, Call, Lane, Policy, Profile
+from server.schedule import Batch, Call, Lane, Policy, Profile, planned_sizes
 from server.tracing import Trace, Tracing
 
 log = logging.getLogger(__name__)
@@ -509,9 +509,7 @@ def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[
     """The lanes of an engine, each with its profile by `measure(instance, rows)` in seconds."""
     lanes = []
     for group in instances_by_units(engine):
-        sizes = sorted(
-            {1 << power for power in range(engine.max_batch.bit_length())} | {engine.max_batch}
-        )
+        sizes = planned_sizes(engine.max_batch)
         profile = Profile({size: measure(group[0], size) for size in sizes})
         lanes.append(Lane(group[0].units, len(group), engine.max_batch, profile))
     return lanes

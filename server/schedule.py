@@ -661,7 +661,7 @@ class Deadline:
         plans = []
         for lane, latency in zip(lanes, latencies, strict=True):
             at_once = min(lane.count, self._units // lane.units)
-            for rows in _sizes(lane):
+            for rows in planned_sizes(lane.max_batch):
                 plans.append(_Plan(latency, rows, lane.profile(rows) / rows / at_once))
         # The cheapest a row first; a plan that is dearer and slower than another is none.
         plans.sort(key=lambda plan: plan.row_s)
@@ -673,9 +673,9 @@ class Deadline:
         return kept
 
 
-def _sizes(lane: Lane) -> Sequence[int]:
-    """The batch sizes to plan with."""
-    return sorted({1 << power for power in range(lane.max_batch.bit_length())} | {lane.max_batch})
+def planned_sizes(max_batch: int) -> Sequence[int]:
+    """The batch sizes to measure and to plan with, ascending."""
+    return sorted({1 << power for power in range(max_batch.bit_length())} | {max_batch})
 
 
 def _worthwhile(lane: Lane) -> int:
@@ -685,7 +685,7 @@ def _worthwhile(lane: Lane) -> int:
     (ResNet-50 on one core: 8 rows take 60.4 ms, 4 take 30.0. In tests/simulate.py it makes up to
     1 % more answers in time.)
     """
-    sizes = _sizes(lane)
+    sizes = planned_sizes(lane.max_batch)
     least_s = min(lane.profile(rows) / rows for rows in sizes)
     return next(rows for rows in sizes if lane.profile(rows) / rows <= 1.01 * least_s)
 
