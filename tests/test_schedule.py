@@ -86,6 +86,18 @@ def test_one_hiccup_frightens_nobody_and_nothing_is_faster_than_at_load() -> Non
     assert latency.usual == 1.0
 
 
+def test_the_careful_latency_is_about_the_99th_percentile_of_an_exponential_tail() -> None:
+    draw, profile = random.Random(1), Profile({1: 1.0})
+    estimates = []
+    for _ in range(400):
+        latency = Latency(profile)
+        for _ in range(Latency.WINDOW):
+            latency.learn(1, 1.0 + draw.expovariate(1 / 0.1), 0.0)
+        estimates.append(latency.careful)
+    percentile = 1.0 + 0.1 * math.log(100)
+    assert sum(estimates) / len(estimates) == pytest.approx(percentile, rel=0.05)
+
+
 def test_a_lane_that_has_not_run_for_a_while_is_judged_by_its_profile_again() -> None:
     wide = Lane(2, 1, 8, Profile({1: 0.010}))
     narrow = Lane(1, 2, 8, Profile({1: 0.018}))
