@@ -208,7 +208,8 @@ class _Answering:
         async def caller() -> None:
             nonlocal done
             while clock() < ends_s:
-                call = await self._ask(range(self._images))
+                async with self._slots:
+                    call = await self._ask(range(self._images))
                 if STATUSES[call.code] == OK:
                     done += self._images
                     continue
@@ -218,7 +219,12 @@ class _Answering:
                 await asyncio.sleep(error.retry_after_s or RETRY_S)
 
         began_s = clock()
-        await asyncio.gather(*(caller() for _ in range(CROWD)))
+        callers = [asyncio.ensure_future(caller()) for _ in range(CROWD)]
+        try:
+            await asyncio.gather(*callers)
+        finally:
+            for one in callers:  # where one of them fails, nobody else goes on asking
+                one.cancel()
         if not done:
             raise ClassifierError(
                 f"none of {CROWD} callers was answered within {seconds:g} s; say a --rate"

@@ -38,6 +38,7 @@ from tests.bench_serving import (
     served_engine,
 )
 
+DEADLINE_MS = 60_000  # bench.py's calls have one; perf_analyzer's do not
 WINDOWS = 3  # of perf_analyzer's, at least; it wants them alike, and we take them as they are
 UNSTABLE = "999"
 
@@ -84,8 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _ours(server: ServedEngine, args: argparse.Namespace, seconds: float) -> Figures:
-    load = ("--rate", str(args.rate)) if args.rate else ("--concurrency", str(args.callers))
-    report = server.load("--protocol", "oip", "--input", "raw", *load, seconds=seconds)
+    load: tuple[str, ...] = ("--concurrency", str(args.callers))
+    if args.rate:
+        load = ("--rate", str(args.rate))
+    load += ("--protocol", "oip", "--input", "raw", "--deadline-ms", str(DEADLINE_MS))
+    report = server.load(*load, seconds=seconds)
+    if set(report["counts"]) != {"OK"}:
+        raise SystemExit(f"bench: not all calls of bench.py were answered: {report['counts']}")
     latency = report["latency_ms"]
     return Figures(report["calls_hz"], latency["p50"], latency["p99"])
 
@@ -98,7 +104,10 @@ def _theirs(server: ServedEngine, given: Path, args: argparse.Namespace) -> Figu
     command = [program, "-m", server.model, "-i", "grpc", "-u", f"127.0.0.1:{server.port}"]
     command += ["-p", str(round(seconds * 1e3 / WINDOWS)), "-r", str(WINDOWS), "-s", UNSTABLE]
     command += ["--async", "--max-threads", str(CALLERS), "--input-data", str(given), *load]
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError as error:
+        raise SystemExit(f"bench: --perf-analyzer: {error}") from None
     figures = told(done.stdout)
     if figures is None:
         raise SystemExit(f"bench: {program} measured nothing:\n{done.stdout}{done.stderr}")

@@ -330,6 +330,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
     pixels = rows(1).reshape(-1).tolist()
     behind = encoded(b"")["inputs"][0] | {"parameters": {"binary_data_size": 5}}
     del behind["data"]
+    without_data = {name: value for name, value in one["inputs"][0].items() if name != "data"}
     calls: list[tuple[str, bytes, int, str, str]] = [
         (CLASSIFY, b"", 400, "body", "is empty; a JPEG, PNG"),
         (CLASSIFY, b"no image", 400, "body", "none of these formats"),
@@ -372,6 +373,11 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (INFER, wrong(data=[*pixels[1:], -1]), 400, "inputs[0].data", "has '-' in it"),
         (INFER, wrong(data=[*pixels[1:], "1"]), 400, "inputs[0].data", "whole numbers are needed"),
         (INFER, wrong(data=7), 400, "inputs[0].data", "has 0 numbers"),
+        (
+            INFER,
+            json.dumps({"inputs": [without_data]}).encode(),
+            *(400, "inputs[0].data", "of 'image' is missing"),
+        ),
         (INFER, json.dumps(encoded(b"no image")).encode(), 400, "inputs[0].data[0]", "the file of"),
         (
             INFER,

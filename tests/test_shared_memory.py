@@ -230,6 +230,16 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
         request.outputs.extend(outputs)
         return request
 
+    def with_files(entries: int, typed: bool = False) -> Any:
+        request = call()
+        encoded = request.inputs.add(name="encoded", datatype="BYTES", shape=[1])
+        request.raw_input_contents.extend([b"whatever"] * entries)
+        if typed:
+            encoded.contents.bytes_contents.append(b"whatever")
+        return request
+
+    typed = call()
+    typed.inputs[0].contents.uint_contents.append(0)
     small = pb.ModelInferRequest.InferRequestedOutputTensor(name="classes")
     small.parameters[region].string_param = "mine"
     small.parameters["shared_memory_byte_size"].int64_param = 39
@@ -247,7 +257,10 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
         (call(shared_memory_offset=1 << 62), "region 'mine' has 4,000"),
         (call(shared_memory_byte_size=None), "parameters[shared_memory_byte_size]: is missing"),
         (call(shared_memory_byte_size="1"), "must be a whole number"),
-        (call(raw=bytes(ROW_BYTES)), "is given, and the contents of 'image' too"),
+        (call(raw=bytes(ROW_BYTES)), "raw_input_contents: has 1 entries; none is needed"),
+        (typed, "and the contents of 'image' too; give one of them"),
+        (with_files(2), "raw_input_contents: has 2 entries; one is needed, for 'encoded'"),
+        (with_files(1, typed=True), "is given, and the contents of 'encoded' too"),
         (call([small]), "is 39; 'classes' of 1 images needs 40"),
         (call([texts]), "and classification too, which goes into the response only"),
     ]
@@ -256,6 +269,7 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
         for request, words in cases:
             assert words in await refused(served, request)
         assert await infer(served, call())
+        assert await infer(served, with_files(1))  # they are passed over
         await client.unregister_system_shared_memory()
         assert held(file) == 0  # no refusal keeps it in use
 

@@ -232,6 +232,8 @@ def _elements(
                 raise InvalidInput(field, f"is missing; {len(left):,} bytes stand behind the JSON")
             if data:
                 elements = Elements(f"inputs[{index}].data", data, text=True)
+            elif index == chosen and REGION not in tensor.parameters:
+                raise InvalidInput(f"inputs[{index}].data", f"of {tensor.name!r} is missing")
         elif data:
             raise InvalidInput(field, "is given, and data too; give one of them")
         else:

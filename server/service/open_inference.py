@@ -680,35 +680,51 @@ def _small_numbers(contents: pb.InferTensorContents, place: str) -> NDArray[np.u
 
 def _elements(request: pb.ModelInferRequest, position: int) -> Elements | None:
     """The raw elements of an input; None where they are typed. Raises InvalidInput."""
-    tensor = request.inputs[position]
-    raw = len(request.raw_input_contents)
-    typed = tensor.HasField("contents")
-    if raw and typed:
-        raise InvalidInput(
-            "raw_input_contents",
-            f"is given, and the contents of {tensor.name!r} too; give one of them",
-        )
-    if typed:
+    holders = _raw_holders(request)
+    if position not in holders:
         return None
-    # An entry for each input, but for those that stand in shared memory.
-    holders = [n for n, given in enumerate(request.inputs) if REGION not in given.parameters]
-    if raw != len(holders):
-        names = " and ".join(repr(request.inputs[n].name) for n in holders)
-        needed = "one is needed, for" if len(holders) == 1 else "two are needed, for"
-        raise InvalidInput("raw_input_contents", f"has {raw} entries; {needed} {names}")
     entry = holders.index(position)
     return Elements(f"raw_input_contents[{entry}]", request.raw_input_contents[entry])
+
+
+def _raw_holders(request: pb.ModelInferRequest) -> Sequence[int]:
+    """The positions of the inputs whose elements are entries of raw_input_contents, in order.
+
+    An input's elements are in one place, and all are typed or all are raw, but for what stands in
+    shared memory. Raises InvalidInput, also for an input that is not looked at: what it holds is
+    nobody's business, but whose an entry is must be certain.
+    """
+    raw = len(request.raw_input_contents)
+    holders = []
+    for index, given in enumerate(request.inputs):
+        region, typed = REGION in given.parameters, given.HasField("contents")
+        if typed and (region or raw):
+            field = f"inputs[{index}].parameters[{REGION}]" if region else "raw_input_contents"
+            raise InvalidInput(
+                field, f"is given, and the contents of {given.name!r} too; give one of them"
+            )
+        if not region and not typed:
+            holders.append(index)
+    if raw == len(holders):
+        return holders
+    names = " and ".join(repr(request.inputs[index].name) for index in holders)
+    needed = (
+        "none is needed, all is in shared memory",
+        f"one is needed, for {names}",
+        f"two are needed, for {names}",
+    )[len(holders)]
+    raise InvalidInput("raw_input_contents", f"has {raw} entries; {needed}")
 
 
 def _elements_in(
     window: Window, request: pb.ModelInferRequest, position: int, beside: Elements | None
 ) -> Elements:
-    tensor = request.inputs[position]
     field = f"inputs[{position}].parameters[{REGION}]"
-    others = len(request.inputs) - 1  # whose contents are nobody's business
-    twice = len(request.raw_input_contents) > others or tensor.HasField("contents")
-    if beside is not None or twice:
-        raise InvalidInput(field, f"is given, and the contents of {tensor.name!r} too; give one")
+    if beside is not None:
+        name = request.inputs[position].name
+        raise InvalidInput(field, f"is given, and the data of {name!r} too; give one of them")
+    if request.raw_input_contents or any(given.HasField("contents") for given in request.inputs):
+        _raw_holders(request)  # none of them is this input's, but all must have their places
     return Elements(field, window)
 
 
