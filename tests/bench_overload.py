@@ -229,7 +229,8 @@ def _drawn(found: Mapping[str, Any]) -> Any:
     capacity_hz = found["capacity_hz"]
     axes.axhline(capacity_hz, color="0.6", linewidth=1, linestyle="--")
     axes.annotate("capacity", (0, capacity_hz), (3, 3), textcoords="offset points", color="0.4")
-    for policy, colour in zip(POLICIES, (BLUE, RED), strict=True):
+    # The name of each at its end, where the other curve does not go.
+    for policy, colour, above in zip(POLICIES, (BLUE, RED), (-16, 8), strict=True):
         points = [one for one in found["figures"] if one["policy"] == policy]
         offered = [point["offered_hz"] for point in points]
         good = [point["goodput_hz"] for point in points]
@@ -237,7 +238,7 @@ def _drawn(found: Mapping[str, Any]) -> Any:
         axes.annotate(
             f"--policy {policy}",
             (offered[-1], good[-1]),
-            (0, 8),
+            (0, above),
             textcoords="offset points",
             ha="right",
             color=colour,
@@ -247,7 +248,7 @@ def _drawn(found: Mapping[str, Any]) -> Any:
         ylabel=f"answered within {found['deadline_ms']:g} ms, a second",
         title=title(found),
         xlim=(0, None),
-        ylim=(0, 1.15 * capacity_hz),
+        ylim=(0, 1.15 * max(capacity_hz, *(one["goodput_hz"] for one in found["figures"]))),
     )
     return figure
 

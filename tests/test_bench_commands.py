@@ -289,6 +289,11 @@ def test_the_same_figures_give_the_same_small_plots(tmp_path: Path) -> None:
         assert b"<text" in texts[0], name
 
 
+def test_the_curve_of_overload_stays_within_its_plot_above_capacity_too() -> None:
+    axes = bench_overload._drawn({**OVERLOAD, "capacity_hz": 10.0}).axes[0]
+    assert axes.get_ylim()[1] > 76.0
+
+
 def test_figures_of_another_machine_are_not_kept() -> None:
     stored = {"machine": HERE, "served": {"small": served()}, "cost": {}}
     assert bench_page.known(stored, HERE) == stored
