@@ -15,6 +15,9 @@ from tests.simulate import CPU, GPU, MODEL, Arrival, Device, compare, poisson, s
 
 ONE = Device("one", 1, (Lane(1, 1, 8, Profile({1: 0.005, 8: 0.012})),), 0.100)
 
+# A network so small that one core serves it, on a device of two.
+TINY = Device("tiny", 2, (Lane(1, 1, 64, Profile({1: 0.0001, 64: 0.001})),), 0.020)
+
 
 def deadline_policy(device: Device, capacity: int = 1 << 16) -> Deadline:
     policy = Deadline(device.units, capacity)
@@ -337,7 +340,7 @@ def test_a_model_that_floods_can_not_take_anothers_share_and_idle_shares_are_len
 
 
 @pytest.mark.parametrize("load", [0.5, 1.0, 2.0, 5.0])
-@pytest.mark.parametrize("device", [CPU, GPU, ONE], ids=lambda device: device.name)
+@pytest.mark.parametrize("device", [CPU, GPU, ONE, TINY], ids=lambda device: device.name)
 def test_nobody_admitted_is_late_while_latencies_keep_to_the_profile(
     device: Device, load: float
 ) -> None:
@@ -357,6 +360,13 @@ def test_goodput_is_the_highest_and_near_the_clairvoyant_bound(device: Device, l
     ours = row.shares.pop("deadline")
     assert ours >= max(row.shares.values()) - 0.005, row
     assert ours >= 0.95
+
+
+def test_in_a_burst_lanes_of_one_kind_are_filled_to_its_end() -> None:
+    row = compare(GPU, "bursts", 1.0, 40)
+    ours = row.shares.pop("deadline")
+    assert ours >= max(row.shares.values()), row
+    assert ours >= 0.955, row  # by the mean of the lanes it was 0.951
 
 
 def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() -> None:
