@@ -483,18 +483,20 @@ class Deadline:
         return min(_finish_s(plan, begin, max(1, rows), share) for plan in queue.plans)
 
     def _begin(self, queue: _Queue, now_s: float) -> _Begin:
-        """When what waits begins: with lanes of one kind and nothing else on the device it is known
-        of each, as what waits goes to them in turn.
+        """When what waits begins: with several lanes, all of one kind, and nothing else on the
+        device it is known of each, as what waits goes to them in turn.
 
         Under lasting overload the mean is taken, which is later by a quarter of a batch: those few
         who are let in more would be just in time, and any batch that is slower would be cut.
         """
         mean_s = now_s + self._residual_s(now_s)
-        if len(queue.lanes) > 1 or len(self._queues) > 1 or self._spare <= self.SPARE:
-            return _Begin(mean_s, ())
         lane = queue.lanes[0]
+        at_once = min(lane.count, self._units // lane.units)
+        alike = len(queue.lanes) == 1 and at_once > 1
+        if not alike or len(self._queues) > 1 or self._spare <= self.SPARE:
+            return _Begin(mean_s, ())
         lanes_s = sorted(now_s + abs(run.ends_s - now_s) for run in self._running.values())
-        idle = min(lane.count, self._units // lane.units) - len(lanes_s)
+        idle = at_once - len(lanes_s)
         return _Begin(mean_s, [now_s] * idle + lanes_s)
 
     def _residual_s(self, now_s: float) -> float:
