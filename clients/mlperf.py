@@ -182,6 +182,7 @@ class _Answering:
         self._images = plan.kinds[0].images
         self._timeout_s = plan.deadlines_s[0]
         self._slots = asyncio.Semaphore(plan.max_in_flight)
+        self._crowd = min(CROWD, plan.max_in_flight)
         self._zero_s = clock()
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -200,16 +201,16 @@ class _Answering:
         return median(latencies) if latencies else None
 
     async def crowd(self, seconds: float) -> float:
-        """Images a second of CROWD callers who ask and wait, for so long. Raises ClassifierError
-        where a call fails in a way that asking again can't mend, or none is answered."""
+        """Images a second of CROWD callers, or as many as may be in flight, who ask and wait, for
+        so long. Raises ClassifierError where a call fails in a way that asking again can't mend, or
+        none is answered."""
         ends_s = clock() + seconds
         done = 0
 
         async def caller() -> None:
             nonlocal done
             while clock() < ends_s:
-                async with self._slots:
-                    call = await self._ask(range(self._images))
+                call = await self._ask(range(self._images))
                 if STATUSES[call.code] == OK:
                     done += self._images
                     continue
@@ -219,7 +220,7 @@ class _Answering:
                 await asyncio.sleep(error.retry_after_s or RETRY_S)
 
         began_s = clock()
-        callers = [asyncio.ensure_future(caller()) for _ in range(CROWD)]
+        callers = [asyncio.ensure_future(caller()) for _ in range(self._crowd)]
         try:
             await asyncio.gather(*callers)
         finally:
@@ -227,7 +228,7 @@ class _Answering:
                 one.cancel()
         if not done:
             raise ClassifierError(
-                f"none of {CROWD} callers was answered within {seconds:g} s; say a --rate"
+                f"none of {self._crowd} callers was answered within {seconds:g} s; say a --rate"
             )
         return done / (clock() - began_s)
 

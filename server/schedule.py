@@ -375,10 +375,11 @@ class Deadline:
         ahead = level.up_to(key)
         if level.total != queue.rows:  # not all that waits is of its priority
             ahead += sum(higher.total for higher in queue.levels[call.priority + 1 :])
+        self._note_idle(now_s)
         begin = self._begin(queue, now_s)
         share = self._share(queue, now_s, queue.cramp)
         plan = None
-        for candidate in self._plans_for(queue, share, now_s, limit_s - now_s):
+        for candidate in self._plans_for(queue, share, limit_s - now_s):
             finish_s = _finish_s(candidate, begin, ahead + call.rows, share)
             call.predicted_s = min(call.predicted_s, finish_s)
             if finish_s <= limit_s:
@@ -426,9 +427,7 @@ class Deadline:
         queue.rows += call.rows
         self._rows += call.rows
 
-    def _plans_for(
-        self, queue: _Queue, share: _Share, now_s: float, budget_s: float
-    ) -> Sequence[_Plan]:
+    def _plans_for(self, queue: _Queue, share: _Share, budget_s: float) -> Sequence[_Plan]:
         """The plans that may be counted on for a call with so many seconds left, to try in turn.
 
         Any, as long as the device has capacity to spare, or the model has had less of it than it
@@ -437,7 +436,6 @@ class Deadline:
         (Nexus, SOSP 2019, has time for two.) To count on smaller batches would admit calls later
         and later, until there is time for small ones only, and those are dearer a row.
         """
-        self._note_idle(now_s)
         if self._spare > self.SPARE or share.credit_s > self.CREDIT_S / 4:
             return queue.plans
         for number, plan in enumerate(queue.plans):
@@ -460,7 +458,7 @@ class Deadline:
         return True
 
     def _refuse(self, queue: _Queue, call: Call, now_s: float, why: str) -> None:
-        fastest_s = min(plan.latency.p99(call.rows) for plan in queue.plans)
+        fastest_s = min(plan.latency.profile(call.rows) for plan in queue.plans)
         if not call.soft and now_s + fastest_s > call.deadline_s:
             raise DeadlineUnreachable(
                 f"{queue.model} needs {fastest_s * 1e3:.1f} ms for {call.rows} images when idle, "
@@ -493,7 +491,8 @@ class Deadline:
         lane = queue.lanes[0]
         at_once = min(lane.count, self._units // lane.units)
         alike = len(queue.lanes) == 1 and at_once > 1
-        if not alike or len(self._queues) > 1 or self._spare <= self.SPARE:
+        alone = len(self._queues) == 1 and len(self._running) == sum(queue.busy)
+        if not alike or not alone or self._spare <= self.SPARE:
             return _Begin(mean_s, ())
         lanes_s = sorted(now_s + abs(run.ends_s - now_s) for run in self._running.values())
         idle = at_once - len(lanes_s)
@@ -742,7 +741,8 @@ def _finish_s(plan: _Plan, begin: _Begin, rows: int, share: _Share) -> float:
     own_s, batch_s = latency.profile(own), latency.profile(plan.rows)
     # In each of work_s / batch_s rounds a batch: its spread squared, so many times.
     spread_s = 0.5 * (latency.careful - latency.usual) * math.sqrt(own_s**2 + work_s * batch_s)
-    if begin.lanes_s:
+    in_turn = begin.lanes_s and begin.lanes_s[-1] - begin.lanes_s[0] <= batch_s * latency.usual
+    if in_turn:  # else the first of them is free again before the last one is at all
         rounds, lane = divmod(batches, len(begin.lanes_s))
         begins_s = begin.lanes_s[lane] + LATER * batch_s
         before_s = rounds * batch_s / share.part

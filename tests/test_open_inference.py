@@ -497,6 +497,9 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
         for request, words in cases:
             assert words in await refused(served, request)
         assert await infer(served, raw_bytes(data, shape))  # and nothing was left behind
+        bare = typed(1)
+        bare.inputs.add(name="encoded", datatype="BYTES", shape=[1])
+        assert await infer(served, bare)  # what is passed over may be nowhere
 
 
 async def test_wrong_outputs_parameters_and_names_are_refused(tmp_path: Path) -> None:

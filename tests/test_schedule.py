@@ -10,7 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import DeadlineUnreachable, Overloaded
-from server.schedule import Batch, Call, Deadline, Fixed, Lane, Latency, Policy, Profile
+from server.schedule import (
+    Batch,
+    Call,
+    Deadline,
+    Fixed,
+    Lane,
+    Latency,
+    Policy,
+    Profile,
+    _Begin,
+    _finish_s,
+    _Plan,
+    _Share,
+)
 from tests.simulate import CPU, GPU, MODEL, Arrival, Device, compare, poisson, simulate
 
 ONE = Device("one", 1, (Lane(1, 1, 8, Profile({1: 0.005, 8: 0.012})),), 0.100)
@@ -236,10 +249,38 @@ def test_a_call_that_can_not_be_in_time_behind_others_is_refused_with_the_wait()
     assert all(0.005 <= refusal.retry_after_s <= 1.0 for refusal in refusals)
 
 
+def test_an_engine_that_was_slow_lately_is_called_overloaded_not_too_slow_for_ever() -> None:
+    policy = deadline_policy(ONE)
+    enter(policy, Call(1, 0.0, 10.0))
+    policy.finished(start(policy), 0.500, 0.500)
+    enter(policy, Call(8, 0.5, 10.0), 0.5)
+    start(policy, 0.5)
+    with pytest.raises(Overloaded):
+        enter(policy, Call(1, 0.5, 0.520), 0.5)
+
+
 def test_a_call_that_even_an_idle_engine_can_not_answer_is_told_so() -> None:
     policy = deadline_policy(ONE)
     with pytest.raises(DeadlineUnreachable, match=r"needs 5\.0 ms"):
         enter(policy, Call(1, 0.0, 0.004))
+
+
+def test_what_a_removed_model_still_runs_is_waited_for() -> None:
+    policy = Deadline(2, 64)
+    policy.add("old", [Lane(2, 1, 8, Profile({1: 2.0}))], objective_s=1.0)
+    enter(policy, Call(1, 0.0), model="old")
+    start(policy)
+    policy.remove("old")
+    policy.add("new", [Lane(1, 2, 8, Profile({1: 0.005, 8: 0.012}))], objective_s=0.1)
+    with pytest.raises(Overloaded):
+        enter(policy, Call(1, 0.0, 0.050), model="new")
+
+
+def test_more_before_a_call_never_make_it_earlier_though_lanes_are_free_at_odd_times() -> None:
+    latency = Latency(Profile({1: 0.004, 32: 0.100}))
+    plan, begin = _Plan(latency, 1, 0.002), _Begin(0.050, [0.0, 0.100])
+    finish_s = [_finish_s(plan, begin, rows, _Share(1.0, 0.0)) for rows in range(1, 40)]
+    assert finish_s == sorted(finish_s)
 
 
 def test_nobody_is_admitted_who_would_make_a_promised_call_late() -> None:

@@ -680,9 +680,9 @@ def _small_numbers(contents: pb.InferTensorContents, place: str) -> NDArray[np.u
 
 def _elements(request: pb.ModelInferRequest, position: int) -> Elements | None:
     """The raw elements of an input; None where they are typed. Raises InvalidInput."""
-    holders = _raw_holders(request)
-    if position not in holders:
+    if not request.raw_input_contents and request.inputs[position].HasField("contents"):
         return None
+    holders = _raw_holders(request)
     entry = holders.index(position)
     return Elements(f"raw_input_contents[{entry}]", request.raw_input_contents[entry])
 
