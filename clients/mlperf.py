@@ -38,6 +38,7 @@ CROWD = 16  # calls at a time that find out what a server can do
 AMPLE = 1.2
 EXPECTED_SHARE = 0.5  # of the latency of a lone call: too low only costs memory
 SUMMARY = "mlperf_log_summary.txt"
+MOST_PAUSE_S = 1.0
 RETRY_S = 0.005  # after a refusal without a hint: a query must be answered however late
 GIVE_UP_S = 60.0
 RETRIED = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
@@ -217,7 +218,7 @@ class _Answering:
                 error = translated(call.failure(), connected=True)
                 if STATUSES[call.code] not in RETRIED:
                     raise error
-                await asyncio.sleep(error.retry_after_s or RETRY_S)
+                await asyncio.sleep(_pause_s(error))
 
         began_s = clock()
         callers = [asyncio.ensure_future(caller()) for _ in range(self._crowd)]
@@ -264,7 +265,7 @@ class _Answering:
             self.outcome.failures.append(f"{status}: {error}")
             return status
         self.outcome.refusals += 1
-        await asyncio.sleep(min(error.retry_after_s or RETRY_S, 1.0))
+        await asyncio.sleep(_pause_s(error))
         return None
 
     async def _ask(self, indices: Sequence[int]) -> Call:
@@ -284,6 +285,11 @@ class _Answering:
 
     def _now_s(self) -> float:
         return clock() - self._zero_s
+
+
+def _pause_s(refusal: ClassifierError) -> float:
+    """How long to wait before asking again."""
+    return min(refusal.retry_after_s or RETRY_S, MOST_PAUSE_S)
 
 
 def _result(

@@ -286,8 +286,11 @@ class _Queue:
 @dataclass(slots=True, eq=False)
 class _Running:
     units: int
-    started_s: float
-    ends_s: float
+    ends_s: float  # expected
+
+    def left_s(self, now_s: float) -> float:
+        """Seconds until it is done; one overdue is taken to be half way."""
+        return abs(self.ends_s - now_s)
 
 
 class Deadline:
@@ -488,22 +491,18 @@ class Deadline:
         who are let in more would be just in time, and any batch that is slower would be cut.
         """
         mean_s = now_s + self._residual_s(now_s)
-        lane = queue.lanes[0]
-        at_once = min(lane.count, self._units // lane.units)
+        at_once = self._at_once(queue.lanes[0])
         alike = len(queue.lanes) == 1 and at_once > 1
         alone = len(self._queues) == 1 and len(self._running) == sum(queue.busy)
         if not alike or not alone or self._spare <= self.SPARE:
             return _Begin(mean_s, ())
-        lanes_s = sorted(now_s + abs(run.ends_s - now_s) for run in self._running.values())
+        lanes_s = sorted(now_s + run.left_s(now_s) for run in self._running.values())
         idle = at_once - len(lanes_s)
         return _Begin(mean_s, [now_s] * idle + lanes_s)
 
     def _residual_s(self, now_s: float) -> float:
-        """Device seconds until what runs now is done; one overdue is taken to be half way."""
-        left_s = 0.0
-        for run in self._running.values():
-            left_s += abs(run.ends_s - now_s) * run.units
-        return left_s / self._units
+        """Device seconds until what runs now is done."""
+        return sum(run.left_s(now_s) * run.units for run in self._running.values()) / self._units
 
     def _share(self, queue: _Queue, now_s: float, dearer: float = 1.0) -> _Share:
         """What this model can count on: its credit, then its own part and what others leave.
@@ -636,7 +635,7 @@ class Deadline:
         self._free -= lane.units
         self._virtual_s = max(self._virtual_s, queue.virtual_s)
         queue.virtual_s += expected_s * lane.units / self._units / queue.weight
-        self._running[id(portions)] = _Running(lane.units, now_s, now_s + expected_s)
+        self._running[id(portions)] = _Running(lane.units, now_s + expected_s)
         return Batch(queue.model, index, lane.units, portions, rows, expected_s)
 
     def _choose_lane(self, queue: _Queue, now_s: float) -> int | None:
@@ -693,10 +692,14 @@ class Deadline:
         if call.runnable:
             queue.ready_rows -= rows
 
+    def _at_once(self, lane: Lane) -> int:
+        """How many batches of that kind the idle device has instances and room for."""
+        return min(lane.count, self._units // lane.units)
+
     def _plans(self, lanes: Sequence[Lane], latencies: Sequence[Latency]) -> list[_Plan]:
         plans = []
         for lane, latency in zip(lanes, latencies, strict=True):
-            at_once = min(lane.count, self._units // lane.units)
+            at_once = self._at_once(lane)
             for rows in planned_sizes(lane.max_batch):
                 plans.append(_Plan(latency, rows, lane.profile(rows) / rows / at_once))
         # The cheapest a row first; a plan that is dearer and slower than another is none.

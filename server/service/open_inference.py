@@ -1,7 +1,7 @@
 """The Open Inference Protocol: Classify for clients that were not written for convserve.
 
-A call's tensor goes to the host as it came, and gets the host's arrays back as they
-are; proto/open_inference.proto says what the tensors mean.
+A call's tensor goes to the host as it came, and gets the host's arrays back as they are;
+proto/open_inference.proto says what the tensors mean.
 """
 
 from __future__ import annotations
