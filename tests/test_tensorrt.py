@@ -523,6 +523,54 @@ def test_sticky_errors_are_errors_that_cuda_has() -> None:
     assert set(runtime.cudaError_t.__members__) >= cuda.STICKY
 
 
+# Of every call, made-up numbers of the kind it gets.
+CALLS: dict[str, tuple[int, ...]] = {
+    "gpu": (),
+    "pinned": (100,),
+    "free_pinned": (4096,),
+    "memory": (100,),
+    "free": (4096,),
+    "copy_in": (4096, 8192, 100, 7),
+    "copy_out": (4096, 8192, 100, 7),
+    "stream": (),
+    "free_stream": (7,),
+    "event": (),
+    "free_event": (7,),
+    "record": (7, 8),
+    "wait": (7,),
+    "finish": (7,),
+    "begin_capture": (7,),
+    "end_capture": (7,),
+    "launch": (7, 8),
+    "free_graph": (7,),
+}
+
+
+def test_the_bindings_take_all_that_they_are_given() -> None:
+    """NVIDIA's own: without a driver each call gets as far as to ask for one, and no further."""
+    from cuda.bindings import runtime
+
+    try:
+        cuda.Cuda()
+    except Absent:
+        pass
+    else:
+        pytest.skip("made-up handles would be used")
+    bindings = cuda.Cuda.__new__(cuda.Cuda)
+    bindings._api = runtime
+    public = {name for name in vars(cuda.Cuda) if not name.startswith("_")}
+    assert set(CALLS) == public, "another call needs its line above"
+    for name, arguments in CALLS.items():
+        with pytest.raises(cuda.CudaError, match="InsufficientDriver|NoDevice"):
+            getattr(bindings, name)(*arguments)
+    graph = runtime.cudaGraph_t(7)  # what end_capture goes on with
+    for name, given in (("cudaGraphInstantiate", (graph, 0)), ("cudaGraphDestroy", (graph,))):
+        with pytest.raises(cuda.CudaError, match="InsufficientDriver|NoDevice"):
+            bindings._call(name, *given)
+    for handle in (runtime.cudaStream_t, runtime.cudaEvent_t, runtime.cudaGraphExec_t):
+        assert int(handle(7)) == 7, "handles are plain numbers"
+
+
 @pytest.mark.parametrize("call", ["begin_capture", "end_capture"])
 def test_where_capturing_fails_batches_are_enqueued(call: str, tape: Tape) -> None:
     tape.fail[call] = "cudaErrorStreamCaptureUnsupported"
