@@ -27,7 +27,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from importlib import metadata, util
 from pathlib import Path
@@ -58,20 +58,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         packages = scratch / "packages"
         versions = _unpack(given.wheels, packages) if given.wheels else {}
         path = [str(ROOT), str(packages)]
-        backend, tried = given.backend, []
+        backend = given.backend
+        tried: list[dict[str, Any]] = []
         if backend in ("auto", "tensorrt"):
-            for name, folder in {"installed": None, **versions}.items():
-                candidate = [str(folder), *path] if folder else path
-                if folder is None and not _has_tensorrt(packages):
-                    why = "there is none"
-                else:
-                    left_s = min(PROBE_S, ends_s - time.monotonic())
-                    why = _probe(folders, _environment(candidate, scratch), left_s)
-                tried.append({"tensorrt": name, "runs": not why, "why": why})
-                print(f"TensorRT {name}: {why or 'runs'}", flush=True)
-                if not why:
-                    path, backend = candidate, "tensorrt"
-                    break
+
+            def probe(path: Sequence[str]) -> str:
+                left_s = min(PROBE_S, ends_s - time.monotonic())
+                return _probe(folders, _environment(path, scratch), left_s)
+
+            path, tried = _choose(path, versions, _has_tensorrt(packages), probe)
+            if any(each["runs"] for each in tried):
+                backend = "tensorrt"
         left_s = max(0.0, ends_s - time.monotonic())
         command = [sys.executable, "-m", "tests.gpu_measure"]
         command += sys.argv[1:] if arguments is None else arguments
@@ -172,6 +169,27 @@ def _toolkit() -> Path | None:
         for header in sorted(Path(place).glob("cu*/include/cuda.h"), reverse=True):
             return header.parent.parent
     return None
+
+
+def _choose(
+    path: list[str], versions: dict[str, Path], installed: bool, probe: Callable[[list[str]], str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Where Python finds the first TensorRT that runs here, and what became of all that were tried.
+
+    Where none runs, the first that there is: it compiles without a GPU.
+    """
+    tried: list[dict[str, Any]] = []
+    found = [path] if installed else []
+    for name, folder in {"installed": None, **versions}.items():
+        candidate = [str(folder), *path] if folder else path
+        why = probe(candidate) if folder or installed else "there is none"
+        tried.append({"tensorrt": name, "runs": not why, "why": why})
+        print(f"TensorRT {name}: {why or 'runs'}", flush=True)
+        if not why:
+            return candidate, tried
+        if folder:
+            found.append(candidate)
+    return (found or [path])[0], tried
 
 
 def _has_tensorrt(packages: Path) -> bool:

@@ -622,10 +622,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if lane.backend == "none" and gpu is not None:
         lane.backend = "inductor"
     if lane.backend == "none":
-        print(
-            f"no GPU: {lane.results['machine']['why_no_gpu']}; compiling, and no more", flush=True
-        )
-        compiled_only(lane, names)
+        without = f"no GPU: {lane.results['machine']['why_no_gpu']}"
+        try:
+            backend("tensorrt").version()
+        except ImportError as error:
+            print(f"{without}; and nothing to compile with: {error}", flush=True)
+        else:
+            print(f"{without}; compiling, and no more", flush=True)
+            compiled_only(lane, names)
     else:
         usual = "bf16" if lane.backend == "inductor" else "fp16,bf16"
         precisions = (given.precisions or usual).split(",")

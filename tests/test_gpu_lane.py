@@ -96,6 +96,47 @@ def test_wheels_are_unpacked_unless_installed_and_versions_tried_in_order(tmp_pa
     assert all((folder / "tensorrt_rtx_cu13_libs").is_dir() for folder in versions.values())
 
 
+@pytest.mark.parametrize(
+    ("running", "installed", "chosen", "tried"),
+    [
+        ("", False, "1.6", ["installed", "1.6", "1.5"]),  # none: the first compiles without a GPU
+        ("", True, None, ["installed", "1.6", "1.5"]),
+        ("1.5", False, "1.5", ["installed", "1.6", "1.5"]),
+        ("1.5", True, "1.5", ["installed", "1.6", "1.5"]),
+        ("packages", True, None, ["installed"]),
+    ],
+)
+def test_the_first_tensorrt_that_runs_is_found_or_else_the_first_that_there_is(
+    running: str, installed: bool, chosen: str | None, tried: list[str]
+) -> None:
+    versions = {name: Path(name) for name in ("1.6", "1.5")}
+
+    def probe(path: list[str]) -> str:
+        return "" if path[0] == running else "no driver"
+
+    path, told = gpu_lane._choose(["packages"], versions, installed, probe)
+    assert path == [*([chosen] if chosen else []), "packages"]
+    assert [each["tensorrt"] for each in told] == tried
+    assert [each["tensorrt"] for each in told if each["runs"]] == (tried[-1:] if running else [])
+    assert told[0]["why"] == (
+        "" if running == "packages" else "no driver" if installed else "there is none"
+    )
+
+
+@pytest.mark.skipif(tensorrt.hardware() != "none", reason="this machine has a GPU")
+def test_without_a_gpu_and_without_tensorrt_nothing_is_run_and_nothing_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing() -> str:
+        raise ImportError("no TensorRT")
+
+    monkeypatch.setattr(tensorrt, "version", missing)
+    assert gpu_measure.main(["--out", str(tmp_path), "--models", "lenet5"]) == 0
+    told = capsys.readouterr().out
+    assert "and nothing to compile with: no TensorRT" in told
+    assert "failed" not in told
+
+
 def test_a_step_that_ends_the_process_is_written_down_and_the_next_is_taken(tmp_path: Path) -> None:
     given = gpu_lane.parser_of("lane", None).parse_args(["--out", str(tmp_path)])
     lane = gpu_measure.Lane(
