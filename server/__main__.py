@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-from server import logs
+from server import allocator, logs
 from server.app import CannotServe, serve
 from server.settings import parse
 
@@ -27,6 +27,7 @@ COLLECT = 10_000
 def main() -> int:
     sys.setswitchinterval(SWITCH_S)
     gc.set_threshold(COLLECT)
+    allocator.keep_freed(os.environ)
     settings = parse(sys.argv[1:], os.environ)
     logs.configure(settings.log_level, settings.log_format)
     try:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from server import memory, priority
+from server import allocator, memory, priority
 from server.memory import check_memory, free_bytes, needed_bytes
 from server.repository import EngineRecord, FileRecord, Unsound
 
 GIB = 1 << 30
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def write(root: Path, files: dict[str, str]) -> Path:
@@ -73,6 +75,68 @@ def test_what_is_free_is_what_the_tightest_limit_leaves(
     tmp_path: Path, files: dict[str, str], free: int | None
 ) -> None:
     assert free_bytes(write(tmp_path, files)) == free
+
+
+LARGE_CALLS = """
+import os, resource, sys
+from server import allocator
+
+if sys.argv[1] == "kept":
+    assert allocator.keep_freed({})
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def calls(number):
+    for _ in range(number):
+        messages = [b"x" * (4 << 20) for _ in range(4)]
+        del messages
+
+calls(3)
+before = faults()
+calls(10)
+during = faults() - before
+allocator.give_back()
+before = faults()
+calls(1)
+print(during, faults() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="speaks of glibc's malloc")
+def test_what_large_calls_freed_is_there_for_the_next_ones_until_it_is_given_back() -> None:
+    """4 messages of 4 MiB at a time, of pages of 4 KiB: so many page faults a call, or none."""
+    environment = {name: os.environ[name] for name in os.environ if "MALLOC" not in name}
+    found = {}
+    for how in ("kept", "usual"):
+        command = [sys.executable, "-c", LARGE_CALLS, how]
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+        )
+        found[how] = [int(number) for number in done.stdout.split()]
+    pages = 4 * (4 << 20) // os.sysconf("SC_PAGE_SIZE")
+    assert found["usual"][0] > 9 * pages, "or there is nothing to mend any more"
+    assert found["kept"][0] < pages / 10
+    assert found["kept"][1] > pages / 2, "it was given back"
+
+
+def test_what_an_operator_says_of_malloc_goes_before() -> None:
+    assert not allocator.keep_freed({"MALLOC_TRIM_THRESHOLD_": "65536"})
+
+
+def test_a_version_is_refused_only_once_what_is_kept_was_given_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    free = GIB // 16
+    monkeypatch.setattr(memory, "free_bytes", lambda: free)
+
+    def give_back() -> None:
+        nonlocal free
+        free = GIB
+
+    monkeypatch.setattr(allocator, "give_back", give_back)
+    check_memory(engine(100 << 20), (32, 32, 1), 1)
+    assert free == GIB, "it was short, and asked for it"
 
 
 def test_this_machine_says_how_much_is_free() -> None:

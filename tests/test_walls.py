@@ -26,6 +26,7 @@ LAYERS = (
     {
         "errors",
         "settings",
+        "allocator",
         "logs",
         "backlog",
         "containers",
