@@ -254,6 +254,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     for task in changing:
                         task.cancel()
                     await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
+                    rollout.stop()
                     await catalog.unload_all()
                     if regions is not None:
                         regions.unregister()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -39,6 +39,7 @@ class Rollout:
         self._reader = reader
         self._serves = serves
         self._told: set[str] = set()  # what was logged of the repository already
+        self._working: set[asyncio.Task[None]] = set()  # at what callers have asked for
 
     async def watch(self) -> None:
         """Serves what is published, for as long as it is not cancelled."""
@@ -49,16 +50,38 @@ class Rollout:
                 await self._catalog.follow(versions, found.plans)
 
     async def load(self, model: str) -> None:
-        """Serves a model as it lies there now. Raises as `Catalog.load` does."""
+        """Serves a model as it lies there now. Goes on though the caller leaves. Raises as
+        `Catalog.load` does."""
+        await self._to_its_end(self._load(model))
+
+    async def unload(self, model: str) -> None:
+        """Stops serving a model. Goes on though the caller leaves. Raises as `Catalog.unload`
+        does."""
+        await self._to_its_end(self._catalog.unload(model))
+
+    def stop(self) -> None:
+        """Lets go of what callers have asked for: nothing is served any more."""
+        for task in self._working:
+            task.cancel()
+
+    async def _load(self, model: str) -> None:
         found = await self._look() if MODEL_NAME.fullmatch(model) else None
         versions = found.versions if found is not None else []
         plan = found.plans.get(model) if found is not None else None
         mine = [version for version in versions if version.model == model]
         await self._catalog.load(model, mine, plan)
 
-    async def unload(self, model: str) -> None:
-        """Stops serving a model. Raises as `Catalog.unload` does."""
-        await self._catalog.unload(model)
+    async def _to_its_end(self, change: Coroutine[None, None, None]) -> None:
+        """A change of what is served that was cut off would leave versions in between for good."""
+        task = asyncio.ensure_future(change)
+        self._working.add(task)
+        task.add_done_callback(self._worked)
+        await asyncio.shield(task)
+
+    def _worked(self, task: asyncio.Task[None]) -> None:
+        self._working.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("not_changed", extra={"reason": str(error)})  # whoever waits is told
 
     async def _look(self) -> Found | None:
         """None where the repository can't be read: then all stays as it is."""

@@ -116,6 +116,72 @@ async def test_curl_loads_and_unloads_too(tmp_path: Path) -> None:
         assert "parameters[config]" in refused.text
 
 
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+async def test_a_change_goes_on_though_who_asked_for_it_leaves(
+    protocol: str, tmp_path: Path
+) -> None:
+    """Cut off, it left a version LOADING for good, and ended the server at the next change."""
+    publish(tmp_path, "a")
+    publish(tmp_path, "b")
+    go_on = threading.Event()
+    engines = Mirrors()
+
+    def slow(version: Version, **options: Any) -> Loaded:
+        if version.model == "b":
+            go_on.wait()
+        return loading(engines)(version, **options)
+
+    async def leave(served: Served, change: str) -> None:
+        if protocol == "http":
+            async with httpx.AsyncClient(base_url=served.http, timeout=0.3) as client:
+                with pytest.raises(httpx.ReadTimeout):
+                    await client.post(f"/v2/repository/models/b/{change}")
+        else:
+            async with client_of(served) as client:
+                ask = client.load_model if change == "load" else client.unload_model
+                with pytest.raises(InferenceServerException, match="Deadline"):
+                    await ask("b", client_timeout=0.3)
+
+    async with serve(
+        tmp_path, load=slow, model_control="explicit", models="a", probation_s=0.0
+    ) as served:
+        await leave(served, "load")
+        assert await states(served, "b") == {1: "LOADING"}
+        go_on.set()
+        await once(served, {1: "READY"}, "b")
+        engine = engines.made[-1]
+        engine.held = True
+        call = asyncio.create_task(served.classify(raw(1, model="b")))
+        await engine.started.wait()
+        await leave(served, "unload")
+        assert await states(served, "b") == {1: "DRAINING"}
+        engine.release()
+        assert (await call).version == 1
+        await once(served, {1: "UNLOADED"}, "b")
+        assert engine.closed
+        async with client_of(served) as client:
+            await client.load_model("b")
+        assert await states(served, "b") == {1: "READY"}
+
+
+async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_path: Path) -> None:
+    publish(tmp_path, "a")
+    publish(tmp_path, "b")
+    stopped = threading.Event()
+
+    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> Loaded:
+        if version.model == "b":
+            stopping.wait()
+            stopped.set()
+        return loading(Mirror)(version, stopping=stopping, **options)
+
+    async with serve(tmp_path, load=slow, model_control="explicit", models="a") as served:
+        async with client_of(served) as client:
+            with pytest.raises(InferenceServerException, match="Deadline"):
+                await client.load_model("b", client_timeout=0.3)
+    assert stopped.is_set()
+
+
 async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
     """The states of a version, and that calls go to the old one until the new one is checked."""
     publish(tmp_path)
