@@ -313,9 +313,9 @@ class Deadline:
     STEPS = 48  # of deadlines within an objective
 
     # A caller without a deadline has the model's objective for its place in the line. It is refused
-    # where so many times that would pass: it asked for an answer, not for one in time.
+    # where it would wait for so many times that: it asked for an answer, not for one in time.
     PATIENCE = 10
-    PATIENCE_S = 2.0  # and never for less than this
+    PATIENCE_S = 10.0  # and never for less than this: 64 callers of a slow network wait for 3 s
 
     def __init__(self, units: int, capacity: int, total_capacity: int | None = None) -> None:
         """`capacity` is the rows that may wait for one model, `total_capacity` for all together."""
@@ -359,11 +359,10 @@ class Deadline:
 
     def admit(self, model: str, call: Call, now_s: float) -> None:
         queue = self._queues[model]
-        limit_s = call.deadline_s
-        if limit_s == math.inf:
+        if call.deadline_s == math.inf:
             call.soft = True
             call.deadline_s = now_s + queue.objective_s
-            limit_s = now_s + max(self.PATIENCE * queue.objective_s, self.PATIENCE_S)
+        limit_s = self._limit_s(queue, call, now_s)
         if queue.rows + call.rows > self._capacity:
             self._refuse(queue, call, now_s, f"the queue holds {self._capacity} images")
         if self._rows + call.rows > self._total_capacity:
@@ -390,7 +389,7 @@ class Deadline:
                 call.predicted_s = finish_s
                 break
         if plan is None:
-            self._refuse(queue, call, now_s, "no answer in time is possible")
+            self._refuse(queue, call, now_s, self._too_late(queue, call))
         elif not self._spares(level, key, ahead + call.rows, plan, begin, share):
             self._refuse(queue, call, now_s, "it would make others late that are already promised")
         self._accept(queue, call)
@@ -422,8 +421,28 @@ class Deadline:
             seconds = (call.rows - last) * plan.row_s + plan.latency.profile(last)
             call.predicted_s = min(call.predicted_s, now_s + seconds)
         if call.predicted_s > limit_s:
-            self._refuse(queue, call, now_s, "no answer in time is possible")
+            self._refuse(queue, call, now_s, self._too_late(queue, call))
         self._accept(queue, call)
+
+    def _patience_s(self, queue: _Queue) -> float:
+        """How long a call without a deadline waits for others, at most."""
+        return max(self.PATIENCE * queue.objective_s, self.PATIENCE_S)
+
+    def _limit_s(self, queue: _Queue, call: Call, now_s: float) -> float:
+        """When a call must be answered. Of one without a deadline, what its own rows take does not
+        count: it would be refused for ever where they take longer than its patience."""
+        if not call.soft:
+            return call.deadline_s
+        own_s = math.inf
+        for plan in queue.plans:
+            last = min(plan.rows, call.rows)
+            own_s = min(own_s, (call.rows - last) * plan.row_s + plan.latency.p50(last))
+        return now_s + self._patience_s(queue) + own_s
+
+    def _too_late(self, queue: _Queue, call: Call) -> str:
+        if not call.soft:
+            return "no answer in time is possible"
+        return f"a call without a deadline waits {self._patience_s(queue):g} s at most"
 
     def _accept(self, queue: _Queue, call: Call) -> None:
         queue.levels[call.priority].add(call)
@@ -470,7 +489,8 @@ class Deadline:
         behind_s = self._drain_s(queue, queue.rows, now_s)
         # When the same call would be in time, if nobody else came; a batch more, as the one that
         # runs then may just have begun.
-        wait_s = self._drain_s(queue, queue.rows + call.rows, now_s) - (call.deadline_s - now_s)
+        left_s = self._limit_s(queue, call, now_s) - now_s
+        wait_s = self._drain_s(queue, queue.rows + call.rows, now_s) - left_s
         wait_s = max(wait_s, 0.0) + min(plan.latency.p99(plan.rows) for plan in queue.plans)
         raise Overloaded(
             f"{why}: {queue.rows} images wait for {queue.model}, {behind_s * 1e3:.0f} ms of work",

@@ -310,6 +310,25 @@ def test_without_a_deadline_a_call_is_ordered_by_the_objective_and_never_given_u
     assert start(policy, 0.500).portions[0].call is patient
 
 
+def test_a_call_without_a_deadline_waits_for_others_but_so_long_and_its_own_rows_do_not_count() -> (
+    None
+):
+    policy = deadline_policy(ONE)
+    row_s = ONE.lanes[0].profile(8) / 8
+    many = math.ceil(1.5 * Deadline.PATIENCE_S / row_s)
+    first = enter(policy, Call(many, 0.0))  # by itself it takes longer than anybody waits
+    start(policy)
+    with pytest.raises(Overloaded, match="without a deadline waits 10 s at most: ") as refusal:
+        policy.admit(MODEL, Call(many, 0.0), 0.0)
+    hint_s = refusal.value.retry_after_s
+    assert 0.5 * Deadline.PATIENCE_S < hint_s < 0.51 * Deadline.PATIENCE_S
+    policy.withdraw(MODEL, first)
+    enter(policy, Call(math.floor(0.9 * Deadline.PATIENCE_S / row_s), 0.0))
+    enter(policy, Call(many, 0.0))  # however long it is itself
+    with pytest.raises(Overloaded, match="without a deadline"):
+        policy.admit(MODEL, Call(1, 0.0), 0.0)
+
+
 def test_rows_are_bounded_for_a_model_and_for_all_of_them() -> None:
     policy = Deadline(1, 10, 15)
     for model in ("a", "b"):
