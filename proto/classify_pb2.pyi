@@ -39,7 +39,9 @@ class ClassifyRequest(_message.Message):
     model: _builtins.str
     """Name of the model, as ListModels gives it. Required."""
     version: _builtins.int
-    """Version to ask; 0 or absent means the newest one that is ready."""
+    """Version to ask; 0 or absent means the one that calls get which name none: the newest that is
+    ready, unless labels say otherwise.
+    """
     top_k: _builtins.int
     """How many classes to return for each image, best first: 1 up to the model's top_k.
     0 or absent means 5, or the model's top_k where that is smaller.
@@ -374,7 +376,9 @@ class GetModelRequest(_message.Message):
     model: _builtins.str
     """Name of the model. Required."""
     version: _builtins.int
-    """Version; 0 or absent means the newest one that is ready."""
+    """Version; 0 or absent means the stable one: the newest that is ready, unless labels say
+    otherwise.
+    """
     def __init__(
         self,
         *,

@@ -990,7 +990,9 @@ class ModelConfig(_message.Message):
     platform: _builtins.str
     """As in ModelMetadataResponse."""
     max_batch_size: _builtins.int
-    """Most images in one batch. A call may bring more; it is answered from several batches."""
+    """Most images that a call may bring; more than "engine_max_batch" are answered from several
+    batches.
+    """
     backend: _builtins.str
     """What runs it, for example "openvino"."""
     @_builtins.property
@@ -1007,7 +1009,9 @@ class ModelConfig(_message.Message):
 
     @_builtins.property
     def parameters(self) -> _containers.MessageMap[_builtins.str, Global___ModelParameter]:
-        """"architecture", "weights", "trained" ("true" or "false") and "precision"."""
+        """"architecture", "weights", "trained" ("true" or "false"), "precision" and "engine_max_batch", the
+        most images that the engine takes at a time.
+        """
 
     def __init__(
         self,
@@ -1167,6 +1171,7 @@ class ModelStatistics(_message.Message):
     INFERENCE_COUNT_FIELD_NUMBER: _builtins.int
     EXECUTION_COUNT_FIELD_NUMBER: _builtins.int
     INFERENCE_STATS_FIELD_NUMBER: _builtins.int
+    BATCH_STATS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the model."""
     version: _builtins.str
@@ -1181,6 +1186,10 @@ class ModelStatistics(_message.Message):
     def inference_stats(self) -> Global___InferStatistics:
         """Calls, and their time."""
 
+    @_builtins.property
+    def batch_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___InferBatchStatistics]:
+        """Batches, by how many images were in them."""
+
     def __init__(
         self,
         *,
@@ -1190,14 +1199,43 @@ class ModelStatistics(_message.Message):
         inference_count: _builtins.int = ...,
         execution_count: _builtins.int = ...,
         inference_stats: Global___InferStatistics | None = ...,
+        batch_stats: _abc.Iterable[Global___InferBatchStatistics] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["inference_stats", b"inference_stats"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_count", b"execution_count", "inference_count", b"inference_count", "inference_stats", b"inference_stats", "last_inference", b"last_inference", "name", b"name", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_stats", b"batch_stats", "execution_count", b"execution_count", "inference_count", b"inference_count", "inference_stats", b"inference_stats", "last_inference", b"last_inference", "name", b"name", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ModelStatistics: _TypeAlias = ModelStatistics  # noqa: Y015
+
+@_typing.final
+class InferBatchStatistics(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BATCH_SIZE_FIELD_NUMBER: _builtins.int
+    COMPUTE_INFER_FIELD_NUMBER: _builtins.int
+    batch_size: _builtins.int
+    """Images in the batch."""
+    @_builtins.property
+    def compute_infer(self) -> Global___StatisticDuration:
+        """Batches of so many, and the engine's time for them. (2 and 4 are for copies into the engine and
+        out of it, which are not timed.)
+        """
+
+    def __init__(
+        self,
+        *,
+        batch_size: _builtins.int = ...,
+        compute_infer: Global___StatisticDuration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compute_infer", b"compute_infer"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["batch_size", b"batch_size", "compute_infer", b"compute_infer"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InferBatchStatistics: _TypeAlias = InferBatchStatistics  # noqa: Y015
 
 @_typing.final
 class RepositoryIndexRequest(_message.Message):

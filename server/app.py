@@ -190,7 +190,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 open_inference = OpenInference(
                     catalog,
                     inference,
-                    lambda: state.accepting and catalog.ready,
+                    lambda: state.accepting,
                     intake,
                     regions,
                     rollout if settings.model_control == "explicit" else None,

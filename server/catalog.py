@@ -195,11 +195,12 @@ class Catalog:
             status = self.status(name, version, label)
         else:
             status = self._unnamed(model, request_id) or model.statuses[0]
-        if status.state is State.READY and status.loaded is not None:
-            return status.loaded
-        detail = f": {status.reason}" if status.reason else ""
-        state = status.state.name.lower()
-        raise ModelNotReady(f"model {name!r} version {status.version} is {state}{detail}")
+        return _answering(status)
+
+    def shown(self, name: str, version: int = 0, label: str = "") -> Ready:
+        """The version that answers, for who asks about it; that is no call for a canary to get.
+        Raises as `find` does."""
+        return _answering(self.status(name, version, label))
 
     def status(self, name: str, version: int = 0, label: str = "") -> Status:
         """One version, by number or label; or else the one that answers, or the newest.
@@ -632,6 +633,14 @@ class Catalog:
 
     def _known(self) -> str:
         return f"there are {_listed(sorted(self._models))}" if self._models else "there are none"
+
+
+def _answering(status: Status) -> Ready:
+    if status.ready is not None:
+        return status.ready
+    detail = f": {status.reason}" if status.reason else ""
+    state = status.state.name.lower()
+    raise ModelNotReady(f"model {status.model!r} version {status.version} is {state}{detail}")
 
 
 def _why_not(model: _Model) -> str:

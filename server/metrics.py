@@ -267,7 +267,7 @@ class Totals:
     """What one version has done since it was loaded, for callers who ask by RPC."""
 
     images: int = 0
-    batches: int = 0
+    batches: dict[int, tuple[int, float]] = field(default_factory=dict)  # and seconds, by rows
     calls: int = 0  # answered
     late_calls: int = 0  # of those, later than the model's objective
     phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))  # of those calls
@@ -323,7 +323,8 @@ class ModelMetrics:
 
     def batch(self, rows: int, seconds: float, computed: int) -> None:
         """A batch of so many rows, for which the device computed as many or more."""
-        self.totals.batches += 1
+        batches, spent_s = self.totals.batches.get(rows, (0, 0.0))
+        self.totals.batches[rows] = (batches + 1, spent_s + seconds)
         self._batch_rows.observe(rows)
         if computed > rows:
             self._padded_rows.inc(computed - rows)

@@ -175,10 +175,12 @@ async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_p
             stopped.set()
         return loading(Mirror)(version, stopping=stopping, **options)
 
-    async with serve(tmp_path, load=slow, model_control="explicit", models="a") as served:
-        async with client_of(served) as client:
-            with pytest.raises(InferenceServerException, match="Deadline"):
-                await client.load_model("b", client_timeout=0.3)
+    async with (
+        serve(tmp_path, load=slow, model_control="explicit", models="a") as served,
+        client_of(served) as client,
+    ):
+        with pytest.raises(InferenceServerException, match="Deadline"):
+            await client.load_model("b", client_timeout=0.3)
     assert stopped.is_set()
 
 

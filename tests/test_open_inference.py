@@ -229,6 +229,24 @@ async def test_classification_gives_the_classes_of_classify_as_text(
     assert answer.as_numpy("classes").shape == (2, TOP_K)
 
 
+async def test_classification_may_ask_for_all_classes(tmp_path: Path) -> None:
+    publish(tmp_path)
+    async with asking(tmp_path) as (_, client):
+        wanted = [
+            InferRequestedOutput("probabilities", class_count=CLASSES),
+            InferRequestedOutput("scores", class_count=TOP_K),
+        ]
+        answer = await client.infer("tiny", image(rows(7, 11)), outputs=wanted)
+    texts = answer.as_numpy("probabilities").astype(str)
+    assert texts.shape == (2, CLASSES)
+    assert (texts[:, :TOP_K] == answer.as_numpy("scores").astype(str)).all()
+    for row in texts:
+        found = [text.split(":") for text in row]
+        assert sorted(int(index) for _, index, _ in found) == list(range(CLASSES))
+        probabilities = [float(score) for score, _, _ in found]
+        assert probabilities == sorted(probabilities, reverse=True)
+
+
 async def test_the_id_comes_back_and_the_version_may_be_named(tmp_path: Path) -> None:
     publish(tmp_path)
     async with asking(tmp_path) as (_, client):
@@ -295,7 +313,9 @@ async def test_metadata_and_config_say_what_the_tensors_are(tmp_path: Path) -> N
         "scores": ("FP32", [-1, TOP_K]),
         "probabilities": ("FP32", [-1, CLASSES]),
     }
-    assert (config.name, config.backend, config.max_batch_size) == ("tiny", "null", MAX_BATCH)
+    assert (config.name, config.backend) == ("tiny", "null")
+    assert config.max_batch_size == 256, "what a call may bring"
+    assert config.parameters["engine_max_batch"].string_value == str(MAX_BATCH)
     assert config.platform == found.platform == "convserve_null"
     kinds = {"UINT8": "TYPE_UINT8", "BYTES": "TYPE_STRING", "INT32": "TYPE_INT32"}
     for tensor, described in zip(
@@ -339,6 +359,9 @@ async def test_statistics_count_calls_images_and_batches_of_every_protocol(
     assert stats.success.ns == pytest.approx(sum(part.ns for part in parts), abs=10)
     assert stats.compute_infer.ns > 0
     assert stats.fail.count == 1
+    of_batches = {one.batch_size: one.compute_infer for one in after.batch_stats}
+    assert {rows: spent.count for rows, spent in of_batches.items()} == {MAX_BATCH: 1, 1: 2}
+    assert all(spent.ns > 0 for spent in of_batches.values())
     assert [(stats.name, stats.version) for stats in everything] == [("other", "1"), ("tiny", "1")]
 
 
@@ -514,6 +537,10 @@ async def test_wrong_outputs_parameters_and_names_are_refused(tmp_path: Path) ->
             (await outputs(InferRequestedOutput("logits")), "classes, scores, probabilities"),
             (await outputs(*2 * [InferRequestedOutput("scores")]), "asked for already"),
             (await outputs(InferRequestedOutput("scores", class_count=11)), "is 11; 1 to 10"),
+            (
+                await outputs(InferRequestedOutput("probabilities", class_count=CLASSES + 1)),
+                f"is {CLASSES + 1}; 1 to {CLASSES}",
+            ),
             (await outputs(InferRequestedOutput("classes", class_count=1)), "scores or"),
             (await failure(client.infer("tiny", tensors, priority=10)), "is 10; 0 to 9 is"),
             (

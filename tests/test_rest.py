@@ -258,7 +258,8 @@ async def test_tritons_client_gets_over_http_what_it_gets_over_grpc(tmp_path: Pa
             metadata = client.get_model_metadata("tiny", "1")
             assert metadata["inputs"][0]["shape"] == [-1, *SHAPE]
             config = client.get_model_config("tiny")
-            assert config["max_batch_size"] == MAX_BATCH
+            assert config["max_batch_size"] == 256
+            assert config["parameters"]["engine_max_batch"] == {"string_value": str(MAX_BATCH)}
             assert config["input"][0]["data_type"] == "TYPE_UINT8"
             index = client.get_model_repository_index()
             assert [(m["name"], m["state"]) for m in index] == [("tiny", "READY")]

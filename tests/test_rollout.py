@@ -26,6 +26,7 @@ from server.errors import EngineFailure
 from server.repository import Manifest
 from server.repository.__main__ import main as command
 from server.repository.plan import Plan, write_plan
+from tests import triton
 from tests.serving import (
     CLASSES,
     SHAPE,
@@ -506,6 +507,26 @@ async def test_a_canary_gets_its_percentage_and_a_request_always_the_same_of_bot
         assert (await served.classify(raw(0, label="stable"))).version == 1
         assert (await served.classify(raw(0, label="canary"))).version == 2
         assert (await served.classify(raw(0, version=1, request_id="r0"))).version == 1
+
+
+async def test_who_asks_about_a_model_takes_nothing_of_its_canarys_share(tmp_path: Path) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    write_plan(tmp_path, "tiny", Plan(labels={"canary": 2}, canary_percent=50))
+    async with (
+        serve(tmp_path) as served,
+        triton.aio.InferenceServerClient(served.target) as client,
+    ):
+        found = []
+        for _ in range(10):
+            await client.get_model_metadata("tiny")
+            found.append((await served.classify(raw(0))).version)
+            assert (await client.get_model_config("tiny")).config.name == "tiny"
+            stats = (await client.get_inference_statistics("tiny")).model_stats
+            assert [one.version for one in stats] == ["2", "1"], "of all that answer, each time"
+            (one,) = (await client.get_inference_statistics("tiny", "1")).model_stats
+            assert one.version == "1"
+        assert Counter(found) == {1: 5, 2: 5}
 
 
 async def test_labels_are_followed_as_they_are_given(

@@ -58,15 +58,15 @@ class Inference:
     ) -> None:
         self.limits = limits
         self._decoders = decoders
-        self._max_images = max_images
+        self.max_images = max_images
         self._max_decoding = max_decoding
         self._decoding = 0  # images handed to the decoders and not back yet
         self._decode_s = 0.0  # lately, for one image, while others are decoded too
 
     def check_count(self, field: str, images: int) -> None:
         """Raises InvalidInput where a call may not bring so many images."""
-        if not 1 <= images <= self._max_images:
-            raise InvalidInput(field, f"is {images}; a call brings 1 to {self._max_images} images")
+        if not 1 <= images <= self.max_images:
+            raise InvalidInput(field, f"is {images}; a call brings 1 to {self.max_images} images")
 
     async def classify(
         self,

@@ -117,21 +117,18 @@ def infer_response(response: pb.ModelInferResponse, binary: frozenset[str]) -> t
     """The body of an answer, and how many of its bytes are JSON."""
     tensors, behind = [], []
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-        parameters = {name: _value(value) for name, value in output.parameters.items()}
         tensor: dict[str, Any] = {
             "name": output.name,
             "datatype": output.datatype,
             "shape": list(output.shape),
         }
         if REGION in output.parameters:
-            pass  # they are there
+            pass  # Triton's clients take an output that has parameters for a binary one
         elif output.name in binary:
-            parameters[BINARY_SIZE] = len(raw)
+            tensor["parameters"] = {BINARY_SIZE: len(raw)}
             behind.append(raw)
         else:
             tensor["data"] = list(_elements_of(output.datatype, raw))
-        if parameters:
-            tensor["parameters"] = parameters
         tensors.append(tensor)
     answer: dict[str, Any] = {
         "model_name": response.model_name,

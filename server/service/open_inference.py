@@ -83,7 +83,7 @@ INDEX_STATE = {  # Triton's names, of which there are fewer
 
 _Tensor = pb.ModelInferRequest.InferInputTensor
 _Parameters = Mapping[str, pb.InferParameter]
-_Name = pb.ModelReadyRequest | pb.ModelMetadataRequest | pb.ModelConfigRequest
+_Name = pb.ModelMetadataRequest | pb.ModelConfigRequest | pb.ModelStatisticsRequest
 
 
 class Elements(NamedTuple):
@@ -105,7 +105,7 @@ class Wanted(NamedTuple):
 class OpenInference:
     """The methods of inference.GRPCInferenceService; server.service.rpc says how they are called.
 
-    `ready` says whether the server takes calls and some model answers; without `regions` there is
+    `accepting` says whether the server takes calls; without `regions` there is
     no shared memory, and the methods for it must not be called; `rollout` loads and unloads where
     callers may ask for that.
     """
@@ -114,14 +114,14 @@ class OpenInference:
         self,
         catalog: Catalog,
         inference: Inference,
-        ready: Callable[[], bool],
+        accepting: Callable[[], bool],
         intake: Intake,
         regions: Regions | None = None,
         rollout: Rollout | None = None,
     ) -> None:
         self._catalog = catalog
         self._inference = inference
-        self._ready = ready
+        self._accepting = accepting
         self._intake = intake
         self._regions = regions
         self._rollout = rollout
@@ -135,7 +135,7 @@ class OpenInference:
     async def ServerReady(
         self, request: pb.ServerReadyRequest, call: Call
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._ready())
+        return pb.ServerReadyResponse(ready=self._accepting() and self._catalog.ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         version = version_or_label("version", request.version)
@@ -143,7 +143,7 @@ class OpenInference:
             status = self._catalog.status(request.name, *version)
         except ModelNotFound:  # Triton's clients ask whether one is there, and expect no error
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=status.ready is not None)
+        return pb.ModelReadyResponse(ready=status.ready is not None and self._accepting())
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, call: Call
@@ -257,17 +257,19 @@ class OpenInference:
     async def ModelConfig(
         self, request: pb.ModelConfigRequest, call: Call
     ) -> pb.ModelConfigResponse:
-        return pb.ModelConfigResponse(config=_config(self._named(request, call)))
+        return pb.ModelConfigResponse(
+            config=_config(self._named(request, call), self._inference.max_images)
+        )
 
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
-        version = version_or_label("version", request.version)
+        models = self._catalog.serving()
         if request.name:
-            models = [self._catalog.find(request.name, *version)]
-            call.model, call.version = models[0].name, models[0].version_text
-        else:
-            models = sorted(self._catalog.serving(), key=lambda model: model.name)
+            asked = self._named(request, call)
+            models = [model for model in models if model.name == asked.name]
+            if request.version:
+                models = [asked]
         return pb.ModelStatisticsResponse(model_stats=map(_statistics, models))
 
     async def RepositoryIndex(
@@ -355,6 +357,8 @@ class OpenInference:
     def _window(self, field: str, parameters: _Parameters, windows: list[Window]) -> Window | None:
         """The window that the parameters of a tensor name; None where they name none."""
         if REGION not in parameters:
+            if half := sorted(parameters.keys() & {REGION_OFFSET, REGION_BYTES}):
+                raise InvalidInput(f"{field}[{half[0]}]", f"is given without {REGION}")
             return None
         place = f"{field}[{REGION}]"
         if self._regions is None:
@@ -372,7 +376,8 @@ class OpenInference:
         return windows[-1]
 
     def _named(self, request: _Name, call: Call) -> Ready:
-        model = self._catalog.find(request.name, *version_or_label("version", request.version))
+        """The version asked about. Raises what `Catalog.shown` does."""
+        model = self._catalog.shown(request.name, *version_or_label("version", request.version))
         call.model, call.version = model.name, model.version_text
         return model
 
@@ -405,7 +410,8 @@ class OpenInference:
                 if output.name not in CLASSIFIABLE:
                     allowed = " or ".join(CLASSIFIABLE)
                     raise InvalidInput(place, f"is asked of {output.name!r}; {allowed} can give it")
-                best = _number(place, parameters[CLASSIFICATION], 1, model.manifest.top_k)
+                most = model.manifest.top_k if output.name == SCORES else model.manifest.classes
+                best = _number(place, parameters[CLASSIFICATION], 1, most)
             window = self._window(f"{field}.parameters", parameters, windows)
             if window is not None and best:
                 raise InvalidInput(
@@ -790,6 +796,11 @@ def _add(
 
 def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:
     """The best classes of each row as a BYTES tensor of "score:index:label"."""
+    if best > outputs.classes.shape[1]:  # more than engines sort
+        order = np.argsort(-outputs.probabilities, axis=1, kind="stable")
+        classes = order.astype(np.int32)
+        scores = np.take_along_axis(outputs.probabilities, classes, axis=1)
+        outputs = outputs._replace(classes=classes, scores=scores)
     found = bytearray()
     for row in best_classes(outputs, best):
         for index, score in row:
@@ -798,7 +809,8 @@ def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:
     return bytes(found)
 
 
-def _config(model: Ready) -> pb.ModelConfig:
+def _config(model: Ready, max_images: int) -> pb.ModelConfig:
+    """The configuration, calls bringing up to `max_images`."""
     manifest = model.manifest
     dimensions = _dimensions(model)
     facts = {
@@ -806,12 +818,13 @@ def _config(model: Ready) -> pb.ModelConfig:
         "weights": manifest.weights.source,
         "trained": str(manifest.weights.trained).lower(),
         "precision": model.record.precision,
+        "engine_max_batch": str(model.engine.max_batch),
     }
     return pb.ModelConfig(
         name=model.name,
         platform=_platform(model),
         backend=model.record.backend,
-        max_batch_size=model.engine.max_batch,
+        max_batch_size=max_images,
         input=[
             pb.ModelInput(
                 name=IMAGE,
@@ -848,7 +861,7 @@ def _statistics(model: Ready) -> pb.ModelStatistics:
         version=model.version_text,
         last_inference=round(totals.last_s * 1e3),
         inference_count=totals.images,
-        execution_count=totals.batches,
+        execution_count=sum(batches for batches, _ in totals.batches.values()),
         inference_stats=pb.InferStatistics(
             success=_duration(totals.calls, sum(totals.phases_s)),
             fail=_duration(totals.failed_calls, totals.failed_s),
@@ -857,6 +870,10 @@ def _statistics(model: Ready) -> pb.ModelStatistics:
             compute_infer=compute,
             compute_output=respond,
         ),
+        batch_stats=[
+            pb.InferBatchStatistics(batch_size=rows, compute_infer=_duration(*spent))
+            for rows, spent in sorted(totals.batches.items())
+        ],
     )
 
 
