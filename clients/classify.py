@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
     parser.add_argument("--model", help="needed where the server has more than one ready")
+    parser.add_argument("--label", default="", help='"stable" or "canary"; else the server chooses')
+    parser.add_argument(
+        "--priority", type=int, default=0, help="0 to 9, the most urgent (%(default)s)"
+    )
     parser.add_argument("--target", default="127.0.0.1:8001", help="HOST:PORT (%(default)s)")
     parser.add_argument("--top-k", type=int, default=5, help="classes an image (%(default)s)")
     parser.add_argument(
@@ -41,7 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with Client(args.target, timeout_s=args.timeout) as client:
             model = args.model or _only_ready(client.list_models())
-            answer = client.classify(args.images, model=model, top_k=args.top_k)
+            answer = client.classify(
+                args.images,
+                model=model,
+                label=args.label,
+                top_k=args.top_k,
+                priority=args.priority,
+            )
     except (ClassifierError, OSError) as error:
         return _fail(str(error))
     if args.json:

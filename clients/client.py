@@ -26,6 +26,7 @@ import importlib
 import math
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -127,6 +128,10 @@ ERRORS: dict[grpc.StatusCode, type[ClassifierError]] = {
 }
 
 
+# Of a request or an answer that is larger than somebody allows, in grpcio's words and the server's.
+TOO_LARGE = re.compile(r"message larger than max|is (more than )?[\d,]+ bytes\b.* allowed")
+
+
 @dataclass(frozen=True, slots=True)
 class Prediction:
     index: int
@@ -174,7 +179,8 @@ class ModelInfo:
     max_batch: int
     backend: str
     precision: str
-    labels: tuple[str, ...]  # empty in a listing
+    labels: tuple[str, ...]  # names of the classes; empty in a listing
+    version_labels: tuple[str, ...]  # those that lead to this version: "stable", "canary"
 
     @property
     def ready(self) -> bool:
@@ -288,19 +294,33 @@ class AsyncClient:
         *,
         model: str,
         version: int = 0,
+        label: str = "",
         top_k: int = 5,
+        priority: int = 0,
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Answer:
-        """Classifies one or several images, whole or not at all; 0 is the newest ready version.
+        """Classifies one or several images, whole or not at all.
 
+        A version, or a label instead ("stable", "canary"), may be named; without, the server
+        chooses as the model's labels say. Of calls that wait those of a higher priority go first,
+        0 (the usual) to 9.
         A single array [N, H, W, C] is N images in the cheapest form. Arrays are uint8. Raises
         ClassifierError, and OSError when a path can't be read.
         """
         deadline = self._deadline(timeout_s)
         if isinstance(images, bytes | os.PathLike | np.ndarray):
             images = images if isinstance(images, np.ndarray) and images.ndim == 4 else [images]
-        request = await _request(images, model, version, top_k, request_id)
+        with _field_errors():
+            request = pb.ClassifyRequest(
+                model=model,
+                version=version,
+                label=label,
+                top_k=top_k,
+                priority=priority,
+                request_id=request_id,
+            )
+        await _add_images(request, images)
         answer = await self._call("Classify", request, deadline)
         return Answer(
             results=tuple(
@@ -329,7 +349,7 @@ class AsyncClient:
     async def get_model(
         self, name: str, version: int = 0, *, timeout_s: float | None = None
     ) -> ModelInfo:
-        """One version of one model, with its labels; 0 is the newest ready version."""
+        """One version of one model, with its labels; 0 is the one that most calls get."""
         deadline = self._deadline(timeout_s)
         with _field_errors():
             request = pb.GetModelRequest(model=name, version=version)
@@ -480,8 +500,8 @@ def translated(failure: grpc.aio.AioRpcError, *, connected: bool) -> ClassifierE
     kind = ERRORS.get(code, ClassifierError)
     if code is grpc.StatusCode.UNAVAILABLE and not connected and not status.details:
         kind = ServerUnreachable
-    elif code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in message:
-        kind = InvalidInput  # gRPC's own refusal of a long message bears no other mark
+    elif kind is Overloaded and hint_s is None and TOO_LARGE.search(message):
+        kind = InvalidInput  # it is not about load, though the status is the same
     elif kind is ClassifierError:
         message = f"{code.name}: {message}"
     return kind(message, code=code, retry_after_s=hint_s)
@@ -538,17 +558,9 @@ def _hint_s(failure: grpc.aio.AioRpcError, status: status_pb2.Status) -> float |
     return max(hints, default=None)
 
 
-async def _request(
-    images: NDArray[np.uint8] | Sequence[Image],
-    model: str,
-    version: int,
-    top_k: int,
-    request_id: str,
-) -> pb.ClassifyRequest:
-    with _field_errors():
-        request = pb.ClassifyRequest(
-            model=model, version=version, top_k=top_k, request_id=request_id
-        )
+async def _add_images(
+    request: pb.ClassifyRequest, images: NDArray[np.uint8] | Sequence[Image]
+) -> None:
     if isinstance(images, np.ndarray):
         _check_pixels("pixels", images)
         count, height, width, channels = images.shape
@@ -557,7 +569,7 @@ async def _request(
         request.pixels.width = width
         request.pixels.channels = channels
         request.pixels.data = images.tobytes()
-        return request
+        return
     for index, image in enumerate(images):
         if isinstance(image, np.ndarray):
             _check_pixels(f"images[{index}]", image)
@@ -578,7 +590,6 @@ async def _request(
                 f"images[{index}] is {type(image).__name__}; it may be bytes, a pathlib.Path"
                 " or a numpy array"
             )
-    return request
 
 
 def _check_pixels(field: str, pixels: NDArray[Any]) -> None:
@@ -618,6 +629,7 @@ def _model_info(model: pb.Model) -> ModelInfo:
         backend=model.backend,
         precision=model.precision,
         labels=tuple(model.labels),
+        version_labels=tuple(model.version_labels),
     )
 
 

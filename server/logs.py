@@ -18,12 +18,13 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 def configure(level: str, format: str) -> None:
-    """Sends every record of the process to standard error."""
+    """Sends records to standard error: the server's own from `level` on, of libraries warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for library in ("uvicorn", "watchfiles"):  # what they tell of their lives, we tell too
-        logging.getLogger(library).setLevel(logging.WARNING)
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    # Libraries tell of trouble only: at DEBUG hpack tells of all that callers send along, their
+    # credentials too.
+    logging.getLogger(__name__.partition(".")[0]).setLevel(level.upper())
 
 
 class JsonLines(logging.Formatter):

@@ -260,6 +260,34 @@ async def test_a_message_over_the_servers_limit_is_invalid_input() -> None:
     assert service.requests == []
 
 
+@pytest.mark.parametrize(
+    "message",
+    [
+        "request: is 75,264,033 bytes; at most 67,108,864 are allowed",
+        "request: is more than 67,108,864 bytes when inflated, which is all that is allowed",
+        "metadata: is 20,000 bytes; at most 16,384 are allowed",
+    ],
+)
+async def test_what_is_too_large_for_the_server_is_invalid_input(message: str) -> None:
+    service = ScriptedClassifier(refuse(EXHAUSTED, message))
+    async with serving(service) as target, AsyncClient(target) as client:
+        with pytest.raises(InvalidInput, match="allowed") as refused:
+            await client.classify(b"", model="small")
+    assert refused.value.retry_after_s is None
+    assert len(service.requests) == 1, "it would be as large the next time"
+
+
+async def test_a_call_says_who_is_to_answer_and_how_urgent_it_is() -> None:
+    service = ScriptedClassifier()
+    async with serving(service) as target, AsyncClient(target) as client:
+        await client.classify(b"", model="small", label="canary", priority=9)
+        await client.classify(b"", model="small", version=3)
+        with pytest.raises(InvalidInput, match="out of range"):
+            await client.classify(b"", model="small", priority=-1)
+    found = [(r.label, r.version, r.priority) for r in service.requests]
+    assert found == [("canary", 0, 9), ("", 3, 0)]
+
+
 async def test_a_message_over_the_clients_limit_is_invalid_input() -> None:
     service = ScriptedClassifier()
     async with (

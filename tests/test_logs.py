@@ -90,10 +90,14 @@ def test_the_stack_of_an_error_is_indented_below_its_text_line() -> None:
     assert any("ValueError: odd" in line for line in stack)
 
 
-@pytest.mark.parametrize("library", ["uvicorn.error", "watchfiles.main"])
+@pytest.mark.parametrize(
+    "library", ["uvicorn.error", "watchfiles.main", "hpack.hpack", "PIL.Image"]
+)
 def test_libraries_tell_of_trouble_only(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = logging.getLogger()
+    root, ours = logging.getLogger(), logging.getLogger("server")
     monkeypatch.setattr(root, "handlers", [])
-    monkeypatch.setattr(root, "level", root.level)
-    configure("info", "text")
+    for logger in (root, ours):
+        monkeypatch.setattr(logger, "level", logger.level)
+    configure("debug", "text")
     assert logging.getLogger(library).getEffectiveLevel() == logging.WARNING
+    assert logging.getLogger("server.catalog").getEffectiveLevel() == logging.DEBUG
