@@ -170,11 +170,13 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
 
         records = []
         for each in order.backends:
+            target = _target(order, each, card)
+            # Up to the rows that it is compiled for and no more: of VGG-16 with 1,024 a layer has
+            # more numbers than 32 bits count.
+            program = partial(traced, served, card.input.shape, target.max_batch)
             job = _Job(
                 backend=each,
-                target=_target(order, each, card)._replace(
-                    program=partial(traced, served, card.input.shape, MAX_BATCH)
-                ),
+                target=target._replace(program=program),
                 onnx=onnx,
                 staged=staged,
                 shape=card.input.shape,

@@ -15,7 +15,9 @@ import pytest
 import torch
 import torch._inductor
 
+from model_repo import architectures, cards
 from model_repo.build import BuildError, Order, build
+from model_repo.export import Served, traced
 from proto import classify_pb2 as pb
 from server import golden, repository
 from server.engines import Engine, Target, inductor, infer
@@ -230,3 +232,70 @@ def test_it_is_compiled_for_the_batch_it_is_tuned_for(
 def test_it_can_not_be_added_to_a_version_that_has_no_network_any_more(published: Path) -> None:
     with pytest.raises(BuildError, match="build a new version, without --add-engine"):
         build("lenet5", Order(repo=published, backend="inductor", add=True))
+
+
+# --- what is faster of two -------------------------------------------------------------------
+
+
+def program_of(name: str) -> torch.export.ExportedProgram:
+    card = cards.load(name)
+    network = architectures.create(card.architecture, card.classes).eval()
+    served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
+    return traced(served, card.input.shape, 8, "fp32", "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "has"), [("lenet5", False), ("resnet18", False), ("resnet50", True)]
+)
+def test_pointwise_convolutions_are_those_of_stride_1(name: str, has: bool) -> None:
+    """ResNet-18's have stride 2, on the way round its blocks."""
+    assert inductor._has_pointwise_convolutions(program_of(name)) == has
+
+
+@pytest.mark.parametrize(
+    ("seconds", "apart", "fails", "kept"),
+    [
+        (0.5, 0.001, "", "fused"),
+        (1.5, 0.001, "", "plain"),
+        (0.5, 0.1, "", "plain"),
+        (0.5, 0.001, "_package", "plain"),
+        (0.5, 0.001, "_timed", "plain"),
+    ],
+)
+def test_of_two_packages_the_faster_is_kept_where_it_is_right(
+    seconds: float,
+    apart: float,
+    fails: str,
+    kept: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The choice, with made-up times: only a GPU has the kernels."""
+    path = tmp_path / "x.pt2"
+    path.write_text("plain")
+    program = program_of("resnet50")
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, *_: tensor)
+
+    def package(program: Any, path: Path, options: dict[str, Any]) -> None:
+        assert options == inductor.FUSED
+        if fails == "_package":
+            raise RuntimeError("no such kernel")
+        path.write_text("fused")
+
+    def timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        if fails == "_timed":
+            raise RuntimeError("an illegal address")
+        fused = path.read_text() == "fused"
+        return (seconds, torch.full((2, 3), apart)) if fused else (1.0, torch.zeros(2, 3))
+
+    monkeypatch.setattr(inductor, "_package", package)
+    monkeypatch.setattr(inductor, "_timed", timed)
+    inductor._take_fused(lambda: program, path)
+    assert path.read_text() == kept
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_options_of_the_compiler_are_options_that_it_has() -> None:
+    from torch._inductor import config
+
+    assert inductor.FUSED.keys() <= config.get_config_copy().keys()
