@@ -49,6 +49,8 @@ CALLERS = 16
 IMAGES_IN_FLIGHT = 64  # of callers with several each: more would wait longer than a turn lasts
 SLICES, SLICE_S = 8, 0.25  # turns of a lone caller in a round: short, as less changes meanwhile
 START_S = 300.0  # loading a large network on a busy machine
+STOP_S = 30.0  # for a server to end once it is told to; then it is killed
+SPARE_S = 60.0  # of a load, beyond what it is to last
 SURVEY_S = 1.5
 WARMUP_S = 1.0
 DEADLINE_MS = "60000"  # of calls that are to be answered, however slow the network
@@ -234,7 +236,8 @@ class ServedEngine:
         command = [sys.executable, "clients/bench.py", "--target", f"127.0.0.1:{self.port}"]
         command += ["--model", self.model, "--json", "-", *options]
         command += ["--duration", str(seconds), "--warmup", str(WARMUP_S)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        limit_s = WARMUP_S + seconds + SPARE_S
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
         if not done.stdout:
             raise SystemExit(f"bench: the load failed:\n{done.stderr}")
         report: dict[str, Any] = json.loads(done.stdout)
@@ -242,8 +245,10 @@ class ServedEngine:
 
 
 @contextmanager
-def served_engine(repo: Path, *models: str, options: Sequence[str] = ()) -> Iterator[ServedEngine]:
-    """A server of these models, ready; the first is the one to measure."""
+def served_engine(
+    repo: Path, *models: str, options: Sequence[str] = (), start_s: float = START_S
+) -> Iterator[ServedEngine]:
+    """A server of these models, ready within `start_s`; the first is the one to measure."""
     command = [sys.executable, "-m", "server", "--repo", str(repo), "--models", ",".join(models)]
     command += ["--host", "127.0.0.1", "--port", "0", "--http-port", "0", *options]
     with subprocess.Popen(
@@ -257,10 +262,14 @@ def served_engine(repo: Path, *models: str, options: Sequence[str] = ()) -> Iter
             listening = _listening(process.stderr)
             # Nobody asks what it logs from here on, but a pipe that is full would hold it up.
             threading.Thread(target=process.stderr.read, daemon=True).start()
-            _await_ready(process, listening["http_port"])
+            _await_ready(process, listening["http_port"], start_s)
             yield ServedEngine(listening["port"], models[0], process.pid)
         finally:
             process.terminate()
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _listening(log: IO[str]) -> dict[str, Any]:
@@ -274,9 +283,9 @@ def _listening(log: IO[str]) -> dict[str, Any]:
     raise SystemExit("bench: the server did not start:\n" + "".join(lines))
 
 
-def _await_ready(process: subprocess.Popen[str], http_port: int) -> None:
+def _await_ready(process: subprocess.Popen[str], http_port: int, start_s: float) -> None:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    ends_s = time.monotonic() + START_S
+    ends_s = time.monotonic() + start_s
     while time.monotonic() < ends_s and process.poll() is None:
         try:
             with direct.open(f"http://127.0.0.1:{http_port}/readyz", timeout=5):

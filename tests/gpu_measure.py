@@ -40,7 +40,9 @@ from tests.multiplications import multiplications
 
 FIRST = ("resnet50", "vgg16", "googlenet", "resnet152", "alexnet", "lenet5")
 BATCHES = (1, 8, 32, 128, 256)
-COMPILED = ("resnet50", "vgg16")  # beside torch.compile too, which takes its time
+FIRST_MODELS = 2  # measured in every precision before anything else is
+COMPILED = ("resnet50", "vgg16")  # beside torch.compile too, which takes its time:
+COMPILED_FIRST = (1, 256)  # so these batches first
 IMAGES_A_CALL = (1, 8, 64)
 BAD_LOADS = 200
 BAD_S = 40.0  # begin no further load after so long
@@ -57,7 +59,6 @@ class Lane:
         self.out: Path = given.out
         self.scratch: Path = given.scratch
         self.repo: Path = self.scratch / "engines"
-        shutil.rmtree(self.repo, ignore_errors=True)  # of an earlier run
         self.seconds: float = given.seconds
         self.peak_flops: float = given.peak_tflops * 1e12
         self.backend: str = given.backend
@@ -67,28 +68,53 @@ class Lane:
             "command": given.command,
             "machine": machine(),
             "tried": json.loads(given.tried),
+            "backend": given.backend,
+            "first": "",
             "models": {},
             "skipped": [],
             "failed": [],
         }
+        before = self._before() if given.resume else {}
+        if before.get("backend") != self.backend:
+            shutil.rmtree(self.repo, ignore_errors=True)  # other engines
+        if before:
+            self.results |= before | {"backend": self.backend}
+            if (running := self.results.pop("running", None)) is not None:
+                why = "the process ended in it"
+                self.results["failed"].append({"step": running, "why": why})
+
+    def _before(self) -> Results:
+        """What a process before this one found, which ended too early."""
+        try:
+            found: Results = json.loads((self.out / "results.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return found
 
     def step(self, name: str, work: Callable[[], Any]) -> Any:
         """What `work` gives, or None where time is up or it failed; either is written down."""
-        self.save()  # what the last one found
-        gc.collect()
-        torch.cuda.empty_cache()  # of what it left; TensorRT asks the driver
-        if self.late(name):
+        if self.crashed(name) or self.late(name):
+            self.save()
             return None
+        self.results["running"] = name  # for whoever goes on where it crashes
+        self.save()  # what the last one found, too
         found = None
         began_s = time.monotonic()
         print(f"{name}: ", end="", flush=True)  # before, for whoever wonders where it crashed
         try:
+            gc.collect()
+            torch.cuda.empty_cache()  # of what the last one left; TensorRT asks the driver
             found = work()
         except (Exception, SystemExit) as error:  # the rest shall be measured all the same
             traceback.print_exc()
             self.results["failed"].append({"step": name, "why": f"{type(error).__name__}: {error}"})
         print(f"{time.monotonic() - began_s:.1f} s", flush=True)
+        del self.results["running"]
         return found
+
+    def crashed(self, name: str) -> bool:
+        """Whether a process before this one ended in that step."""
+        return any(one["step"] == name for one in self.results["failed"])
 
     def late(self, name: str) -> bool:
         """Whether time is up, so that what `name` says is left out."""
@@ -141,7 +167,7 @@ def pictures(spec: InputSpec) -> Pixels:
         from model_repo.golden_images import golden_pixels
 
         return golden_pixels(spec)
-    except ImportError:
+    except (ImportError, OSError):  # scikit-image's differ by version
         draw = np.random.default_rng(0)
         made = []
         for number in range(6):
@@ -238,31 +264,44 @@ def contract(engine: Engine, version: repository.Version) -> None:
             assert queue.empty(), "a start was answered twice"
 
 
-def speed(lane: Lane, engine: Engine, name: str) -> list[Results]:
-    """Latency of one instance and throughput of all, by batch size; pixels come from the host."""
+def speed(lane: Lane, engine: Engine, name: str, rows: list[Results]) -> None:
+    """Adds latency of one instance and throughput of all, by batch size; pixels come from where
+    the engine takes them, on the host."""
     flop = 2 * multiplications_of(name)
-    rows = []
+    instance = engine.instances[0]
+    finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
     for batch in (batch for batch in BATCHES if batch <= engine.max_batch):
-        instance = engine.instances[0]
-        latencies = timed(lane.seconds, lambda: infer(instance, instance.pixels[:batch]))  # noqa: B023
+
+        def run(batch: int = batch) -> None:
+            instance.start(batch, finished.put)
+            if isinstance(outcome := finished.get(), Exception):
+                raise outcome
+
+        latencies = timed(lane.seconds, run)
         images_hz, _ = keep_busy(engine.instances, batch, lane.seconds)
         rows.append({"batch": batch, **percentiles(latencies), "images_hz": images_hz})
         if lane.results["machine"]["gpu"]:
             rows[-1]["roofline"] = images_hz * flop / lane.peak_flops
-    return rows
 
 
-def pytorch(lane: Lane, name: str, precision: str, *, compiled: bool) -> list[Results]:
-    """The same by PyTorch on the GPU, eager or by torch.compile with CUDA graphs; pixels come from
-    page-locked memory and answers go there."""
+def pytorch(
+    lane: Lane,
+    name: str,
+    precision: str,
+    rows: list[Results],
+    batches: Sequence[int],
+    *,
+    compiled: bool,
+) -> bool:
+    """Adds the same by PyTorch on the GPU, eager or by torch.compile with CUDA graphs; pixels come
+    from page-locked memory and answers go there."""
     card = cards.load(name)
     network = architectures.create(card.architecture, card.classes).eval()
     served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
     module: Any = traced(served, card.input.shape, MAX_BATCH, precision, "cuda").module()
     if compiled:
         module = torch.compile(module, mode="reduce-overhead", dynamic=False)
-    rows = []
-    for batch in BATCHES:
+    for batch in batches:
         if lane.late(f"{name} {'torch.compile' if compiled else 'eager'} at batch {batch}"):
             break
         pixels = torch.zeros((batch, *card.input.shape), dtype=torch.uint8).pin_memory()
@@ -281,7 +320,8 @@ def pytorch(lane: Lane, name: str, precision: str, *, compiled: bool) -> list[Re
         rows.append(
             {"batch": batch, **percentiles(latencies), "images_hz": batch / median(latencies)}
         )
-    return rows
+        rows.sort(key=lambda row: row["batch"])
+    return True
 
 
 def timed(seconds: float, run: Callable[[], Any]) -> list[float]:
@@ -394,7 +434,7 @@ def behind_grpc(lane: Lane, name: str) -> list[Results]:
         ]
     processes = max(1, min(8, cores() // 2))
     rows = []
-    with served_engine(lane.repo, name) as server:
+    with served_engine(lane.repo, name, start_s=60.0) as server:
         for images in IMAGES_A_CALL:
             options = [
                 "--concurrency",
@@ -447,38 +487,74 @@ def compiled_only(lane: Lane, names: Sequence[str]) -> None:
 
 
 def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
+    """What matters most comes first: the first models' engines, then the server, then PyTorch."""
     on_gpu = lane.results["machine"]["gpu"] is not None
+    lane.results["first"] = names[0]
     if on_gpu:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-        lane.results["copies"] = lane.step("copies", copies)
-    for number, name in enumerate(names):
+        whole(lane, "copies", "copies", copies)
+    first, others = names[:FIRST_MODELS], names[FIRST_MODELS:]
+    for name in first:
         for precision in precisions:
-            found = lane.results["models"].setdefault(f"{name} {precision}", {})
-            found["build"] = lane.step(
-                f"{name} {precision} built", partial(built, lane, name, precision)
-            )
-            if found["build"] is None:
-                continue
-
-            def checked(name: str = name, found: Results = found) -> None:
-                with newest(lane, name) as (engine, version):
-                    found["parity"] = parity(engine, version)
-                    contract(engine, version)
-                    found["captured"] = getattr(engine.instances[0], "captured", None)
-                    found["speed"] = speed(lane, engine, name)
-
-            lane.step(f"{name} {precision} checked and timed", checked)
-        if number == 0:
-            if on_gpu and lane.backend == "tensorrt":
-                lane.results["bad_plans"] = lane.step("bad plans", partial(bad_plans, lane, name))
-            lane.results["served"] = lane.step("served", partial(behind_grpc, lane, name))
+            measured(lane, name, precision)
+    whole(lane, "served", "served", partial(behind_grpc, lane, names[0]))
+    if on_gpu:
+        for name in first:
+            beside(lane, name, precisions[-1], BATCHES, compiled=False)
+        for name in first:
+            if name in COMPILED:
+                beside(lane, name, precisions[-1], COMPILED_FIRST, compiled=True)
+        if lane.backend == "tensorrt":
+            whole(lane, "bad_plans", "bad plans", partial(bad_plans, lane, names[0]))
+    for name in others:
+        measured(lane, name, precisions[0])
         if on_gpu:
-            for compiled in (False, True)[: 2 if name in COMPILED else 1]:
-                how = "torch.compile" if compiled else "eager"
-                work = partial(pytorch, lane, name, precisions[-1], compiled=compiled)
-                lane.results["models"][f"{name} {precisions[-1]}"][how] = lane.step(
-                    f"{name} {how}", work
-                )
+            beside(lane, name, precisions[0], BATCHES, compiled=False)
+    if on_gpu:
+        for name in first:
+            if name in COMPILED:
+                left = [batch for batch in BATCHES if batch not in COMPILED_FIRST]
+                beside(lane, name, precisions[-1], left, compiled=True)
+    for name in others:
+        for precision in precisions[1:]:
+            measured(lane, name, precision)
+
+
+def whole(lane: Lane, key: str, name: str, work: Callable[[], Any]) -> None:
+    """A step whose outcome is one of the results, unless it is there already."""
+    if not lane.results.get(key):
+        lane.results[key] = lane.step(name, work)
+
+
+def measured(lane: Lane, name: str, precision: str) -> None:
+    """Builds, checks and times one engine, unless that was done."""
+    found = lane.results["models"].setdefault(f"{name} {precision}", {})
+    if found.get("speed"):
+        return
+    found["build"] = lane.step(f"{name} {precision} built", partial(built, lane, name, precision))
+    if found["build"] is None:
+        return
+
+    def checked() -> None:
+        with newest(lane, name) as (engine, version):
+            found["parity"] = parity(engine, version)
+            contract(engine, version)
+            found["captured"] = getattr(engine.instances[0], "captured", None)
+            speed(lane, engine, name, found.setdefault("speed", []))
+
+    lane.step(f"{name} {precision} checked and timed", checked)
+
+
+def beside(
+    lane: Lane, name: str, precision: str, batches: Sequence[int], *, compiled: bool
+) -> None:
+    """Times PyTorch at those batch sizes that were not."""
+    how = "torch.compile" if compiled else "eager"
+    rows = lane.results["models"].setdefault(f"{name} {precision}", {}).setdefault(how, [])
+    left = [batch for batch in batches if batch not in {row["batch"] for row in rows}]
+    if left:
+        step = f"{name} {how} {' '.join(map(str, left))}"
+        lane.step(step, partial(pytorch, lane, name, precision, rows, left, compiled=compiled))
 
 
 def table(results: Results) -> str:
@@ -576,7 +652,7 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def probe(repo: Path) -> None:
-    """Compiles LeNet-5 by TensorRT and holds it against eager PyTorch. Raises what goes wrong."""
+    """Compiles ResNet-18 by TensorRT and holds it against eager PyTorch. Raises what goes wrong."""
     Cuda()
     order = Order(
         repo=repo,
@@ -585,16 +661,17 @@ def probe(repo: Path) -> None:
         weights="random:0",
         images=pictures,
     )
-    manifest = build("lenet5", order).manifest
+    manifest = build("resnet18", order).manifest
     if not manifest.engines[0].deviation:
         raise EngineFailure(backend("tensorrt").unfit(manifest.engines[0]) or "it was not run")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = gpu_lane.parser_of("tests.gpu_measure", __doc__)
-    parser.add_argument("--probe", action="store_true", help="run LeNet-5 by TensorRT, no more")
+    parser.add_argument("--probe", action="store_true", help="run ResNet-18 by TensorRT, no more")
     parser.add_argument("--bad-plans", metavar="MODEL", help="load damaged ones, no more")
     parser.add_argument("--command", default="python -m tests.gpu_measure", help="what was asked")
+    parser.add_argument("--resume", action="store_true", help="go on where one before crashed")
     parser.add_argument("--tried", default="[]", help="what was found out of TensorRT, as JSON")
     given = parser.parse_args(arguments)
     given.scratch = given.scratch or given.out / "scratch"

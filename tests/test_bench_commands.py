@@ -26,9 +26,9 @@ from tests.bench_serving import ROOT, Pairs, middle_half
 SERVER = ROOT / "server"
 # Run where a server starts, stops, loads or is scraped; not in the way of a call.
 NOT_OF_CALLS = {
-    "__init__", "__main__", "app", "containers", "cuda", "golden", "gpu", "guard", "lifecycle",
-    "loading", "logs", "memory", "precision", "priority", "probation", "rollout", "settings",
-    "shared_memory",
+    "__init__", "__main__", "allocator", "app", "containers", "cuda", "golden", "gpu", "guard",
+    "lifecycle", "loading", "logs", "memory", "precision", "priority", "probation", "rollout",
+    "settings", "shared_memory",
 }  # fmt: skip
 
 

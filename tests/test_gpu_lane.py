@@ -9,6 +9,7 @@ import subprocess
 import sys
 import zipfile
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,67 @@ def test_the_first_tensorrt_that_runs_is_found_or_else_the_first_that_there_is(
     )
 
 
+# A measuring process: how it ends, and whether there are figures of the first model then.
+Attempt = tuple[int | None, bool]
+
+
+@pytest.mark.parametrize(
+    ("backend", "attempts", "asked", "code"),
+    [
+        ("tensorrt", [(0, True)], ["tensorrt"], 0),
+        ("tensorrt", [(1, True)], ["tensorrt"], 1),  # something failed, but not all
+        ("tensorrt", [(1, False), (0, True)], ["tensorrt", "inductor --resume"], 0),
+        ("tensorrt", [(-11, False), (1, True)], ["tensorrt", "inductor --resume"], 1),
+        ("tensorrt", [(-11, True), (1, True)], ["tensorrt", "tensorrt --resume"], 1),
+        ("auto", [(0, False)], ["auto"], 0),  # without a GPU there are no figures
+        ("auto", [(-6, True), (1, True)], ["auto", "auto --resume"], 1),
+        ("auto", [(-6, True)] * 4, ["auto", *["auto --resume"] * 3], 1),
+        ("tensorrt", [(2, False)], ["tensorrt"], 2),  # wrong usage
+        ("tensorrt", [(None, True)], ["tensorrt"], 1),  # it hung
+    ],
+)
+def test_measuring_goes_on_behind_a_crash_and_without_tensorrt_where_that_gives_nothing(
+    backend: str, attempts: list[Attempt], asked: list[str], code: int, tmp_path: Path
+) -> None:
+    told: list[str] = []
+
+    def measure(backend: str, more: Sequence[str]) -> int | None:
+        ended, has_figures = attempts[len(told)]
+        told.append(" ".join([backend, *more]))
+        models = {"a fp16": {"speed": [1] if has_figures else []}, "b fp16": {"speed": [1]}}
+        (tmp_path / "results.json").write_text(json.dumps({"first": "a", "models": models}))
+        return ended
+
+    assert gpu_lane._through(backend, tmp_path / "results.json", measure) == code
+    assert told == asked
+
+
+def test_the_next_process_goes_on_behind_the_step_in_which_one_crashed(tmp_path: Path) -> None:
+    def lane(*options: str) -> gpu_measure.Lane:
+        parser = gpu_lane.parser_of("lane", None)
+        parser.add_argument("--resume", action="store_true")
+        given = parser.parse_args(["--out", str(tmp_path), *options])
+        return gpu_measure.Lane(
+            Namespace(**vars(given) | {"scratch": tmp_path, "tried": "[]", "command": "lane"})
+        )
+
+    done: list[str] = []
+    first = lane()
+    gpu_measure.whole(first, "copies", "copies", lambda: {"to_device": 1.0, "to_host": 1.0})
+    with pytest.raises(KeyboardInterrupt):  # as far as the file goes, a crash
+        first.step("fatal", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
+    second = lane("--resume")
+    gpu_measure.whole(second, "copies", "copies", lambda: done.append("copies"))
+    second.step("fatal", lambda: done.append("fatal"))
+    second.step("next", lambda: done.append("next"))
+    second.save()
+    assert done == ["next"]
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["copies"] == {"to_device": 1.0, "to_host": 1.0}
+    assert found["failed"] == [{"step": "fatal", "why": "the process ended in it"}]
+    assert "running" not in found
+
+
 @pytest.mark.skipif(tensorrt.hardware() != "none", reason="this machine has a GPU")
 def test_without_a_gpu_and_without_tensorrt_nothing_is_run_and_nothing_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -140,7 +202,9 @@ def test_without_a_gpu_and_without_tensorrt_nothing_is_run_and_nothing_failed(
 def test_a_step_that_ends_the_process_is_written_down_and_the_next_is_taken(tmp_path: Path) -> None:
     given = gpu_lane.parser_of("lane", None).parse_args(["--out", str(tmp_path)])
     lane = gpu_measure.Lane(
-        Namespace(**vars(given) | {"scratch": tmp_path, "tried": "[]", "command": "lane"})
+        Namespace(
+            **vars(given) | {"scratch": tmp_path, "tried": "[]", "command": "lane", "resume": False}
+        )
     )
 
     def ends() -> None:
