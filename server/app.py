@@ -57,6 +57,9 @@ log = logging.getLogger(__name__)
 FIELDS = 64
 FIELDS_PER_IMAGE = 12
 
+# Images that decoders have been given, and that may come out of them at once: 1 to 3 s of work.
+DECODING = 512
+
 # Of one connection, beyond all those that a server takes: they are refused with a word on why.
 CALLS_BEYOND = 1024
 
@@ -178,7 +181,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels
                     ),
                     max_images=settings.max_images_per_call,
-                    max_decoding=settings.queue_rows,
+                    max_decoding=min(settings.queue_rows, DECODING),
                 )
                 intake = Intake(
                     max_fields=FIELDS + FIELDS_PER_IMAGE * settings.max_images_per_call,

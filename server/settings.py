@@ -89,7 +89,7 @@ class Settings:
         0, "threads that decode images; 0 takes one a core", least=0, most=1024
     )
     queue_rows: int = option(
-        512, "images that may wait for one model; further calls are refused", least=1
+        4096, "images that may wait for one model; further calls are refused", least=1
     )
     policy: str = option(
         "deadline",
