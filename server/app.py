@@ -35,7 +35,7 @@ from server.rollout import Rollout
 from server.schedule import Deadline, Fixed, Policy
 from server.service import rpc, standard
 from server.service.classify import Classifier
-from server.service.http import application
+from server.service.http import Connection, application
 from server.service.inference import Inference
 from server.service.open_inference import (
     SHARED_MEMORY_METHODS,
@@ -285,6 +285,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gzip
 import json
 import random
 import shutil
+import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from proto import classify_pb2
 from server.engines import Pixels
 from server.errors import EngineFailure
-from server.service import json_tensors, rest
+from server.service import http, json_tensors, rest
 from server.service.rest import HTTP_STATUS
 from server.service.rpc import STATUS
 from tests import triton
@@ -296,9 +298,11 @@ async def test_tritons_client_gets_over_http_what_it_gets_over_grpc(tmp_path: Pa
         await asyncio.to_thread(tour, served.http.removeprefix("http://"))
         answer = await client.infer("tiny", tensor(rows(9), True))
         assert answer.as_numpy("classes")[0, 0] == 9
-        gzipped = client.infer("tiny", tensor(rows(9), True), request_compression_algorithm="gzip")
-        with pytest.raises(InferenceServerException, match="Content-Encoding"):
-            await gzipped
+        for encoding in ("gzip", "deflate"):
+            for binary in (False, True):
+                given = tensor(rows(9), binary)
+                answer = await client.infer("tiny", given, request_compression_algorithm=encoding)
+                assert answer.as_numpy("classes")[0, 0] == 9
 
 
 async def test_numbers_are_read_wherever_the_text_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -613,3 +617,78 @@ async def test_mangled_requests_are_the_callers_mistake_and_harm_nobody(tmp_path
         assert statuses == {200, 400}
         answer = await client.post(INFER, content=sound)
         assert answer.json()["outputs"][0]["data"][0] == 1
+
+
+async def test_compressed_bodies_are_read_as_far_as_is_allowed(tmp_path: Path) -> None:
+    publish(tmp_path)
+    picture = png(3)
+    async with asking(tmp_path, max_image_bytes=10_000) as (_, client):
+
+        async def post(body: bytes, encoding: str) -> httpx.Response:
+            return await client.post(CLASSIFY, content=body, headers={"content-encoding": encoding})
+
+        for encoding in ("gzip", "GZIP", "Identity"):
+            body = picture if encoding == "Identity" else gzip.compress(picture)
+            assert (await post(body, encoding)).json()["classes"][0]["index"] == 3
+        for body, encoding, status, words in (
+            (gzip.compress(bytes(1 << 20)), "gzip", 413, "more than 10,000 bytes when inflated"),
+            (picture, "gzip", 400, "is no gzip"),
+            (gzip.compress(picture)[:-1], "gzip", 400, "its gzip ends too early"),
+            (gzip.compress(picture), "br", 415, "'br'; identity, gzip, deflate are understood"),
+            (zlib.compress(picture) + b"more", "deflate", 400, "goes on behind its end"),
+        ):
+            refused = await post(body, encoding)
+            assert refused.status_code == status
+            assert words in problem(refused)["detail"]
+        assert (await post(gzip.compress(picture), "gzip")).status_code == 200
+
+
+async def test_who_asks_whether_to_go_on_and_may_not_is_let_go(tmp_path: Path) -> None:
+    """The body may come or not: what came next would be taken for a part of it."""
+    publish(tmp_path)
+    head = f"POST {CLASSIFY} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\n"
+    async with asking(tmp_path) as (served, _):
+        for line, status in (("content-length: 99999999", 413), ("content-encoding: br", 415)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+            length = "" if "length" in line else "content-length: 9\r\n"
+            writer.write(f"{head}{line}\r\n{length}\r\n".encode())
+            answer = (await reader.read()).decode()
+            assert answer.startswith(f"HTTP/1.1 {status} ")
+            assert "connection: close" in answer.lower()
+            writer.close()
+            await writer.wait_closed()
+
+
+ONE = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("sent", [b"", ONE[:-4], ONE + ONE[:9], b"\r\n"])
+async def test_who_is_silent_or_stops_within_a_head_is_let_go(
+    sent: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 0.2)
+    publish(tmp_path)
+    async with serve(tmp_path) as served:
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+        writer.write(sent)
+        answer = await reader.read()
+        writer.close()
+        await writer.wait_closed()
+    assert answer.count(b"200 OK") == sent.count(ONE)
+
+
+async def test_a_request_under_way_is_not_taken_for_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "HEAD_S", 0.05)
+    publish(tmp_path)
+    engines = Mirrors(held=True)
+    async with (
+        serve(tmp_path, load=loading(engines)) as served,
+        httpx.AsyncClient(base_url=served.http, timeout=20) as client,
+    ):
+        call = asyncio.create_task(client.post("/v1/models/tiny:classify", content=png(3)))
+        await engines.made[0].started.wait()
+        await asyncio.sleep(0.1)  # twice what silence may last
+        engines.made[0].release()
+        assert (await call).status_code == 200

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
+import h11
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.catalog import Catalog
 from server.metrics import Metrics
 from server.service.rest import http_problem
+
+HEAD_S = 20.0  # for the head of a request to come whole, as long as gRPC's port waits
+
+
+class Connection(H11Protocol):
+    """Uvicorn's, which waits for a request for ever: whoever is silent, or stops within a head,
+    would hold a file that others need, those who call by gRPC too."""
+
+    _silence: asyncio.TimerHandle | None = None  # runs while no request is under way
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._heard()
+        elif self._silence is None:
+            self._await_head()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._heard()
+        super().connection_lost(error)
+
+    def _await_head(self) -> None:
+        self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+
+    def _heard(self) -> None:
+        if self._silence is not None:
+            self._silence.cancel()
+            self._silence = None
 
 
 def application(

@@ -40,6 +40,7 @@ from server.service.open_inference import (
 )
 from server.service.rpc import STATUS, Call, Intake, Tally, clipped, told
 from server.transport.headers import timeout_s
+from server.transport.inflate import WINDOW_BITS, Damaged, TooLarge, inflate
 
 HTTP_STATUS = {
     StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
@@ -58,7 +59,12 @@ SMALL_BODY_BYTES = 4096  # of a question that needs no more than a few names
 BODY_S = 30.0  # for a body to come in, which takes the place of a call meanwhile
 MOST_U32 = (1 << 32) - 1
 
+IDENTITY = "identity"
+
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+# Of an answer to who asked whether to send a body ("Expect: 100-continue"), and does not know now
+# whether one is still waited for. Others are sending it: to close would take the answer from them.
+UNSENT = {"Connection": "close"}
 
 Answering = Callable[[Request, bytes, Call], Coroutine[Any, Any, Response]]
 
@@ -355,13 +361,17 @@ class Rest:
         Raises TimeoutError when the call's deadline passes meanwhile.
         """
         held = 0
+        unsent = UNSENT if "expect" in request.headers else None
         try:
             self._intake.take()
-            if request.headers.get("content-encoding", "identity") != "identity":
-                raise HTTPException(415, "Content-Encoding: only identity is understood")
+            encoding = request.headers.get("content-encoding", IDENTITY).strip().lower()
+            if encoding not in (IDENTITY, *WINDOW_BITS):
+                understood = ", ".join((IDENTITY, *WINDOW_BITS))
+                why = f"Content-Encoding: {encoding[:NAME_LIMIT]!r}; {understood} are understood"
+                raise HTTPException(415, why, unsent)
             length = request.headers.get("content-length", "")
             if length.isdecimal() and int(length) > limit:
-                raise _too_large(limit)
+                raise _too_large(limit, unsent)
             parts = []
             left_s = call.deadline_s - clock()
             try:
@@ -374,9 +384,15 @@ class Rest:
                         parts.append(part)
             except TimeoutError:
                 if left_s > BODY_S:
-                    raise HTTPException(408, f"the body took more than {BODY_S:.0f} s") from None
+                    why = f"the body took more than {BODY_S:.0f} s"
+                    raise HTTPException(408, why) from None
                 raise
-            yield b"".join(parts)
+            body = b"".join(parts)
+            if encoding != IDENTITY:
+                body = await _inflated(body, encoding, limit)
+                held += len(body)
+                self._intake.hold(len(body))
+            yield body
         finally:
             self._intake.leave(held)
 
@@ -446,8 +462,21 @@ def _problem_of(
     return Json({**body, "error": detail, **members}, status, dict(headers), media_type=PROBLEM)
 
 
-def _too_large(limit: int) -> HTTPException:
-    return HTTPException(413, f"the body has more than {limit:,} bytes; no more are allowed")
+def _too_large(limit: int, headers: Mapping[str, str] | None = None) -> HTTPException:
+    return HTTPException(
+        413, f"the body has more than {limit:,} bytes; no more are allowed", headers
+    )
+
+
+async def _inflated(body: bytes, encoding: str, limit: int) -> bytes:
+    """Raises InvalidInput, and HTTPException where it is too large. On another thread: a small body
+    may become a large one."""
+    try:
+        return await asyncio.to_thread(inflate, body, encoding, limit)
+    except TooLarge as error:
+        raise HTTPException(413, f"the body {error}") from None
+    except Damaged as error:
+        raise InvalidInput("body", str(error)) from None
 
 
 def _ready_status(ready: bool) -> int:

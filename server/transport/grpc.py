@@ -12,7 +12,6 @@ import math
 import re
 import socket
 import time
-import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,6 +29,7 @@ from server.transport.headers import (
     trailer_block,
 )
 from server.transport.http2 import CANCEL, GRANT_BYTES, Connection, Stream
+from server.transport.inflate import WINDOW_BITS, Damaged, TooLarge, inflate
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +42,6 @@ OK_TRAILERS = trailer_block(StatusCode.OK.value[0])
 
 GRPC = re.compile(r"application/grpc([+;]|$)")  # and not application/grpc-web
 
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib
 ENCODINGS = ("identity", *WINDOW_BITS)
 
 STOPPING = "the server is stopping"
@@ -588,17 +587,9 @@ class Call(Stream):
 
 
 def _inflate(message: bytes, encoding: str, limit: int) -> bytes:
-    inflater = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
-        inflated = inflater.decompress(message, limit + 1)
-    except zlib.error as error:
-        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: is no {encoding}: {error}") from None
-    if len(inflated) > limit:
-        raise Abort(
-            StatusCode.RESOURCE_EXHAUSTED,
-            f"request: is more than {limit:,} bytes when inflated, which is all that is allowed",
-        )
-    if not inflater.eof or inflater.unused_data:
-        where = "goes on behind its end" if inflater.eof else "ends too early"
-        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: its {encoding} {where}")
-    return inflated
+        return inflate(message, encoding, limit)
+    except TooLarge as error:
+        raise Abort(StatusCode.RESOURCE_EXHAUSTED, f"request: {error}") from None
+    except Damaged as error:
+        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: {error}") from None
