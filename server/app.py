@@ -233,7 +233,13 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     shared_memory=regions is not None,
                 )
                 http = HttpServer(
-                    application(metrics, catalog, lambda: state.accepting, rest.routes())
+                    application(
+                        metrics,
+                        catalog,
+                        accepting=lambda: state.accepting,
+                        lost=lambda: next((host.lost for host in hosts.values() if host.lost), ""),
+                        calls=rest.routes(),
+                    )
                 )
                 await server.start(grpc_socket)
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))

@@ -182,6 +182,7 @@ class Host:
         self._backlog = backlog or Backlog()
         self._units = units
         self._policy = policy
+        self.lost = ""  # why the device can be used no more by this process
         self._busy_s = 0.0  # unit-seconds of finished batches
         self._history: deque[tuple[float, float]] = deque(maxlen=BUSY_WINDOW_TICKS)
         self._watching = True
@@ -279,14 +280,13 @@ class Host:
 
     def _lose(self, error: DeviceLost) -> None:
         """The device is lost to this process: whatever runs there will not come back."""
+        self.lost = f"the device {self.device} is lost; start the server anew: {error}"
         for run in self._runs:
             run.abandoned = True
             self._fail_batch(run.batch, error)
         self._runs.clear()
         for served in list(self._served.values()):
-            self._abandon(
-                served, f"the device {self.device} is lost; start the server anew: {error}"
-            )
+            self._abandon(served, self.lost)
 
     def stop(self) -> None:
         """Lets `watch` end."""

@@ -23,10 +23,11 @@ from PIL import Image
 
 from proto import classify_pb2 as pb
 from server.app import CannotServe, Load, Running, running
+from server.errors import DeviceLost, EngineFailure
 from server.loading import Loaded
 from server.repository import Manifest, Unsound, Version
 from server.settings import Settings
-from tests.serving import SERVICE, Mirror, Served, loading, publish, raw, serve, until
+from tests.serving import SERVICE, Mirror, Mirrors, Served, loading, publish, raw, serve, until
 
 CLASSIFY = SERVICE + "Classify"
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,6 +289,24 @@ async def test_health_and_readiness_over_http(tmp_path: Path) -> None:
 
 
 # --- as a process ----------------------------------------------------------------------------
+
+
+async def test_a_server_that_lost_its_device_says_that_it_is_to_be_started_anew(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    engines = Mirrors()
+    async with serve(tmp_path, load=loading(engines)) as served:
+        engines.made[0].failure = EngineFailure("a batch failed")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served.classify(raw(1))
+        assert (await get(served.http + "/healthz")).status_code == 200, "that may pass"
+        engines.made[0].failure = DeviceLost("CUDA: cudaErrorIllegalAddress")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served.classify(raw(1))
+        alive = await get(served.http + "/healthz")
+    assert alive.status_code == 503
+    assert alive.text.startswith("the device mirror is lost; start the server anew: CUDA: cudaErr")
 
 
 @asynccontextmanager

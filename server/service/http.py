@@ -51,17 +51,23 @@ class Connection(H11Protocol):
 
 
 def application(
-    metrics: Metrics, catalog: Catalog, accepting: Callable[[], bool], calls: Sequence[Route]
+    metrics: Metrics,
+    catalog: Catalog,
+    accepting: Callable[[], bool],
+    lost: Callable[[], str],
+    calls: Sequence[Route],
 ) -> Starlette:
-    """`accepting` says whether new calls are taken at all."""
+    """`accepting` says whether new calls are taken at all, `lost` what only another process can use
+    again, with the reason, or nothing."""
 
     async def read_metrics(request: Request) -> Response:
         text, content_type = metrics.render_for(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
-        """The process lives and its loop turns."""
-        return PlainTextResponse("ok\n")
+        """The process lives, its loop turns, and to start it anew would mend nothing."""
+        reason = lost()
+        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
 
     async def readyz(request: Request) -> Response:
         """200 once loading is through and some model answers; the body says what of each model."""
