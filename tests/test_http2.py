@@ -1148,3 +1148,19 @@ def test_noise_raises_nothing_and_leaves_nothing(noise: list[bytes], size: int) 
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     asyncio.run(run())
+
+
+@given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)), max_size=20))
+def test_pieces_of_a_message_hold_little_more_than_themselves(cuts: list[tuple[int, int]]) -> None:
+    """Most of what came together is kept as it came, and not copied; a small part of it is, or one
+    stream's few bytes would hold all that others have sent beside them."""
+    call = grpc.Call.__new__(grpc.Call)
+    call._pieces = []
+    expected, draw = b"", random.Random(0)
+    for size, around in cuts:
+        data = draw.randbytes(around) + draw.randbytes(size) + draw.randbytes(around // 2)
+        call._piece(data, around, around + size)
+        expected += data[around : around + size]
+    assert b"".join(call._pieces) == expected
+    held = [memoryview(one.obj if isinstance(one, memoryview) else one) for one in call._pieces]
+    assert sum(map(len, held)) <= 2 * len(expected)

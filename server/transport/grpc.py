@@ -276,7 +276,7 @@ class Call(Stream):
         self._prefix = b""  # of a message: the first bytes of those five
         self._missing = 0  # bytes of a message that has begun
         self._compressed = False
-        self._pieces: list[bytes | bytearray] = []  # of that message
+        self._pieces: list[bytes | bytearray | memoryview] = []  # of that message
         self._held = 0  # bytes of messages that nobody has read
         self._messages: deque[tuple[bytes, bool]] = deque()  # with whether they are compressed
         self._awaited: asyncio.Future[None] | None = None  # by who reads messages
@@ -320,7 +320,7 @@ class Call(Stream):
                 start = self._begin_message(data, start, end)
             else:
                 take = min(self._missing, end - start)
-                self._piece(data[start : start + take])
+                self._piece(data, start, start + take)
                 start += take
                 self._missing -= take
                 if not self._missing:
@@ -519,14 +519,16 @@ class Call(Stream):
                 self.begun_s = time.monotonic()
         return start
 
-    def _piece(self, piece: bytes) -> None:
-        pieces = self._pieces
-        if len(piece) >= SMALL_PIECE_BYTES:
-            pieces.append(piece)
+    def _piece(self, data: bytes, start: int, end: int) -> None:
+        """A part of a message. What is most of what came is not copied, but kept as it came."""
+        pieces, size = self._pieces, end - start
+        if size >= SMALL_PIECE_BYTES:
+            whole = 2 * size >= len(data)
+            pieces.append(memoryview(data)[start:end] if whole else data[start:end])
         elif pieces and isinstance(pieces[-1], bytearray):
-            pieces[-1] += piece
+            pieces[-1] += data[start:end]
         else:
-            pieces.append(bytearray(piece))
+            pieces.append(bytearray(data[start:end]))
 
     def _message(self, message: bytes) -> None:
         if self._messages and isinstance(self._method, Unary):
