@@ -9,7 +9,9 @@ import urllib.request
 
 
 def main() -> int:
-    port = os.environ.get("CONVSERVE_HTTP_PORT", "8000")
+    port = os.environ.get("CONVSERVE_HTTP_PORT", "")
+    if not port.isdecimal():  # empty, or what Kubernetes sets for a service: the server takes 8000
+        port = "8000"
     # A proxy that the container has for the outside would not find the way back in.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

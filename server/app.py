@@ -57,6 +57,8 @@ log = logging.getLogger(__name__)
 FIELDS = 64
 FIELDS_PER_IMAGE = 12
 
+ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when its terminal goes
+
 # Images that decoders have been given, and that may come out of them at once: 1 to 3 s of work.
 DECODING = 512
 
@@ -88,19 +90,19 @@ Load = Callable[..., Loaded]  # as server.loading.load
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM or SIGINT, then answers what was accepted. Raises CannotServe.
+    """Serves until SIGTERM, SIGINT or SIGHUP, then answers what was accepted. Raises CannotServe.
 
     A second signal takes the rest of the notice, and of their grace from the calls in progress.
     """
     signals: asyncio.Queue[str] = asyncio.Queue()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in ENDING:
         loop.add_signal_handler(number, signals.put_nowait, number.name)
     async with running(settings) as server:
         name = await signals.get()
         notice_s, grace_s = settings.drain_notice, settings.grace_s
         log.info("stopping", extra={"signal": name, "notice_s": notice_s, "grace_s": grace_s})
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in ENDING:
             loop.add_signal_handler(number, server.hurry.set)
     log.info("stopped")
 

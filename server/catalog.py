@@ -20,6 +20,8 @@ from hashlib import blake2b
 from itertools import groupby, islice
 from typing import NamedTuple
 
+from msgspec.structs import replace
+
 from server.engines import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
 from server.host import Host, clock
@@ -35,6 +37,11 @@ log = logging.getLogger(__name__)
 
 LISTED = 16  # names in an error message
 DRAIN_S = 30.0  # that calls have to leave a version which takes no new ones; then they are refused
+
+REPLACED = (
+    "its folder holds another network than the one that answers; publish it as a new version, or "
+    "start the server anew"
+)
 
 Load = Callable[[Version, Callable[[], None]], Loaded]
 
@@ -315,11 +322,14 @@ class Catalog:
         others = [one for one in model.statuses if one is not status and _usable(one)]
         if status.given_up or status.state is not State.READY or not (others or wrong):
             return
+        was_canary = status is model.canary
         status.given_up, status.cause = reason, cause
         if wrong:
             status.life.to(State.DRAINING, reason)
         log.error("version_given_up", extra=_named(status, reason=reason, cause=cause))
         self._direct(model)
+        if was_canary and model.stable is not None:
+            self._note_rollback(status, model.stable)
         self._unsettled.set()
 
     def judge(self, now_s: float) -> None:
@@ -369,6 +379,9 @@ class Catalog:
             status.gone = False
             if status.loaded is None and (status.found != version or not version.manifest):
                 self._look_again(status, version)
+            elif status.reason != REPLACED and _other_content(status.found, version):
+                log.error("version_replaced", extra=_named(status, reason=REPLACED))
+                status.life.to(status.state, REPLACED)
         for status in known.values():
             status.gone = True
             if not status.loaded:
@@ -448,12 +461,15 @@ class Catalog:
             return
         self._metrics.swaps.labels(model.name).inc()
         if last.cause:
-            self._metrics.rollbacks.labels(model.name, last.cause).inc()
-            reason = last.given_up or last.reason
-            log.error("rolled_back", extra=_named(last, to=stable.version, reason=reason))
-            last.cause = ""
+            self._note_rollback(last, stable)
         else:
             log.info("calls_moved", extra=_named(last, to=stable.version))
+
+    def _note_rollback(self, given_up: Status, stable: Status) -> None:
+        self._metrics.rollbacks.labels(given_up.model, given_up.cause).inc()
+        reason = given_up.given_up or given_up.reason
+        log.error("rolled_back", extra=_named(given_up, to=stable.version, reason=reason))
+        given_up.cause = ""
 
     def _stop_calls(self, status: Status, reason: str) -> None:
         if status.state in (State.READY, State.DRAINING):
@@ -537,6 +553,8 @@ class Catalog:
             erred=partial(self._erred, status),
         )
         self._metrics.engine_info.labels(*_engine_info(ready)).set(1)
+        for method in ("Classify", "ModelInfer"):  # from 0, so that the first failure is seen
+            self._metrics.requests.labels(model.name, number, method, "INTERNAL")
         fallback = self._metrics.engine_fallback.labels(model.name, number, record.backend)
         fallback.set(1 if loaded.passed_over else 0)
         self._metrics.engine_load.labels(model.name).set(seconds)
@@ -633,6 +651,14 @@ class Catalog:
 
     def _known(self) -> str:
         return f"there are {_listed(sorted(self._models))}" if self._models else "there are none"
+
+
+def _other_content(loaded: Version, found: Version) -> bool:
+    """Whether a version's folder holds another network than the one that was loaded from it. It may
+    get further engines of the same."""
+    if loaded.manifest is None or found.manifest is None:
+        return False
+    return replace(loaded.manifest, engines=()) != replace(found.manifest, engines=())
 
 
 def _answering(status: Status) -> Ready:

@@ -132,7 +132,7 @@ class Metrics:
         )
         self.refused = Counter(
             "convserve_refused",
-            "Calls refused before any work was done for them.",
+            "Calls refused before any work was done for them; model is empty where none was known.",
             ["model", "reason"],
             registry=registry,
         )

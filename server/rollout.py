@@ -24,6 +24,8 @@ TURN_S = 0.5  # of the watcher: what changed before it began is seen after its f
 STEP_MS = 100  # what changes within this is one change
 DEBOUNCE_MS = 500
 
+UNREADABLE = "repository_unreadable"
+
 
 class Rollout:
     """Brings a catalog in line with a repository. The `reader` looks at the files.
@@ -89,8 +91,9 @@ class Rollout:
         try:
             found = await loop.run_in_executor(self._reader, partial(look, self._root))
         except OSError as error:
-            self._tell("repository_unreadable", str(self._root), str(error.strerror))
+            self._tell(UNREADABLE, str(self._root), str(error.strerror))
             return None
+        self._told = {told for told in self._told if not told.startswith(UNREADABLE)}
         for stray in found.strays:
             self._tell("passed_over", str(stray.path), stray.reason)
         return found

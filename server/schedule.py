@@ -143,7 +143,7 @@ class Policy(Protocol):
         """When `next` should be asked again though nothing has happened; None for never."""
 
     def waiting(self, model: str) -> int:
-        """Rows admitted and not yet given to a batch."""
+        """Rows admitted and not yet given to a batch; none of a model that was removed."""
 
 
 class Latency:
@@ -582,7 +582,8 @@ class Deadline:
         return None  # an idle engine never waits, so there is nothing to wait for
 
     def waiting(self, model: str) -> int:
-        return self._queues[model].rows
+        queue = self._queues.get(model)
+        return queue.rows if queue is not None else 0
 
     def _note_idle(self, now_s: float) -> None:
         """Brings the share of idle time up to date; asked before what is free changes."""
@@ -861,7 +862,7 @@ class Fixed:
         return soonest_s if now_s < soonest_s < math.inf else None
 
     def waiting(self, model: str) -> int:
-        return self._rows[model]
+        return self._rows.get(model, 0)
 
     def _oldest_s(self, model: str) -> float:
         calls = self._calls[model]

@@ -16,7 +16,7 @@ from typing import Any
 PREFIX = "CONVSERVE_"
 
 # What Kubernetes sets where a Service is called convserve, or convserve-http; besides, it sets
-# CONVSERVE_PORT=tcp://..., the name of an option of ours.
+# CONVSERVE_PORT=tcp://..., the name of an option of ours, and CONVSERVE_HTTP_PORT likewise.
 KUBERNETES = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)")
 KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
@@ -221,7 +221,10 @@ def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
     known = {entry.name.upper() for entry in fields(Settings)} | {"CACHE"}  # CACHE is the build's
     for variable in sorted(environment):
         name = variable.removeprefix(PREFIX)
-        if name not in known | {variable} and not KUBERNETES.fullmatch(name):
+        of_kubernetes = KUBERNETES.fullmatch(name) or KUBERNETES_ADDRESS.fullmatch(
+            environment[variable]
+        )
+        if name not in known | {variable} and not of_kubernetes:
             parser.error(f"{variable} is set, but there is no such option")
     try:
         return Settings(**vars(parser.parse_args(arguments)))

@@ -339,6 +339,22 @@ async def event(started: asyncio.subprocess.Process, name: str) -> dict[str, Any
     raise AssertionError(f"the log ended without {name}")
 
 
+async def test_a_server_ends_in_order_when_its_terminal_goes(tmp_path: Path) -> None:
+    publish(tmp_path)
+    async with process("--repo", str(tmp_path)) as server:
+        await event(server, "model_ready")
+        server.send_signal(signal.SIGHUP)
+        assert (await event(server, "stopping"))["signal"] == "SIGHUP"
+        assert await server.wait() == 0
+
+
+async def test_a_server_without_standard_files_ends_with_its_status(tmp_path: Path) -> None:
+    """What is opened next would be 0, 1 and 2, and libuv ends the process when it closes those."""
+    command = f"exec {sys.executable} -m server --repo {tmp_path / 'nowhere'} <&- >&- 2>&-"
+    ended = await asyncio.create_subprocess_shell(command)
+    assert await ended.wait() == 1
+
+
 async def test_sigterm_lets_accepted_calls_finish_and_ends_with_status_0(tmp_path: Path) -> None:
     publish(tmp_path)
     file = BytesIO()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 import yaml
 
 from server.metrics import Metrics
+from server.settings import parse
 from tests.readme_tables import instruments
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -249,6 +252,26 @@ def test_the_healthcheck_says_what_readyz_says(status: int, healthy: bool) -> No
             [sys.executable, ROOT / "deploy/healthcheck.py"], env=environment, capture_output=True
         )
     assert (checked.returncode == 0) is healthy
+
+
+@pytest.mark.parametrize("variable", ["", "tcp://10.0.0.1:8000"])
+def test_the_healthcheck_takes_the_port_that_the_server_takes(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kubernetes sets the second for a service called convserve-http."""
+    asked: list[str] = []
+
+    class Opener:
+        def open(self, url: str, timeout: float) -> Any:
+            asked.append(url)
+            return nullcontext()
+
+    monkeypatch.setenv("CONVSERVE_HTTP_PORT", variable)
+    monkeypatch.setattr(urllib.request, "build_opener", lambda *_: Opener())
+    found = runpy.run_path(str(ROOT / "deploy/healthcheck.py"))
+    assert found["main"]() == 0
+    port = parse([], {"CONVSERVE_HTTP_PORT": variable}).http_port
+    assert asked == [f"http://127.0.0.1:{port}/readyz"]
 
 
 # --- the dashboards --------------------------------------------------------------------------

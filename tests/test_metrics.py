@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -221,3 +222,48 @@ def test_what_alerts_count_is_there_before_it_happens() -> None:
     assert 'convserve_golden_checks_total{model="tiny",outcome="wrong"} 0.0' in text
     for reason in ("engine_failure", "golden_drift", "objective", "stalled"):
         assert f'convserve_rollbacks_total{{model="tiny",reason="{reason}"}} 0.0' in text
+
+
+async def test_what_is_refused_at_the_door_is_counted_too(tmp_path: Path) -> None:
+    """Nothing was known of the call yet, its model neither."""
+    publish(tmp_path)
+    made: list[Mirror] = []
+
+    def held(manifest: Any) -> Mirror:
+        made.append(Mirror(manifest, held=True))
+        return made[-1]
+
+    options: dict[str, Any] = {"max_calls": 1, "max_message_bytes": 8192}
+    async with serve(tmp_path, load=loading(held), **options) as served:
+        first = asyncio.create_task(served.classify(raw(1)))
+        await made[0].started.wait()
+        for request in (raw(1), raw(1), b"x" * 8193):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await served.call("Classify", request)
+            assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+        made[0].release()
+        await first
+        samples = await scrape(served)
+    assert value(samples, "refused_total", model="", reason="overloaded") == 2
+    code = {"model": "", "version": "", "code": "RESOURCE_EXHAUSTED"}
+    assert value(samples, "requests_total", **code, method="Classify") == 3
+
+
+async def test_metrics_are_read_while_an_engine_is_closed(tmp_path: Path) -> None:
+    publish(tmp_path)
+    closing, go_on = threading.Event(), threading.Event()
+
+    class Slow(Mirror):
+        def close(self) -> None:
+            closing.set()
+            go_on.wait()
+            super().close()
+
+    async with serve(tmp_path, load=loading(Slow), probation_s=0.0) as served:
+        publish(tmp_path)
+        await asyncio.to_thread(closing.wait)
+        try:
+            samples = await scrape(served)
+        finally:
+            go_on.set()
+        assert value(samples, "queue_rows", model="tiny") == 0

@@ -200,7 +200,7 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
         served.server.metrics.read_gpus(Gpus(OneGpu()))
         await prometheus.becomes("up", 1)  # it looks for its targets every five seconds
         reports = [await measure(plan) for plan in plans(served)]
-        calls = 'convserve_requests_total{method=~"Classify|ModelInfer", code="%s"}'
+        calls = 'convserve_requests_total{method=~"Classify|Model(Stream)?Infer", code="%s"}'
         counts = [report.summary.counts for report in reports]
         answered = sum(count.get("OK", 0) for count in counts)
         refused = sum(count.get("RESOURCE_EXHAUSTED", 0) for count in counts)

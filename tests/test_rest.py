@@ -504,6 +504,43 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         await writer.wait_closed()
 
 
+async def test_a_body_that_is_on_its_way_when_the_server_ends_is_waited_for(tmp_path: Path) -> None:
+    publish(tmp_path)
+    picture = png(3)
+    async with asking(tmp_path, grace_s=20.0) as (served, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+        lines = f"Host: here\r\nExpect: 100-continue\r\nContent-Length: {len(picture)}\r\n\r\n"
+        writer.write(f"POST {CLASSIFY} HTTP/1.1\r\n{lines}".encode())
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n", "it is waited for"
+        assert await reader.readline() == b"\r\n"
+        writer.write(picture[:9])
+
+        async def rest_of_it() -> bytes:
+            while served.server.accepting:
+                await asyncio.sleep(0)
+            await asyncio.sleep(0.1)  # the server has begun to end
+            writer.write(picture[9:])
+            return await reader.read()
+
+        coming = asyncio.create_task(rest_of_it())
+    assert (await coming).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_a_body_that_does_not_come_before_the_server_ends_is_told_so(tmp_path: Path) -> None:
+    publish(tmp_path)
+    async with asking(tmp_path, grace_s=0.1) as (served, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
+        lines = "Host: here\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n"
+        writer.write(f"POST {CLASSIFY} HTTP/1.1\r\n{lines}".encode())
+        assert await reader.readline() == b"HTTP/1.1 100 Continue\r\n"
+        assert await reader.readline() == b"\r\n"
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"the server has stopped" in answer
+    writer.close()
+
+
 async def test_what_is_too_much_is_told_when_to_come_again(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors(held=True)

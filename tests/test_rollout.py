@@ -529,6 +529,42 @@ async def test_who_asks_about_a_model_takes_nothing_of_its_canarys_share(tmp_pat
         assert Counter(found) == {1: 5, 2: 5}
 
 
+async def test_a_canary_that_is_given_up_is_a_rollback_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    write_plan(tmp_path, "tiny", Plan(labels={"canary": 2}, canary_percent=50))
+    engines = Mirrors()
+    async with serve(tmp_path, load=loading(engines), probation_s=60.0) as served:
+        await once(served, {1: "READY", 2: "READY"})
+        canary = engines.made[0]  # the newest is loaded first
+        canary.failure = EngineFailure("it has a screw loose")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await served.classify(raw(0, label="canary"))
+        await once(served, {1: "READY", 2: "FAILED"})
+        assert [(await served.classify(raw(0))).version for _ in range(4)] == [1] * 4
+        assert (
+            metric(served, 'convserve_rollbacks_total{model="tiny",reason="engine_failure"}') == 1
+        )
+
+
+async def test_a_version_that_was_published_anew_under_its_number_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It can't be both: callers get the one that was loaded until the server starts anew."""
+    publish(tmp_path)
+    async with serve(tmp_path, probation_s=0.0) as served:
+        shutil.rmtree(tmp_path / "tiny")
+        publish(tmp_path, trained=True)
+        while "holds another network" not in (await reasons(served))[1]:
+            pass
+        assert await states(served) == {1: "READY"}
+        assert not (await served.classify(raw(0))).trained, "as it was loaded"
+        told = [one for one in caplog.records if one.message == "version_replaced"]
+        assert len(told) == 1
+
+
 async def test_labels_are_followed_as_they_are_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

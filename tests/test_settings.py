@@ -94,7 +94,7 @@ def test_a_variable_of_no_option_is_an_error(capsys: pytest.CaptureFixture[str])
     assert "CONVSERVE_PROT is set, but there is no such option" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("service", ["CONVSERVE", "CONVSERVE_HTTP"])
+@pytest.mark.parametrize("service", ["CONVSERVE", "CONVSERVE_HTTP", "CONVSERVE_GRPC"])
 def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_option(service: str) -> None:
     address = "10.0.0.1"
     variables = {

@@ -34,7 +34,7 @@ SOURCE = dashboard_model.DataSourceRef(type_val="prometheus", uid="prometheus")
 WHOLE = 24  # columns of Grafana's grid
 
 # What classifies; the other methods only tell.
-CALLS = 'method=~"Classify|ModelInfer"'
+CALLS = 'method=~"Classify|Model(Stream)?Infer"'
 HERE = 'model=~"$model", instance=~"$instance"'
 INSTANCE = 'instance=~"$instance"'
 PROCESS = f'job="convserve", {INSTANCE}'

@@ -134,8 +134,11 @@ class Rest:
         self._intake = intake
         self._limits = limits
         self._shared_memory = shared_memory
+        self._calls: set[asyncio.Task[Any]] = set()  # those being received too
         self._working: set[asyncio.Task[Response]] = set()
+        self._receiving: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._ended = False  # nobody is waited for any more
 
     def routes(self) -> list[Route]:
         one, all_of = "/v2/models/{name}", ("", "/versions/{version}")
@@ -184,9 +187,10 @@ class Rest:
         None is none, as for a server of grpcio's.
         """
         self._stopping = True
-        if self._working:
-            await asyncio.wait(self._working, timeout=grace_s or 0)
-        for task in self._working:
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=grace_s or 0)
+        self._ended = True
+        for task in (*self._working, *self._receiving):
             task.cancel()
 
     # --- what is asked for without a body
@@ -336,8 +340,20 @@ class Rest:
         tally = Tally(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
+            task = asyncio.current_task()
+            assert task is not None
+            if not self._stopping:
+                self._calls.add(task)
+            try:
+                return await answered(request, accepted=not self._stopping)
+            finally:
+                self._calls.discard(task)
+
+        async def answered(request: Request, *, accepted: bool) -> Response:
             call = Call(clock(), math.inf, self._intake.after)
             try:
+                if not accepted:
+                    raise ModelNotReady("the server is stopping")
                 call.deadline_s = call.arrived_s + _timeout(request.headers.get(DEADLINE))
                 async with self._body(request, limit, call) as body:
                     response = await self._worked(request, answering(request, body, call), call)
@@ -374,6 +390,9 @@ class Rest:
                 raise _too_large(limit, unsent)
             parts = []
             left_s = call.deadline_s - clock()
+            task = asyncio.current_task()
+            assert task is not None
+            self._receiving.add(task)
             try:
                 async with asyncio.timeout(min(left_s, BODY_S)):
                     async for part in request.stream():
@@ -387,6 +406,13 @@ class Rest:
                     why = f"the body took more than {BODY_S:.0f} s"
                     raise HTTPException(408, why) from None
                 raise
+            except asyncio.CancelledError:
+                if not self._ended:
+                    raise
+                task.uncancel()
+                raise ModelNotReady("the server has stopped") from None
+            finally:
+                self._receiving.discard(task)
             body = b"".join(parts)
             if encoding != IDENTITY:
                 body = await _inflated(body, encoding, limit)
@@ -400,9 +426,6 @@ class Rest:
         self, request: Request, work: Coroutine[Any, Any, Response], call: Call
     ) -> Response:
         """What the work gives; its own errors, TimeoutError at the deadline, ClientDisconnect."""
-        if self._stopping:
-            work.close()
-            raise ModelNotReady("the server is stopping")
         working = asyncio.create_task(work)
         gone = asyncio.create_task(_hung_up(request))
         self._working.add(working)

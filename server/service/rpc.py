@@ -214,6 +214,7 @@ class Tally:
         self._counters: dict[tuple[str, str, str], Any] = {}
         self._durations: dict[str, Any] = {}
         self._shed = metrics.requests.labels("", "", method, StatusCode.RESOURCE_EXHAUSTED.name)
+        self._shed_reason = metrics.refused.labels("", REASON[Overloaded])
 
     def answered(self, call: Call, seconds: float) -> None:
         self.count(call, StatusCode.OK)
@@ -225,12 +226,18 @@ class Tally:
 
     def refused(self, call: Call, error: ServingError) -> None:
         self.count(call, STATUS[type(error)])
-        if call.model and (reason := REASON.get(type(error))):
+        # What was admitted and given up later was counted as missed, when it was given up.
+        if call.stage == "decode" and (reason := REASON.get(type(error))):
             self._metrics.refused.labels(call.model, reason).inc()
 
     def shed(self) -> None:
         """Refused before anything was known of it, because too many others came first."""
         self._shed.inc()
+        self._shed_reason.inc()
+
+    def turned_away(self, code: StatusCode) -> None:
+        """Ended by the transport, before there was a message to look at."""
+        self._counter("", "", code).inc()
 
     def given_up(self, call: Call, *, late: bool) -> None:
         """By the caller, or because the deadline has passed."""
@@ -244,16 +251,17 @@ class Tally:
         self.count(call, StatusCode.INTERNAL)
 
     def count(self, call: Call, code: StatusCode) -> None:
-        key = (call.model, call.version, code.name)
-        counter = self._counters.get(key)
-        if counter is None:
-            counter = self._metrics.requests.labels(
-                call.model, call.version, self._method, code.name
-            )
-            self._counters[key] = counter
-        counter.inc()
+        self._counter(call.model, call.version, code).inc()
         if call.trace is not None:
             call.trace.end(code.name)
+
+    def _counter(self, model: str, version: str, code: StatusCode) -> Any:
+        key = (model, version, code.name)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._metrics.requests.labels(model, version, self._method, code.name)
+            self._counters[key] = counter
+        return counter
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,7 +320,7 @@ def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
         answering.tally.shed()
         return _busy(math.ceil(wait_s / BUSY_STEP_S))
 
-    return Unary(answer, busy)
+    return Unary(answer, busy, answering.tally.turned_away)
 
 
 @lru_cache(maxsize=1024)
@@ -381,7 +389,7 @@ def _streaming(answering: _Answering, streams: Streams) -> Streaming:
         with counted(answering.name, answering.intake):
             await stream(requests, wire)
 
-    return Streaming(answer)
+    return Streaming(answer, answering.tally.turned_away)
 
 
 @contextmanager

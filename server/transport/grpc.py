@@ -81,11 +81,12 @@ class Unary:
     """A method that has one request and one response.
 
     `busy` says how a call is refused that would begin too late, from the seconds until it would.
-    Without it every call begins.
+    Without it every call begins. `refused` is told of calls that end before they have begun.
     """
 
     answer: Callable[[bytes, Call], Awaitable[bytes]]
     busy: Callable[[float], Abort] | None = None
+    refused: Callable[[StatusCode], None] = lambda code: None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +94,7 @@ class Streaming:
     """A method that reads requests while there are any, and writes responses to its call."""
 
     answer: Callable[[AsyncIterator[bytes], Call], Awaitable[None]]
+    refused: Callable[[StatusCode], None] = lambda code: None
 
 
 Method = Unary | Streaming
@@ -360,6 +362,8 @@ class Call(Stream):
         """Ends the call, wherever it is."""
         abort = Abort(code, message, trailers)
         if not self._running:
+            if self._method is not None and self.open:
+                self._method.refused(code)
             self._end(abort.block)
             self._cancel()  # it won't begin
         elif self._task is not None and self._task.done():  # its response is not taken
