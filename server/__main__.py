@@ -4,12 +4,13 @@ import gc
 import logging
 import os
 import sys
+import threading
 
 import uvloop
 
 from server import allocator, logs
-from server.app import CannotServe, serve
-from server.settings import parse
+from server.app import LOADER, CannotServe, serve
+from server.settings import Settings, parse
 
 log = logging.getLogger("server")
 
@@ -19,6 +20,8 @@ log = logging.getLogger("server")
 # 20 ms of deadline) answered 0 to 45 % in time; at this, 36 to 98 %.
 SWITCH_S = 0.0005
 
+
+JOIN_S = 0.5  # for a thread with nothing to do to end
 
 # New objects between two looks for garbage: calls make hundreds each, and leave none.
 COLLECT = 10_000
@@ -41,6 +44,18 @@ def main() -> int:
     allocator.keep_freed(os.environ)
     settings = parse(sys.argv[1:], os.environ)
     logs.configure(settings.log_level, settings.log_format)
+    status = _served(settings)
+    loading = [one for one in threading.enumerate() if one.name.startswith(LOADER)]
+    for thread in loading:
+        thread.join(JOIN_S)
+    if any(thread.is_alive() for thread in loading):
+        logging.shutdown()
+        os._exit(status)  # Python would wait for what is being loaded, which nobody needs
+    return status
+
+
+def _served(settings: Settings) -> int:
+    """The status to exit with."""
     try:
         uvloop.run(serve(settings))
     except CannotServe as error:

@@ -59,6 +59,9 @@ FIELDS_PER_IMAGE = 12
 
 ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when its terminal goes
 
+LOADER = "load"  # names the thread that loads
+LOAD_ENDS_S = 2.0
+
 # Images that decoders have been given, and that may come out of them at once: 1 to 3 s of work.
 DECODING = 512
 
@@ -139,7 +142,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
 
             with (
                 ThreadPoolExecutor(settings.decode_threads or threads, "decode") as decoders,
-                ThreadPoolExecutor(1, "load") as loader,
+                _loader() as loader,
                 _listening(settings.host, settings.port) as grpc_socket,
                 _listening(settings.host, settings.http_port) as http_socket,
             ):
@@ -277,6 +280,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         host.stop()
                     for task in watching:
                         task.cancel()
+                    await _loaded(loader)
     except BaseExceptionGroup as group:  # of the body and the background tasks; mostly it is one
         cannot_serve, others = group.split(CannotServe)
         if cannot_serve is not None and others is None:
@@ -284,6 +288,26 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
+
+
+@contextmanager
+def _loader() -> Iterator[ThreadPoolExecutor]:
+    """The thread that loads. It is not waited for at the end: that would stop the loop, for as long
+    as a large network takes, and for ever where a library hangs."""
+    loader = ThreadPoolExecutor(1, LOADER)
+    try:
+        yield loader
+    finally:
+        loader.shutdown(wait=False, cancel_futures=True)
+
+
+async def _loaded(loader: ThreadPoolExecutor) -> None:
+    """Gives what is being loaded a moment to see that it is not wanted any more."""
+    try:
+        async with asyncio.timeout(LOAD_ENDS_S):
+            await asyncio.wrap_future(loader.submit(int))  # behind it
+    except TimeoutError:
+        log.warning("load_left_behind", extra={"seconds": LOAD_ENDS_S})
 
 
 class HttpServer(uvicorn.Server):

@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -310,12 +310,14 @@ async def test_a_server_that_lost_its_device_says_that_it_is_to_be_started_anew(
 
 
 @asynccontextmanager
-async def process(*arguments: str, **environment: str) -> AsyncIterator[asyncio.subprocess.Process]:
+async def process(
+    *arguments: str, run: Sequence[str] = ("-m", "server"), **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """`python -m server` on free ports of the loopback, with JSON logs."""
     options = ("--host=127.0.0.1", "--port=0", "--http-port=0", "--log-format=json")
     started = await asyncio.create_subprocess_exec(
         sys.executable,
-        *("-m", "server", *options, *arguments),
+        *(*run, *options, *arguments),
         cwd=ROOT,
         env=environment,
         stderr=asyncio.subprocess.PIPE,
@@ -385,6 +387,27 @@ async def test_an_interrupt_while_models_load_ends_with_status_0(tmp_path: Path)
     async with process("--repo", str(tmp_path)) as server:
         await event(server, "listening")
         server.send_signal(signal.SIGINT)
+        await event(server, "stopped")
+        assert await server.wait() == 0
+
+
+HANGING = """
+import sys, threading
+from server import __main__, app
+
+app.running.__wrapped__.__kwdefaults__["load"] = lambda *_, **__: threading.Event().wait()
+sys.exit(__main__.main())
+"""
+
+
+async def test_a_server_ends_though_what_it_loads_hangs(tmp_path: Path) -> None:
+    """As a library may."""
+    publish(tmp_path)
+    async with process("--repo", str(tmp_path), run=("-c", HANGING)) as server:
+        await event(server, "listening")
+        server.send_signal(signal.SIGTERM)
+        await event(server, "stopping")
+        await event(server, "load_left_behind")
         await event(server, "stopped")
         assert await server.wait() == 0
 
