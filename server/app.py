@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 FIELDS = 64
 FIELDS_PER_IMAGE = 12
 
-ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # the last when its terminal goes
+ENDING = (signal.SIGTERM, signal.SIGINT)
 
 LOADER = "load"  # names the thread that loads
 LOAD_ENDS_S = 2.0
@@ -93,7 +93,8 @@ Load = Callable[..., Loaded]  # as server.loading.load
 
 
 async def serve(settings: Settings) -> None:
-    """Serves until SIGTERM, SIGINT or SIGHUP, then answers what was accepted. Raises CannotServe.
+    """Serves until SIGTERM, SIGINT or SIGHUP (its terminal has gone), then answers what was
+    accepted. Raises CannotServe.
 
     A second signal takes the rest of the notice, and of their grace from the calls in progress.
     """
@@ -101,6 +102,8 @@ async def serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for number in ENDING:
         loop.add_signal_handler(number, signals.put_nowait, number.name)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+        loop.add_signal_handler(signal.SIGHUP, signals.put_nowait, "SIGHUP")
     async with running(settings) as server:
         name = await signals.get()
         notice_s, grace_s = settings.drain_notice, settings.grace_s

@@ -312,7 +312,9 @@ class Catalog:
         model.wanted = False
         self._direct(model)
         async with self._changing:
-            await self._settle(model)
+            if self._models.get(name) is model:
+                model.wanted = False  # a load that waited before this one has asked for it again
+                await self._settle(model)
 
     def give_up(self, status: Status, reason: str, cause: str, *, wrong: bool = False) -> None:
         """Goes back to another version from one that answered. Where no other is loaded this one
@@ -379,9 +381,12 @@ class Catalog:
             status.gone = False
             if status.loaded is None and (status.found != version or not version.manifest):
                 self._look_again(status, version)
-            elif status.reason != REPLACED and _other_content(status.found, version):
-                log.error("version_replaced", extra=_named(status, reason=REPLACED))
-                status.life.to(status.state, REPLACED)
+            elif (status.reason == REPLACED) != _other_content(status.found, version):
+                if status.reason == REPLACED:  # what was loaded lies there again
+                    status.life.to(status.state, status.passed_over)
+                else:
+                    log.error("version_replaced", extra=_named(status, reason=REPLACED))
+                    status.life.to(status.state, REPLACED)
         for status in known.values():
             status.gone = True
             if not status.loaded:
@@ -553,7 +558,11 @@ class Catalog:
             erred=partial(self._erred, status),
         )
         self._metrics.engine_info.labels(*_engine_info(ready)).set(1)
-        for method in ("Classify", "ModelInfer"):  # from 0, so that the first failure is seen
+        for method in (
+            "Classify",
+            "ModelInfer",
+            "ModelStreamInfer",
+        ):  # from 0, so that the first failure is seen
             self._metrics.requests.labels(model.name, number, method, "INTERNAL")
         fallback = self._metrics.engine_fallback.labels(model.name, number, record.backend)
         fallback.set(1 if loaded.passed_over else 0)
@@ -607,10 +616,14 @@ class Catalog:
 
     def _stalled(self, status: Status, reason: str) -> None:
         """Its host has given a version up; nothing can be closed, something may still run in it."""
+        model = self._models[status.model]
+        was_canary = status is model.canary
         self._closed(status)
         status.cause = "stalled"
         self._fail(status, reason)
-        self._direct(self._models[status.model])
+        self._direct(model)
+        if was_canary and model.stable is not None:
+            self._note_rollback(status, model.stable)
         self._unsettled.set()
 
     def _closed(self, status: Status) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from watchfiles import Change, awatch
 
 from server.catalog import Catalog
+from server.errors import ModelNotReady
 from server.host import clock
 from server.repository import MODEL_NAME
 from server.repository.plan import Found, look
@@ -41,6 +42,7 @@ class Rollout:
         self._reader = reader
         self._serves = serves
         self._told: set[str] = set()  # what was logged of the repository already
+        self._asked: dict[str, object] = {}  # the latest request to load each model, not begun yet
         self._working: set[asyncio.Task[None]] = set()  # at what callers have asked for
 
     async def watch(self) -> None:
@@ -54,11 +56,13 @@ class Rollout:
     async def load(self, model: str) -> None:
         """Serves a model as it lies there now. Goes on though the caller leaves. Raises as
         `Catalog.load` does."""
-        await self._to_its_end(self._load(model))
+        request = self._asked[model] = object()
+        await self._to_its_end(self._load(model, request))
 
     async def unload(self, model: str) -> None:
         """Stops serving a model. Goes on though the caller leaves. Raises as `Catalog.unload`
         does."""
+        self._asked.pop(model, None)
         await self._to_its_end(self._catalog.unload(model))
 
     def stop(self) -> None:
@@ -66,8 +70,12 @@ class Rollout:
         for task in self._working:
             task.cancel()
 
-    async def _load(self, model: str) -> None:
+    async def _load(self, model: str, request: object) -> None:
         found = await self._look() if MODEL_NAME.fullmatch(model) else None
+        if model not in self._asked:
+            raise ModelNotReady(f"model {model!r} was to be unloaded before it was loaded")
+        if self._asked[model] is request:
+            del self._asked[model]
         versions = found.versions if found is not None else []
         plan = found.plans.get(model) if found is not None else None
         mine = [version for version in versions if version.model == model]

@@ -164,6 +164,35 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
         assert await states(served, "b") == {1: "READY"}
 
 
+async def test_an_unload_stands_though_a_load_that_nobody_waits_for_comes_before_it(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path, "a")
+    publish(tmp_path, "b")
+    publish(tmp_path, "c")
+    go_on = threading.Event()
+
+    def slow(version: Version, **options: Any) -> Loaded:
+        if version.model == "b":
+            go_on.wait()
+        return loading(Mirror)(version, **options)
+
+    async with (
+        serve(tmp_path, load=slow, model_control="explicit", models="a", probation_s=0.0) as served,
+        client_of(served) as client,
+    ):
+        for model in ("b", "c"):  # c's waits behind b's
+            with pytest.raises(InferenceServerException, match="(?i)deadline"):
+                await client.load_model(model, client_timeout=0.3)
+        unloading = asyncio.create_task(client.unload_model("c"))
+        await asyncio.sleep(0.1)  # it waits too
+        go_on.set()
+        await unloading
+        await once(served, {1: "READY"}, "b")
+        await client.load_model("b")  # behind all that was asked for before
+        assert await states(served, "c") == {1: "UNAVAILABLE"}
+
+
 async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_path: Path) -> None:
     publish(tmp_path, "a")
     publish(tmp_path, "b")

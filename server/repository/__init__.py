@@ -441,9 +441,10 @@ def staging(root: Path, model: str) -> Iterator[Path]:
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")
     home = root / model
-    if not home.is_dir():
-        home.mkdir(parents=True, exist_ok=True)
-        home.chmod(0o755)  # whatever the writer's mask: the server may be another user
+    for made in (root, home):
+        if not made.is_dir():
+            made.mkdir(parents=True, exist_ok=True)
+            made.chmod(0o755)  # whatever the writer's mask: the server may be another user
     with ExitStack() as held:
         with locked(home):
             for left in home.glob(".staging-*"):

@@ -57,6 +57,7 @@ DEADLINE = "Grpc-Timeout"
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SMALL_BODY_BYTES = 4096  # of a question that needs no more than a few names
 BODY_S = 30.0  # for a body to come in, which takes the place of a call meanwhile
+TURN_S = 0.2  # between looks at what is still in progress when the server ends
 MOST_U32 = (1 << 32) - 1
 
 IDENTITY = "identity"
@@ -134,7 +135,6 @@ class Rest:
         self._intake = intake
         self._limits = limits
         self._shared_memory = shared_memory
-        self._calls: set[asyncio.Task[Any]] = set()  # those being received too
         self._working: set[asyncio.Task[Response]] = set()
         self._receiving: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -187,8 +187,13 @@ class Rest:
         None is none, as for a server of grpcio's.
         """
         self._stopping = True
-        if self._calls:
-            await asyncio.wait(self._calls, timeout=grace_s or 0)
+        ends_s = clock() + (grace_s or 0)
+        while not self._ended and (left_s := ends_s - clock()) > 0:
+            if not (busy := {*self._working, *self._receiving}):
+                break
+            await asyncio.wait(
+                busy, timeout=min(left_s, TURN_S)
+            )  # what is received is worked on next
         self._ended = True
         for task in (*self._working, *self._receiving):
             task.cancel()
@@ -340,19 +345,9 @@ class Rest:
         tally = Tally(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
-            task = asyncio.current_task()
-            assert task is not None
-            if not self._stopping:
-                self._calls.add(task)
-            try:
-                return await answered(request, accepted=not self._stopping)
-            finally:
-                self._calls.discard(task)
-
-        async def answered(request: Request, *, accepted: bool) -> Response:
             call = Call(clock(), math.inf, self._intake.after)
             try:
-                if not accepted:
+                if self._stopping:
                     raise ModelNotReady("the server is stopping")
                 call.deadline_s = call.arrived_s + _timeout(request.headers.get(DEADLINE))
                 async with self._body(request, limit, call) as body:
@@ -426,6 +421,9 @@ class Rest:
         self, request: Request, work: Coroutine[Any, Any, Response], call: Call
     ) -> Response:
         """What the work gives; its own errors, TimeoutError at the deadline, ClientDisconnect."""
+        if self._ended:
+            work.close()
+            raise ModelNotReady("the server has stopped")
         working = asyncio.create_task(work)
         gone = asyncio.create_task(_hung_up(request))
         self._working.add(working)
