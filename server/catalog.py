@@ -324,14 +324,11 @@ class Catalog:
         others = [one for one in model.statuses if one is not status and _usable(one)]
         if status.given_up or status.state is not State.READY or not (others or wrong):
             return
-        was_canary = status is model.canary
         status.given_up, status.cause = reason, cause
         if wrong:
             status.life.to(State.DRAINING, reason)
         log.error("version_given_up", extra=_named(status, reason=reason, cause=cause))
         self._direct(model)
-        if was_canary and model.stable is not None:
-            self._note_rollback(status, model.stable)
         self._unsettled.set()
 
     def judge(self, now_s: float) -> None:
@@ -448,6 +445,7 @@ class Catalog:
         stable = by_version.get(model.plan.version("stable")) or next(
             (status for status in answering if status is not canary), canary
         )
+        before = model.canary
         model.stable, model.canary = stable, canary if canary is not stable else None
         for status in model.loaded():
             if status in answering:
@@ -457,6 +455,13 @@ class Catalog:
                 self._stop_calls(status, status.given_up or _why_not(model))
         if stable is not None and stable is not model.last:
             self._note_move(model, stable)
+        if (
+            stable is not None
+            and before is not None
+            and before is not model.canary
+            and before.cause
+        ):
+            self._note_rollback(before, stable)
         self._announce()
 
     def _note_move(self, model: _Model, stable: Status) -> None:
@@ -616,14 +621,10 @@ class Catalog:
 
     def _stalled(self, status: Status, reason: str) -> None:
         """Its host has given a version up; nothing can be closed, something may still run in it."""
-        model = self._models[status.model]
-        was_canary = status is model.canary
         self._closed(status)
         status.cause = "stalled"
         self._fail(status, reason)
-        self._direct(model)
-        if was_canary and model.stable is not None:
-            self._note_rollback(status, model.stable)
+        self._direct(self._models[status.model])
         self._unsettled.set()
 
     def _closed(self, status: Status) -> None:

@@ -18,7 +18,7 @@ import heapq
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Protocol
 
@@ -417,8 +417,7 @@ class Deadline:
     def _probe(self, queue: _Queue, call: Call, now_s: float, limit_s: float) -> None:
         """Admits a call to an idle device where the profile from load allows it."""
         for plan in queue.plans:
-            last = min(plan.rows, call.rows)
-            seconds = (call.rows - last) * plan.row_s + plan.latency.profile(last)
+            seconds = _alone_s(plan, call.rows, plan.latency.profile)
             call.predicted_s = min(call.predicted_s, now_s + seconds)
         if call.predicted_s > limit_s:
             self._refuse(queue, call, now_s, self._too_late(queue, call))
@@ -433,10 +432,7 @@ class Deadline:
         count: it would be refused for ever where they take longer than its patience."""
         if not call.soft:
             return call.deadline_s
-        own_s = math.inf
-        for plan in queue.plans:
-            last = min(plan.rows, call.rows)
-            own_s = min(own_s, (call.rows - last) * plan.row_s + plan.latency.p50(last))
+        own_s = min(_alone_s(plan, call.rows, plan.latency.p50) for plan in queue.plans)
         return now_s + self._patience_s(queue) + own_s
 
     def _too_late(self, queue: _Queue, call: Call) -> str:
@@ -748,6 +744,12 @@ def _worthwhile(lane: Lane) -> int:
     sizes = planned_sizes(lane.max_batch)
     least_s = min(lane.profile(rows) / rows for rows in sizes)
     return next(rows for rows in sizes if lane.profile(rows) / rows <= 1.01 * least_s)
+
+
+def _alone_s(plan: _Plan, rows: int, batch_s: Callable[[int], float]) -> float:
+    """What so many rows take by themselves, where their last batch takes what `batch_s` says."""
+    last = min(plan.rows, rows)
+    return (rows - last) * plan.row_s + batch_s(last)
 
 
 def _finish_s(plan: _Plan, begin: _Begin, rows: int, share: _Share) -> float:

@@ -292,7 +292,7 @@ def pytorch(
     batches: Sequence[int],
     *,
     compiled: bool,
-) -> bool:
+) -> None:
     """Adds the same by PyTorch on the GPU, eager or by torch.compile with CUDA graphs; pixels come
     from page-locked memory and answers go there."""
     card = cards.load(name)
@@ -321,7 +321,6 @@ def pytorch(
             {"batch": batch, **percentiles(latencies), "images_hz": batch / median(latencies)}
         )
         rows.sort(key=lambda row: row["batch"])
-    return True
 
 
 def timed(seconds: float, run: Callable[[], Any]) -> list[float]:
@@ -494,6 +493,7 @@ def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         whole(lane, "copies", "copies", copies)
     first, others = names[:FIRST_MODELS], names[FIRST_MODELS:]
+    compiled = [name for name in first if name in COMPILED]
     for name in first:
         for precision in precisions:
             measured(lane, name, precision)
@@ -501,9 +501,8 @@ def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
     if on_gpu:
         for name in first:
             beside(lane, name, precisions[-1], BATCHES, compiled=False)
-        for name in first:
-            if name in COMPILED:
-                beside(lane, name, precisions[-1], COMPILED_FIRST, compiled=True)
+        for name in compiled:
+            beside(lane, name, precisions[-1], COMPILED_FIRST, compiled=True)
         if lane.backend == "tensorrt":
             whole(lane, "bad_plans", "bad plans", partial(bad_plans, lane, names[0]))
     for name in others:
@@ -511,10 +510,9 @@ def run(lane: Lane, names: Sequence[str], precisions: Sequence[str]) -> None:
         if on_gpu:
             beside(lane, name, precisions[0], BATCHES, compiled=False)
     if on_gpu:
-        for name in first:
-            if name in COMPILED:
-                left = [batch for batch in BATCHES if batch not in COMPILED_FIRST]
-                beside(lane, name, precisions[-1], left, compiled=True)
+        left = [batch for batch in BATCHES if batch not in COMPILED_FIRST]
+        for name in compiled:
+            beside(lane, name, precisions[-1], left, compiled=True)
     for name in others:
         for precision in precisions[1:]:
             measured(lane, name, precision)

@@ -19,7 +19,7 @@ from server.gpu import Gpus
 from server.metrics import PHASES, ROWS, SECONDS, Metrics, Steps
 from tests.bench_metrics import call_cost_s
 from tests.readme_tables import OneGpu
-from tests.serving import Mirror, Served, loading, publish, raw, serve
+from tests.serving import Mirror, Mirrors, Served, loading, publish, raw, serve
 
 LABELS = {
     "convserve_requests_total": {"model", "version", "method", "code"},
@@ -119,20 +119,15 @@ async def test_the_metrics_have_the_names_labels_and_values_of_the_traffic(tmp_p
 
 async def test_rows_that_wait_are_told_when_asked(tmp_path: Path) -> None:
     publish(tmp_path)
-    made: list[Mirror] = []
-
-    def held(manifest: Any) -> Mirror:
-        made.append(Mirror(manifest, held=True))
-        return made[-1]
-
-    async with serve(tmp_path, load=loading(held)) as served:
+    engines = Mirrors(held=True)
+    async with serve(tmp_path, load=loading(engines)) as served:
         first = asyncio.create_task(served.classify(raw(1)))
-        await made[0].started.wait()
+        await engines.made[0].started.wait()
         second = asyncio.create_task(served.classify(raw(1, 2, 3)))
         while value(await scrape(served), "queue_rows", model="tiny") == 0:
             pass  # it is on its way
         assert value(await scrape(served), "queue_rows", model="tiny") == 3
-        made[0].release()
+        engines.made[0].release()
         await asyncio.gather(first, second)
         assert value(await scrape(served), "queue_rows", model="tiny") == 0
 
@@ -227,21 +222,16 @@ def test_what_alerts_count_is_there_before_it_happens() -> None:
 async def test_what_is_refused_at_the_door_is_counted_too(tmp_path: Path) -> None:
     """Nothing was known of the call yet, its model neither."""
     publish(tmp_path)
-    made: list[Mirror] = []
-
-    def held(manifest: Any) -> Mirror:
-        made.append(Mirror(manifest, held=True))
-        return made[-1]
-
+    engines = Mirrors(held=True)
     options: dict[str, Any] = {"max_calls": 1, "max_message_bytes": 8192}
-    async with serve(tmp_path, load=loading(held), **options) as served:
+    async with serve(tmp_path, load=loading(engines), **options) as served:
         first = asyncio.create_task(served.classify(raw(1)))
-        await made[0].started.wait()
+        await engines.made[0].started.wait()
         for request in (raw(1), raw(1), b"x" * 8193):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await served.call("Classify", request)
             assert caught.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-        made[0].release()
+        engines.made[0].release()
         await first
         samples = await scrape(served)
     assert value(samples, "refused_total", model="", reason="overloaded") == 2

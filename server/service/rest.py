@@ -191,9 +191,8 @@ class Rest:
         while not self._ended and (left_s := ends_s - clock()) > 0:
             if not (busy := {*self._working, *self._receiving}):
                 break
-            await asyncio.wait(
-                busy, timeout=min(left_s, TURN_S)
-            )  # what is received is worked on next
+            # What is being received now is worked on next, and stands in the other of the two then.
+            await asyncio.wait(busy, timeout=min(left_s, TURN_S))
         self._ended = True
         for task in (*self._working, *self._receiving):
             task.cancel()
