@@ -20,10 +20,10 @@ PIP_INSTALL := $(PY) -m pip install --no-compile $(if $(TORCH_INDEX),--extra-ind
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 DEMO_MODELS := lenet5 resnet18
-CODE := server model_repo clients deploy tests
+CODE := server model_repo clients proto deploy tests
 # What an engine depends on.
-BUILDER := pyproject.toml server/repository/__init__.py server/golden.py server/images.py \
-	$(wildcard server/engines/*.py model_repo/*.py model_repo/architectures/*.py \
+BUILDER := pyproject.toml $(wildcard server/repository/*.py server/images/*.py \
+	server/engines/*.py server/engines/tensorrt/*.py model_repo/*.py model_repo/architectures/*.py \
 	model_repo/cards/*.toml model_repo/labels/*.txt)
 
 .DEFAULT_GOAL := help
@@ -60,37 +60,37 @@ format: $(DEV) ## rewrite the code as lint wants it
 	$(PY) -m ruff format .
 
 proto: $(DEV) ## generate the stubs of proto/*.proto
-	PATH="$(abspath $(VENV))/bin:$$PATH" $(PY) -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. --mypy_out=. proto/*.proto
+	$(PY) proto/generate.py
 
 bench: MODELS ?= resnet50 lenet5 resnet18
 bench: $(DEV) ## measure MODELS (or all) behind gRPC and bare, and write docs/benchmarks/cpu.md; MODEL=NAME: one, no page
 	$(if $(MODEL),\
-	$(PY) -m tests.bench_serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS),\
-	$(PY) -m tests.bench_page --models $(MODELS) --repo $(SCRATCH)/engines $(ARGS))
+	$(PY) -m tests.benchmarks.serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS),\
+	$(PY) -m tests.benchmarks.page --models $(MODELS) --repo $(SCRATCH)/engines $(ARGS))
 
 bench-cost: MODEL ?= lenet5
 bench-cost: $(DEV) ## processor time of a call of MODEL (lenet5), by part of the server
-	$(PY) -m tests.bench_cost --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+	$(PY) -m tests.benchmarks.cost --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-overload: MODEL ?= resnet50
 bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serve, under both policies
-	$(PY) -m tests.bench_overload --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+	$(PY) -m tests.benchmarks.overload --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-swap: MODEL ?= resnet50
 bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load: calls lost, and their latency
-	$(PY) -m tests.bench_swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+	$(PY) -m tests.benchmarks.swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-beside: MODEL ?= resnet50
 bench-beside: $(DEV) ## clients/bench.py beside perf_analyzer, which ARGS="--perf-analyzer PATH" names
-	$(PY) -m tests.bench_beside --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+	$(PY) -m tests.benchmarks.beside --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
 gpu-lane: ## check and measure the engines on this machine's GPU, by VENV or else PYTHON; results in OUT
-	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu_lane --out $(OUT) $(ARGS)
+	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.lane --out $(OUT) $(ARGS)
 
 clean: ## remove the demo's models and all caches; the environment and REPO stay
 	rm -rf $(SCRATCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find $(CODE) proto -name __pycache__ -prune -exec rm -rf {} +
+	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment
 	rm -rf $(VENV)
@@ -99,12 +99,12 @@ $(RUN): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"convserve needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
 	@echo "==> installing into $(VENV): some minutes the first time"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e '.[cpu,client,build]'
+	$(PIP_INSTALL) -e './clients/convserve_client[bench]' -e '.[cpu,build]'
 	@touch $@
 
 $(DEV): $(RUN)
 	@echo "==> installing the tools of development"
-	$(PIP_INSTALL) -e '.[cpu,gpu,client,build,dev]'
+	$(PIP_INSTALL) -e './clients/convserve_client[bench,hdr,mlperf,report]' -e '.[cpu,gpu,build,dev]'
 	@touch $@
 
 # The public weights of resnet18 may be out of reach; those of lenet5 are trained here.

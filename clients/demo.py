@@ -22,17 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if not __package__:  # run as a script: Python looks for imports in clients/, not in its parent
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
 from prometheus_client.parser import text_string_to_metric_families
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from clients.client import Answer, AsyncClient, ClassifierError
-from clients.load import OK, Sample, Summary, summarise
+from convserve_client.client import Answer, AsyncClient, ClassifierError
+from convserve_client.loadgen.load import (
+    OK,
+    Sample,
+    Summary,
+    summarise,
+)
 
 IN_FLIGHT = 16
 # Generous: the machine may be busy with other things.

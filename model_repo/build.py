@@ -36,7 +36,7 @@ from model_repo.download import Patience
 from model_repo.export import TOP_K, ExportError, Served, export, traced
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
-from server import golden, repository
+from server import repository
 from server.engines import (
     BACKENDS,
     Backend,
@@ -48,8 +48,9 @@ from server.engines import (
     infer,
     tensorrt,
 )
+from server.engines import golden_check as golden
 from server.errors import EngineFailure
-from server.images import InputSpec
+from server.images.decode import InputSpec
 from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
 
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")

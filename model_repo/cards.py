@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any
 
 from model_repo import architectures
-from server.images import InputSpec
+from server.images.decode import InputSpec
 from server.repository import SHARES
 
 CARDS = Path(__file__).parent / "cards"

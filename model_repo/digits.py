@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from server.images import InputSpec, batch_from_pixels
+from server.images.decode import InputSpec, batch_from_pixels
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]

@@ -106,8 +106,8 @@ def traced(
     """The network on a device ("cpu", "cuda") in "fp32", "bf16" or "fp16", for 1 to `max_batch`
     rows of `shape` (H, W, C); who compiles it takes `usual` rows, 2 or more, for the usual batch.
 
-    Its last layer, softmax and what normalises the pixels stay float32, as in server.precision;
-    local response normalisations are what PyTorch makes of them.
+    Its last layer, softmax and what normalises the pixels stay float32, as in
+    server.engines.onnx_precision; local response normalisations are what PyTorch makes of them.
     """
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     copied = copy.deepcopy(served)

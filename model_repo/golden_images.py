@@ -15,7 +15,7 @@ from PIL import Image
 
 from model_repo import digits
 from server.engines import Pixels
-from server.images import InputSpec, decode
+from server.images.decode import InputSpec, decode
 
 
 class Photograph(NamedTuple):

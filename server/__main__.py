@@ -8,9 +8,10 @@ import threading
 
 import uvloop
 
-from server import allocator, logs
 from server.app import LOADER, CannotServe, serve
+from server.process import allocator
 from server.settings import Settings, parse
+from server.telemetry import logs
 
 log = logging.getLogger("server")
 

@@ -18,37 +18,34 @@ import uvicorn
 from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
 
-from proto import classify_pb2, open_inference_pb2
-from server.backlog import Backlog
-from server.catalog import Catalog
+from server.api import handlers as rpc
+from server.api import health as standard
+from server.api.classify import Classifier
+from server.api.handlers import Intake, Streams
+from server.api.health import HEALTH, Health, Reflection
+from server.api.http.app import Connection, application
+from server.api.http.routes import BodyLimits, Rest
+from server.api.inference import Inference
+from server.api.stubs import classify_pb2, open_inference_pb2
+from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_refusal
+from server.api.v2.shared_memory import Regions
 from server.engines import BACKENDS, Engine, cores
-from server.gpu import gpus
-from server.guard import Guard
-from server.host import Host
-from server.images import ImageLimits
-from server.loading import Loaded, Profiles, load
-from server.metrics import Metrics
-from server.priority import giving_way
+from server.execution.device import Host
+from server.images.decode import ImageLimits
+from server.models.golden_monitor import Guard
+from server.models.loader import Loaded, Profiles, load
+from server.models.registry import Catalog
+from server.models.watcher import Rollout
+from server.process.idle_priority import giving_way
 from server.repository import Version
-from server.repository.plan import Found, VersionPolicy, look
-from server.rollout import Rollout
-from server.schedule import Deadline, Fixed, Policy
-from server.service import rpc, standard
-from server.service.classify import Classifier
-from server.service.http import Connection, application
-from server.service.inference import Inference
-from server.service.open_inference import (
-    SHARED_MEMORY_METHODS,
-    OpenInference,
-    stream_refusal,
-)
-from server.service.rest import BodyLimits, Rest
-from server.service.rpc import Intake, Streams
-from server.service.standard import HEALTH, Health, Reflection
+from server.repository.serving_config import Found, VersionPolicy, look
+from server.scheduling.deadline import Deadline, Fixed, Policy
 from server.settings import Settings
-from server.shared_memory import Regions
-from server.tracing import Tracing, TracingMissing
-from server.transport import grpc
+from server.telemetry.loop_lag import Backlog
+from server.telemetry.metrics import Metrics
+from server.telemetry.nvml import gpus
+from server.telemetry.tracing import Tracing, TracingMissing
+from server.transport import grpc_server as grpc
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +86,7 @@ class Running:
     accepting: bool = True  # turned false by the first step of stopping
 
 
-Load = Callable[..., Loaded]  # as server.loading.load
+Load = Callable[..., Loaded]  # as server.models.loader.load
 
 
 async def serve(settings: Settings) -> None:

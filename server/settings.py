@@ -118,7 +118,7 @@ class Settings:
         50_000_000,
         "pixels of one image, by its header, before decoding",
         least=1,
-        most=89_478_485,  # the decoder's own limit, see server.images
+        most=89_478_485,  # the decoder's own limit, see server.images.decode
     )
     max_calls: int = option(
         4096, "calls in progress at a time; further ones are refused", least=1, most=2**31 - 1

@@ -21,13 +21,23 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 from PIL import Image
 
-from proto import classify_pb2 as pb
+from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe, Load, Running, running
 from server.errors import DeviceLost, EngineFailure
-from server.loading import Loaded
+from server.models.loader import Loaded
 from server.repository import Manifest, Unsound, Version
 from server.settings import Settings
-from tests.serving import SERVICE, Mirror, Mirrors, Served, loading, publish, raw, serve, until
+from tests.support.serving import (
+    SERVICE,
+    Mirror,
+    Mirrors,
+    Served,
+    loading,
+    publish,
+    raw,
+    serve,
+    until,
+)
 
 CLASSIFY = SERVICE + "Classify"
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,7 +5,7 @@
                              golden.npz       inputs with the answers of eager float32 PyTorch
                              labels.txt       one class name a line
                              <engine files>   one or more for each engine
-    <root>/<model>/serving.json               what of it is to be served; see server.repository.plan
+    <root>/<model>/serving.json               what of it is to be served; see serving_config.py
 
 A version is written into a hidden folder beside its place, synced to disk and renamed: a reader
 sees all of it or nothing, whenever the writer stops. Versions are integers and a published one does
@@ -39,7 +39,7 @@ from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from server.engines import Compiled, Pixels, Target
-from server.images import InputSpec
+from server.images.decode import InputSpec
 
 FORMAT = 1  # of manifest.json; a reader refuses others
 MANIFEST = "manifest.json"
@@ -119,7 +119,7 @@ class EngineRecord(Struct, frozen=True, kw_only=True):
     opt_batch: Annotated[int, Meta(ge=0)] = 0  # rows it is tuned for, where it is for some
     min_batch: Count = 1  # fewer rows are filled up to these
     files: Annotated[tuple[FileRecord, ...], Meta(min_length=1)]
-    # By batch size: largest deviation from eager, see server.golden. Empty where the engine could
+    # By batch size: largest deviation from eager, see golden_check.py. Empty where the engine could
     # not be run on the machine that compiled it; it is checked wherever it is loaded.
     deviation: dict[str, Annotated[float, Meta(ge=0)]]
 

@@ -23,7 +23,15 @@ import msgspec
 
 from server import repository
 from server.repository import Unsound, Version
-from server.repository.plan import LABELS, LATEST, Plan, VersionPolicy, look, read_plan, write_plan
+from server.repository.serving_config import (
+    LABELS,
+    LATEST,
+    Plan,
+    VersionPolicy,
+    look,
+    read_plan,
+    write_plan,
+)
 
 STALE = re.compile(r"\.(staging|gone)-.*")  # what writers leave that died
 ASSIGNMENT = re.compile(rf"({'|'.join(LABELS)})=([1-9][0-9]{{0,17}})?")

@@ -1,1 +1,0 @@
-"""Questions: a client library and commands that know only the contract in proto/."""

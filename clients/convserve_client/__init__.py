@@ -1,0 +1,1 @@
+"""Client for convserve: classify images over gRPC."""

@@ -1,0 +1,1 @@
+"""Results of a benchmark as tables, pages and files."""

@@ -1,0 +1,1 @@
+"""Generated from proto/classify.proto by `make proto`."""

@@ -1,0 +1,1 @@
+"""Protocols: each translates its messages to an inference request and back."""

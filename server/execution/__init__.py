@@ -1,0 +1,1 @@
+"""Runs the batches that a scheduler chooses on a device's engines."""

@@ -1,0 +1,1 @@
+"""Image files and raw pixels become the pixels a model takes."""

@@ -1,0 +1,1 @@
+"""Models and versions: loading, routing, rollback, unloading."""

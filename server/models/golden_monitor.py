@@ -1,0 +1,88 @@
+"""Looks after the versions that answer: are they as good as the ones before, and still right?
+
+A version on probation is held to its objective; every version is asked its golden inputs again from
+time to time, through the same queue as callers' images. Memory and processors do go bad, and an
+engine whose answers have changed must not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import Executor
+
+from server import repository
+from server.engines import Outputs
+from server.engines import golden_check as golden
+from server.errors import ServingError
+from server.execution.device import clock
+from server.models.registry import Catalog, Ready, Status
+from server.repository import Golden, Unsound, Version
+from server.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.5
+
+
+class Guard:
+    """`run` is run by whoever owns it and ends when cancelled; files are read by the `reader`.
+
+    Golden inputs are asked again every `golden_interval_s`; 0 never does.
+    """
+
+    def __init__(
+        self, catalog: Catalog, metrics: Metrics, reader: Executor, golden_interval_s: float
+    ) -> None:
+        self._catalog = catalog
+        self._metrics = metrics
+        self._reader = reader
+        self._interval_s = golden_interval_s
+
+    async def run(self) -> None:
+        due_s = clock() + self._interval_s
+        while True:
+            await asyncio.sleep(TICK_S)
+            self._catalog.judge(clock())
+            if self._interval_s and clock() >= due_s:
+                for status in self._catalog.statuses():
+                    if status.ready is not None:
+                        await self.ask_again(status, status.ready)
+                due_s = clock() + self._interval_s
+
+    async def ask_again(self, status: Status, ready: Ready) -> None:
+        """Has a version answer its golden inputs, and given up where it is wrong."""
+        loop = asyncio.get_running_loop()
+        try:
+            truth = await loop.run_in_executor(self._reader, _golden_of, status.found)
+            outputs = await _answers(ready, truth)
+            await loop.run_in_executor(
+                self._reader, golden.compare, outputs, truth, ready.record.precision
+            )
+        except golden.Deviates as error:
+            outcome = "wrong"
+            reason = f"its golden inputs, run again, got other answers: {error}"
+            self._catalog.give_up(status, reason, "golden_drift", wrong=True)
+        except (Unsound, ServingError) as error:  # its files are gone, or there is no time for it
+            outcome = "skipped"
+            named = {"model": status.model, "version": status.version}
+            log.warning("golden_check_skipped", extra={**named, "reason": str(error)})
+        else:
+            outcome = "right"
+        self._metrics.golden_checks.labels(status.model, outcome).inc()
+
+
+async def _answers(ready: Ready, truth: Golden) -> Outputs:
+    """A batch at a time, so that callers are held up no longer than by each other."""
+    parts = []
+    for first in range(0, len(truth.pixels), ready.engine.max_batch):
+        pixels = truth.pixels[first : first + ready.engine.max_batch]
+        parts.append((await ready.host.submit(ready.key, pixels)).outputs)
+    return Outputs.joined(parts)
+
+
+def _golden_of(version: Version) -> Golden:
+    """The golden inputs and answers, if they are still those published. Raises Unsound."""
+    assert version.manifest is not None
+    repository.verify_file(version.folder, version.manifest.golden)
+    return repository.read_golden(version.folder, version.manifest)

@@ -1,0 +1,1 @@
+"""The process itself: memory, thread priority, processor cores."""

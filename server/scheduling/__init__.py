@@ -1,0 +1,1 @@
+"""Schedulers: which request is admitted, which batch runs next. Pure: virtual time, no I/O."""

@@ -1,1 +1,0 @@
-"""The RPCs: messages in, messages out, one table from errors to statuses."""

@@ -1,0 +1,270 @@
+"""Where parameters come from: each source gives the network it says, or says why not."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model_repo import cards, weights
+from model_repo.architectures import create
+from model_repo.golden_images import golden_pixels
+from model_repo.weights import WeightsError, WeightsUnavailable, WrongCheckpoint, WrongHash
+from server.engines.golden_check import LIMITS, deviation, yardsticks
+
+LENET5 = cards.load("lenet5")
+TWO_CLASSES = ("yes", "no")
+
+State = dict[str, Tensor]
+
+
+def a_state(name: str = "lenet5", classes: int = 10, *, auxiliary: bool = False) -> State:
+    torch.manual_seed(1)
+    return create(name, classes, auxiliary=auxiliary).state_dict()
+
+
+def saved(path: Path, content: Any) -> str:
+    torch.save(content, path)
+    return f"file:{path}"
+
+
+def same(network: nn.Module, state: State) -> bool:
+    found = network.state_dict()
+    return found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+
+
+def test_a_checkpoint_of_torch_is_loaded(tmp_path: Path) -> None:
+    state = a_state()
+    source = saved(tmp_path / "net.pth", state)
+    found = weights.load(LENET5, source)
+    assert same(found.network, state)
+    assert not found.network.training
+    assert (found.source, found.trained) == (source, True)
+    assert found.sha256 == hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+
+
+def test_a_checkpoint_in_safetensors_is_loaded(tmp_path: Path) -> None:
+    state = a_state()
+    save_file(state, tmp_path / "net.safetensors")
+    found = weights.load(LENET5, f"file:{tmp_path}/net.safetensors")
+    assert same(found.network, state)
+    assert found.trained
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in a_state().items()}
+    found = weights.load(LENET5, saved(tmp_path / "net.pth", state))
+    assert {tensor.dtype for tensor in found.network.state_dict().values()} == {torch.float32}
+
+
+class Code:
+    """What a hostile checkpoint would have run."""
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
+        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = saved(tmp_path / "net.pth", {"0.weight": Code()})
+    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
+        weights.load(LENET5, source)
+    assert not Path("pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02", b"\xff" * 100])
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
+        weights.load(LENET5, f"file:{tmp_path}/{name}")
+
+
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
+    source = saved(tmp_path / "net.pth", a_state())
+    content = (tmp_path / "net.pth").read_bytes()
+    (tmp_path / "net.pth").write_bytes(content[: len(content) // 2])
+    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
+        weights.load(LENET5, source)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        torch.zeros(3),
+        [torch.zeros(3)],
+        {"epoch": 3},
+        {"state_dict": {"0.weight": torch.zeros(3)}},
+        {"0.weight": torch.zeros(3).to_sparse()},
+        {"0.weight": torch.zeros(3, dtype=torch.complex64)},
+    ],
+)
+def test_a_file_of_anything_but_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
+    with pytest.raises(WrongCheckpoint, match="must hold real tensors by name"):
+        weights.load(LENET5, saved(tmp_path / "net.pth", content))
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
+    state = a_state(classes=12)
+    del state["3.bias"]
+    state |= {f"fc{i}.weight": torch.zeros(1) for i in range(5)}
+    with pytest.raises(WrongCheckpoint) as caught:
+        weights.load(LENET5, saved(tmp_path / "net.pth", state))
+    assert str(caught.value) == (
+        f"file:{tmp_path}/net.pth: does not fit lenet5 with 10 classes: 1 missing (3.bias); "
+        "5 unknown (fc0.weight, fc1.weight, fc2.weight, ...); "
+        "2 of another shape (11.weight [12, 84] for [10, 84], 11.bias [12] for [10])"
+    )
+
+
+def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    state = a_state()
+    state["3.bias"][2] = float("nan")
+    with pytest.raises(WrongCheckpoint, match=r"1 with numbers that are not finite \(3.bias\)"):
+        weights.load(LENET5, saved(tmp_path / "net.pth", state))
+
+
+def test_an_old_checkpoint_without_counters_is_loaded(tmp_path: Path) -> None:
+    card = replace(cards.load("resnet18"), labels=TWO_CLASSES)
+    state = a_state("resnet18", 2)
+    old = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    assert len(old) < len(state)
+    assert same(weights.load(card, saved(tmp_path / "net.pth", old)).network, state)
+
+
+def test_a_checkpoint_in_training_gives_the_served_network_its_part(tmp_path: Path) -> None:
+    card = replace(cards.load("googlenet"), labels=TWO_CLASSES)
+    state = a_state("googlenet", 2, auxiliary=True)
+    served = {name: tensor for name, tensor in state.items() if not name.startswith("aux")}
+    whole = weights.load(card, saved(tmp_path / "whole.pth", state))
+    part = weights.load(card, saved(tmp_path / "part.pth", served))
+    assert same(whole.network, served)
+    assert same(part.network, served)
+    del state["aux2.fc2.bias"]
+    with pytest.raises(WrongCheckpoint, match=r"1 missing \(aux2.fc2.bias\)$"):
+        weights.load(card, saved(tmp_path / "half.pth", state))
+    served["aux3.fc2.bias"] = torch.zeros(2)
+    with pytest.raises(WrongCheckpoint, match=r"1 unknown \(aux3.fc2.bias\)$"):
+        weights.load(card, saved(tmp_path / "other.pth", served))
+
+
+def test_a_fetched_checkpoint_is_kept_and_loaded(tmp_path: Path) -> None:
+    state = a_state()
+    path = tmp_path / "net.pth"
+    saved(path, state)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = f"{path.as_uri()}#sha256={digest}"
+    found = weights.load(LENET5, source, cache=tmp_path / "cache")
+    assert same(found.network, state)
+    assert (found.source, found.sha256, found.trained) == (path.as_uri(), digest, True)
+    path.unlink()
+    assert same(weights.load(LENET5, source, cache=tmp_path / "cache").network, state)
+
+
+def test_a_fetched_checkpoint_with_another_hash_is_refused(tmp_path: Path) -> None:
+    saved(tmp_path / "net-00000000.pth", a_state())
+    with pytest.raises(WrongHash, match="is not the file asked for"):
+        weights.load(LENET5, (tmp_path / "net-00000000.pth").as_uri(), cache=tmp_path / "cache")
+
+
+def test_fetched_checkpoints_are_kept_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVSERVE_CACHE", str(tmp_path))
+    assert weights.cache_folder() == tmp_path
+    monkeypatch.delenv("CONVSERVE_CACHE")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert weights.cache_folder() == tmp_path / ".cache/convserve/weights"
+
+
+def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(WeightsUnavailable, match=r"there is no file .*net\.pth"):
+        weights.load(LENET5, f"file:{tmp_path}/net.pth")
+
+
+@pytest.mark.parametrize("source", ["", "net.pth", "ftp://host/net.pth", "file:", "Digits"])
+def test_an_unknown_source_is_answered_with_those_there_are(source: str) -> None:
+    card = replace(LENET5, weights="magic")
+    with pytest.raises(WeightsError, match="are unknown; there are file:PATH, https"):
+        weights.load(card, source)
+
+
+def test_digits_are_for_grey_networks_of_ten_classes() -> None:
+    for card in (cards.load("resnet18"), replace(LENET5, labels=TWO_CLASSES)):
+        with pytest.raises(WeightsError, match="digits are grey and of 10 classes"):
+            weights.load(card, "digits")
+
+
+@pytest.fixture(scope="module")
+def pictures() -> Tensor:
+    rng = np.random.default_rng(0)
+    coarse = torch.from_numpy(rng.standard_normal((2, 3, 14, 14), np.float32))
+    return nn.functional.interpolate(coarse, (224, 224), mode="bicubic")
+
+
+@pytest.mark.parametrize("name", ["plain18", "googlenet", "googlenet2014"])
+def test_an_untrained_network_is_well_scaled(name: str, pictures: Tensor) -> None:
+    found = weights.load(cards.load(name), "random:0", calibration=pictures)
+    assert (found.source, found.trained) == ("random:0", False)
+    assert not found.network.training
+    with torch.inference_mode():
+        logits = found.network(pictures)
+    assert 1 < logits.std(dim=1).mean() < 3
+
+
+def test_an_untrained_network_is_well_scaled_without_pictures() -> None:
+    network = weights.load(LENET5, "random:0").network
+    with torch.inference_mode():
+        logits = network(torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert 0.5 < logits.std(dim=1).mean() < 5
+
+
+def test_a_deep_untrained_network_keeps_its_batch_norms_as_measured(pictures: Tensor) -> None:
+    network = weights.load(cards.load("resnet18"), "random:0", calibration=pictures).network
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert {norm.momentum for norm in norms} == {0.1}
+    seen: list[float] = []
+    for norm in norms:
+        norm.register_forward_hook(
+            lambda norm, _, out: seen.append(float(out.std() / norm.weight.mean()))
+        )
+    with torch.inference_mode():
+        network(pictures)
+    assert min(seen) > 0.7
+    assert max(seen) < 1.3
+
+
+def test_an_untrained_residual_network_is_calm_enough_for_half_precision() -> None:
+    card = cards.load("resnet50")
+    pixels = torch.from_numpy(golden_pixels(card.input)[:3]).float() / 255
+    images = ((pixels - torch.tensor(card.mean)) / torch.tensor(card.std)).permute(0, 3, 1, 2)
+    network = weights.load(card, "random:0", calibration=images).network
+    with torch.inference_mode():
+        truth = network(images).softmax(1).numpy()
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(images).float().softmax(1).numpy()
+    assert deviation(truth, rounded, yardsticks(truth)) < LIMITS["bf16"] / 2
+
+
+def test_a_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:
+    torch.manual_seed(1)
+    first = weights.load(LENET5, "random:7")
+    torch.manual_seed(2)
+    second = weights.load(LENET5, "random:7")
+    other = weights.load(LENET5, "random:8")
+    assert same(second.network, first.network.state_dict())
+    assert first.sha256 == second.sha256 != other.sha256
+
+
+@pytest.mark.parametrize(
+    "source", ["random:", "random:x", "random:-1", "random:²", f"random:{2**63}"]
+)
+def test_a_seed_is_a_whole_number(source: str) -> None:
+    with pytest.raises(WeightsError, match="needs a whole number as its seed"):
+        weights.load(LENET5, source)

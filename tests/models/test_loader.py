@@ -1,0 +1,175 @@
+"""Of a version's engines the best that fits the machine serves, and it is told why not a better."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_repo.build import Order, build
+from server import repository
+from server.api.stubs import classify_pb2 as pb
+from server.app import CannotServe
+from server.engines import Instance, tensorrt
+from server.models import loader as loading
+from server.repository import EngineRecord, Unsound
+from tests.support.serving import serve
+
+UNTRAINED = "random:0"
+NO_DRIVER = "this machine has no NVIDIA driver, and so no GPU to use"
+
+pytestmark = pytest.mark.skipif(
+    tensorrt.hardware() != "none", reason="promises of a machine without a GPU"
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """lenet5 with an engine for OpenVINO and, as `plan`, with one for TensorRT alone."""
+    root = tmp_path_factory.mktemp("published")
+    for name, backends in (("both", "openvino,tensorrt"), ("plan", "tensorrt")):
+        build("lenet5", Order(repo=root / name, backend=backends, weights=UNTRAINED))
+    return root
+
+
+def loaded(repo: Path, **options: Any) -> loading.Loaded:
+    (version,) = repository.scan(repo)
+    usual: dict[str, Any] = {"only": "", "threads": 1, "stopping": threading.Event()}
+    return loading.load(version, **usual | options)
+
+
+def refused(repo: Path, **options: Any) -> str:
+    with pytest.raises(Unsound) as caught:
+        loaded(repo, **options).engine.close()
+    return str(caught.value)
+
+
+def test_a_gpus_engine_comes_first_and_the_faster_precision() -> None:
+    kinds = [("null", "fp32"), ("openvino", "fp32"), ("tensorrt", "fp32"), ("abacus", "fp16")]
+    kinds += [("inductor cpu", "fp16"), ("inductor cuda", "bf16")]
+    kinds += [("tensorrt", "fp16"), ("openvino", "bf16"), ("tensorrt", "bf16")]
+    records = [
+        EngineRecord(
+            name=f"{backend}-{precision}",
+            backend=backend.partition(" ")[0],
+            backend_version="1",
+            precision=precision,
+            hardware=backend.partition(" ")[2],
+            max_batch=1,
+            files=(),
+            deviation={},
+        )
+        for backend, precision in kinds
+    ]
+    assert [record.name for record in sorted(records, key=loading._preference)] == [
+        *("tensorrt-fp16", "tensorrt-bf16", "tensorrt-fp32"),
+        *("inductor cuda-bf16", "openvino-bf16", "openvino-fp32", "inductor cpu-fp16"),
+        *("null-fp32", "abacus-fp16"),
+    ]
+
+
+async def test_without_a_gpu_the_cpus_engine_serves_and_says_why(
+    published: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    async with serve(published / "both") as served:
+        (model,) = (await served.call("ListModels", pb.ListModelsRequest())).models
+        zeros = np.zeros((32, 32, 1), np.uint8).tobytes()
+        image = pb.Image(raw=pb.RawImage(height=32, width=32, channels=1, data=zeros))
+        answer = await served.classify(pb.ClassifyRequest(model="lenet5", images=[image]))
+        metrics = served.server.metrics.render().decode()
+    assert len(answer.results) == 1
+    assert (model.state, model.backend) == (pb.Model.READY, "openvino")
+    plan = repository.scan(published / "both")[0].manifest
+    assert plan is not None
+    assert model.reason == f"{plan.engines[1].name}: {NO_DRIVER}"
+    assert 'engine_fallback{backend="openvino",model="lenet5",version="1"} 1.0' in metrics
+    (warning,) = (record for record in caplog.records if record.msg == "engine_passed_over")
+    assert vars(warning)["reason"] == NO_DRIVER
+
+
+async def test_an_engine_that_was_asked_for_is_no_fallback(published: Path) -> None:
+    async with serve(published / "both", backend="openvino") as served:
+        (model,) = (await served.call("ListModels", pb.ListModelsRequest())).models
+        metrics = served.server.metrics.render().decode()
+    assert (model.state, model.reason) == (pb.Model.READY, "")
+    assert 'engine_fallback{backend="openvino",model="lenet5",version="1"} 0.0' in metrics
+
+
+async def test_where_nothing_fits_the_server_says_why_and_ends(published: Path) -> None:
+    with pytest.raises(CannotServe, match=NO_DRIVER):
+        async with serve(published / "plan", wait=False) as served:
+            await served.server.hurry.wait()
+
+
+def test_where_nothing_fits_an_engine_is_compiled_from_the_graph_and_kept(
+    published: Path, tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    shutil.copytree(published / "plan", repo)
+    assert NO_DRIVER in refused(repo)
+    first = loaded(repo, rebuild=True)
+    first.engine.close()
+    assert first.record.backend == "openvino"
+    assert first.record.deviation, "it was held against the golden answers"
+    (version,) = repository.scan(repo)
+    assert version.manifest is not None
+    assert [engine.backend for engine in version.manifest.engines] == ["tensorrt", "openvino"]
+    repository.verify(version.folder, version.manifest)
+    again = loaded(repo)
+    again.engine.close()
+    assert again.record == first.record
+    assert NO_DRIVER in again.passed_over
+
+
+def test_what_can_not_be_rebuilt_says_why_and_changes_nothing(
+    published: Path, tmp_path: Path
+) -> None:
+    repo = tmp_path / "repo"
+    shutil.copytree(published / "plan", repo)
+    onnx = repo / "lenet5" / "1" / repository.ONNX
+    damaged = bytearray(onnx.read_bytes())
+    damaged[1000] ^= 1
+    onnx.write_bytes(damaged)
+    before = (repo / "lenet5" / "1" / repository.MANIFEST).read_bytes()
+    why = refused(repo, rebuild=True)
+    assert "a new one of tensorrt: this machine has nothing that it runs on" in why
+    assert "a new one of openvino: model.onnx is not what was published" in why
+    assert (repo / "lenet5" / "1" / repository.MANIFEST).read_bytes() == before
+    assert "this server is to use tensorrt only" in refused(repo, rebuild=True, only="tensorrt")
+
+
+def test_what_computes_the_same_with_other_weights_is_not_timed_again(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    profiles = loading.Profiles()
+    timed: list[float] = []
+
+    def measure(instance: Instance, rows: int) -> float:
+        timed.append(float(len(timed) + 1))
+        return timed[-1]
+
+    monkeypatch.setattr(loading, "_measure", measure)
+    first = loaded(published / "both", only="openvino", profiles=profiles)
+    first.engine.close()
+    sizes = len(timed)
+    assert sizes > 1
+    assert first.lanes[0].profile(1) == 1
+    repo = tmp_path / "repo"
+    build("lenet5", Order(repo=repo, backend="openvino", weights="random:1"))
+    second = loaded(repo, profiles=profiles)
+    second.engine.close()
+    assert len(timed) == sizes
+    assert second.lanes == first.lanes
+    build(
+        "lenet5",
+        Order(repo=tmp_path / "fp32", backend="openvino", precision="fp32", weights=UNTRAINED),
+    )
+    other = loaded(tmp_path / "fp32", profiles=profiles)
+    other.engine.close()
+    assert (len(timed) > sizes) == (other.record.precision != first.record.precision)

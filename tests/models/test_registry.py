@@ -1,0 +1,337 @@
+"""The newest sound version of each model answers, and every other one says why it does not."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from server import repository
+from server.engines import Engine
+from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
+from server.execution.device import Host, clock, lanes_of
+from server.models.loader import Loaded
+from server.models.registry import Catalog
+from server.models.state import State
+from server.repository import Unsound, Version
+from server.repository.serving_config import look
+from server.scheduling.deadline import Deadline, Lane
+from server.telemetry.metrics import Metrics, ModelMetrics
+from tests.support.serving import SHAPE, Mirror, publish
+
+
+@dataclass
+class Shop:
+    """A catalog and what its making took: engines by model and version, failures by version."""
+
+    failures: dict[str, Exception] = field(default_factory=dict)
+    engines: dict[str, Mirror] = field(default_factory=dict)
+    hosts: list[Host] = field(default_factory=list)
+    metrics: Metrics = field(default_factory=Metrics)
+    changes: int = 0
+
+    def load(self, version: Version, checking: Callable[[], None]) -> Loaded:
+        key = f"{version.model}/{version.version}"
+        if key in self.failures:
+            raise self.failures[key]
+        assert version.manifest is not None
+        engine = self.engines[key] = Mirror(version.manifest)
+        lanes = lanes_of(engine, lambda instance, rows: 0.001)
+        labels = repository.read_labels(version.folder, version.manifest)
+        checking()
+        return Loaded(engine, version.manifest.engines[0], lanes, labels)
+
+    def host_for(self, engine: Engine) -> Host:
+        if not self.hosts:
+            self.hosts.append(Host(engine.device, engine.units, Deadline(engine.units, 64)))
+        return self.hosts[0]
+
+    def changed(self) -> None:
+        self.changes += 1
+
+    def ready_by_metrics(self) -> dict[str, float]:
+        return {
+            f"{sample.labels['model']}/{sample.labels['version']}": sample.value
+            for metric in self.metrics.registry.collect()
+            for sample in metric.samples
+            if sample.name == "convserve_model_ready"
+        }
+
+
+@asynccontextmanager
+async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Catalog]:
+    """A catalog with the versions under `root` loaded, as far as that goes, and tended."""
+    with ThreadPoolExecutor(1) as loader:
+        catalog = Catalog(
+            load=shop.load,
+            loader=loader,
+            host_for=shop.host_for,
+            metrics=shop.metrics,
+            changed=shop.changed,
+            **options,
+        )
+        await follow(catalog, root)
+        tending = asyncio.create_task(catalog.tend())
+        try:
+            yield catalog
+        finally:
+            tending.cancel()
+        await catalog.unload_all()
+        for host in shop.hosts:
+            host.stop()
+
+
+async def follow(catalog: Catalog, root: Path) -> None:
+    """Has the catalog look at the repository as it is now."""
+    found = look(root)
+    await catalog.follow(found.versions, found.plans)
+
+
+def told(catalog: Catalog) -> list[tuple[str, int, State, str]]:
+    return [
+        (status.model, status.version, status.state, status.reason) for status in catalog.statuses()
+    ]
+
+
+async def test_the_newest_version_of_each_model_answers(tmp_path: Path) -> None:
+    publish(tmp_path, "b")
+    publish(tmp_path, "b")
+    publish(tmp_path, "a")
+    shop = Shop()
+    async with catalog_of(tmp_path, shop) as catalog:
+        assert told(catalog) == [
+            ("a", 1, State.READY, ""),
+            ("b", 2, State.READY, ""),
+            ("b", 1, State.UNAVAILABLE, "version 2 is served"),
+        ]
+        assert catalog.find("b").version_text == "2"
+        assert catalog.find("b", 2) is catalog.find("b")
+        assert catalog.ready
+        assert [catalog.answers(name) for name in ("a", "b", "c")] == [True, True, None]
+    assert list(shop.engines) == ["a/1", "b/2"]  # what is not served is not loaded
+    assert shop.ready_by_metrics() == {"a/1": 1, "b/2": 1, "b/1": 0}
+
+
+async def test_where_the_newest_fails_an_older_one_answers(tmp_path: Path) -> None:
+    for _ in range(4):
+        publish(tmp_path)
+    (tmp_path / "tiny/4/manifest.json").write_text("{")
+    reason = "its answers differ from the golden ones by 3 %"
+    shop = Shop(failures={"tiny/3": Unsound(reason)})
+    async with catalog_of(tmp_path, shop) as catalog:
+        statuses = told(catalog)
+        assert catalog.find("tiny").manifest.version == 2
+        with pytest.raises(ModelNotReady, match="version 3 is failed: its answers differ"):
+            catalog.find("tiny", 3)
+        with pytest.raises(ModelNotReady, match="version 1 is unavailable: version 2 is served"):
+            catalog.find("tiny", 1)
+    assert [(version, state) for _, version, state, _ in statuses] == [
+        (4, State.FAILED),
+        (3, State.FAILED),
+        (2, State.READY),
+        (1, State.UNAVAILABLE),
+    ]
+    assert "manifest.json is not JSON" in statuses[0][3]
+    assert statuses[1][3] == reason
+
+
+async def test_an_unexpected_failure_is_logged_in_full_and_told_without_its_words(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path)
+    publish(tmp_path, "other")
+    shop = Shop(failures={"tiny/1": RuntimeError("secret")})
+    async with catalog_of(tmp_path, shop) as catalog:
+        (other, tiny) = catalog.statuses()
+        assert (other.state, tiny.state) == (State.READY, State.FAILED)
+        assert tiny.reason == "RuntimeError while loading; the log has the details"
+        assert catalog.ready
+    (record,) = (record for record in caplog.records if record.msg == "load_failed")
+    assert record.exc_info is not None
+    assert str(record.exc_info[1]) == "secret"
+
+
+async def test_a_catalog_without_a_sound_version_is_not_ready(tmp_path: Path) -> None:
+    publish(tmp_path)
+    shop = Shop(failures={"tiny/1": Unsound("no")})
+    async with catalog_of(tmp_path, shop) as catalog:
+        assert not catalog.loading
+        assert not catalog.ready
+        assert catalog.answers("tiny") is False
+        assert catalog.status("tiny").reason == "no"
+
+
+async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    gate = threading.Event()
+    shop = Shop()
+
+    def held_load(version: Version, checking: Callable[[], None]) -> Loaded:
+        gate.wait()
+        return shop.load(version, checking)
+
+    with ThreadPoolExecutor(1) as loader:
+        catalog = Catalog(
+            load=held_load,
+            loader=loader,
+            host_for=shop.host_for,
+            metrics=shop.metrics,
+            changed=shop.changed,
+        )
+        loading = asyncio.create_task(follow(catalog, tmp_path))
+        await asyncio.sleep(0)  # lets it begin
+        assert [status.state for status in catalog.statuses()] == [State.LOADING, State.UNAVAILABLE]
+        with pytest.raises(ModelNotReady, match="model 'tiny' version 2 is loading$"):
+            catalog.find("tiny")
+        assert (catalog.loading, catalog.ready) == (True, False)
+        gate.set()
+        await loading
+        assert catalog.ready
+        await catalog.unload_all()
+        shop.hosts[0].stop()
+
+
+async def test_a_models_share_of_its_device_is_the_one_published(tmp_path: Path) -> None:
+    publish(tmp_path, "a", share=3.0)
+    publish(tmp_path, "b")
+    weights: dict[str, float] = {}
+    shop = Shop()
+
+    class Noting(Host):
+        def add(self, *positional: Any, **named: Any) -> None:
+            weights[positional[0]] = named["weight"]
+            super().add(*positional, **named)
+
+    shop.hosts.append(Noting("mirror", 1, Deadline(1, 64)))
+    async with catalog_of(tmp_path, shop):
+        assert weights == {"a/1": 3.0, "b/1": 1.0}
+
+
+async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> None:
+    publish(tmp_path)
+    shop = Shop()
+    given_up: list[Callable[[str], None]] = []
+
+    class Telling(Host):
+        """A host that keeps what it is to call when it gives an engine up."""
+
+        def add(
+            self,
+            name: str,
+            engine: Engine,
+            lanes: Sequence[Lane],
+            metrics: ModelMetrics,
+            failed: Callable[[str], None],
+            objective_s: float,
+            weight: float = 1.0,
+            erred: Callable[[str], None] = lambda reason: None,
+        ) -> None:
+            given_up.append(failed)
+            super().add(name, engine, lanes, metrics, failed, objective_s, weight, erred)
+
+    shop.hosts.append(Telling("mirror", 1, Deadline(1, 64)))
+    async with catalog_of(tmp_path, shop) as catalog:
+        before = shop.changes
+        given_up[0]("a batch has not come back for 10 s")
+        assert shop.changes == before + 1
+        assert catalog.answers("tiny") is False
+        assert not catalog.ready
+        with pytest.raises(ModelNotReady, match="has not come back for 10 s"):
+            catalog.find("tiny")
+    assert shop.ready_by_metrics() == {"tiny/1": 0}
+    assert b"convserve_engine_info{" not in shop.metrics.render()
+
+
+async def test_unloading_closes_every_engine_and_answers_who_waits(tmp_path: Path) -> None:
+    publish(tmp_path)
+    publish(tmp_path, "other")
+    shop = Shop()
+    async with catalog_of(tmp_path, shop) as catalog:
+        ready = catalog.find("tiny")
+        mirror = shop.engines["tiny/1"]
+        mirror.held = True
+        pixels = np.ones((1, *SHAPE), np.uint8)
+        runs, waits = (asyncio.create_task(ready.host.submit(ready.key, pixels)) for _ in range(2))
+        await mirror.started.wait()
+        unloading = asyncio.create_task(catalog.unload_all())
+        with pytest.raises(ModelNotReady):
+            await waits
+        assert not mirror.closed
+        mirror.release()
+        assert (await runs).outputs.classes[0, 0] == 1
+        await unloading
+    assert all(engine.closed for engine in shop.engines.values())
+
+
+async def test_a_lookup_says_what_is_wrong_with_it(tmp_path: Path) -> None:
+    for number in range(20):
+        publish(tmp_path, f"m{number:02}", classes=2)
+    shop = Shop(failures={"m00/1": EngineFailure("broken")})
+    async with catalog_of(tmp_path, shop) as catalog:
+        with pytest.raises(ModelNotFound) as caught:
+            catalog.find("x" * 1000)
+        first = ", ".join(f"m{number:02}" for number in range(16))
+        assert str(caught.value) == f"there is no model '{'x' * 80}'; there are {first}, ..."
+        with pytest.raises(InvalidInput, match="model: is empty"):
+            catalog.find("")
+        with pytest.raises(InvalidInput, match="version: is -1"):
+            catalog.find("m01", -1)
+        with pytest.raises(ModelNotFound, match="model 'm01' has no version 2; it has 1$"):
+            catalog.find("m01", 2)
+        with pytest.raises(ModelNotReady, match="EngineFailure while loading"):
+            catalog.find("m00")
+
+
+async def test_a_version_slower_than_the_one_before_goes_back_within_its_probation(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    shop = Shop()
+    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+        for _ in range(20):
+            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.01, 0.0)
+        publish(tmp_path)
+        await follow(catalog, tmp_path)
+        (new, old) = catalog.statuses()
+        assert (new.state, old.state) == (State.READY, State.DRAINING)
+        for _ in range(20):
+            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.2, 0.0)  # the objective is 0.1 s
+        catalog.judge(clock())
+        assert (new.state, old.state) == (State.DRAINING, State.READY)  # at once
+        assert catalog.find("tiny").version_text == "1"
+        while new.state is not State.FAILED:  # drained and closed
+            await asyncio.sleep(0)
+        assert "100% of 20 answers were later than its objective, 100 ms" in new.reason
+        assert shop.engines["tiny/2"].closed
+        assert not shop.engines["tiny/1"].closed
+
+
+async def test_a_version_that_outlives_its_probation_lets_the_one_before_go(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    shop = Shop()
+    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+        publish(tmp_path)
+        await follow(catalog, tmp_path)
+        (new, old) = catalog.statuses()
+        catalog.judge(clock() + 999)
+        assert told(catalog)[1][2] is State.DRAINING
+        catalog.judge(clock() + 1001)
+        while told(catalog)[1][2] is not State.UNLOADED:
+            await asyncio.sleep(0)
+        assert shop.engines["tiny/1"].closed
+        assert catalog.find("tiny").version_text == "2"
+        catalog.give_up(new, "too late", "objective")  # what is on disk can be loaded again
+        while new.state is not State.FAILED:
+            await asyncio.sleep(0)
+        assert old.state is State.READY

@@ -1,0 +1,193 @@
+"""Who may import whom: building and serving meet in files, and a layer sees only those below."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# What a side of the wall must never see, anywhere in its files.
+FORBIDDEN = {
+    "server": {
+        "torch",
+        "torchvision",
+        "model_repo",
+        "convserve_client",
+        "sklearn",
+        "skimage",
+        "rich",
+    },
+    "clients": {"torch", "model_repo", "server", "openvino", "onnx"},
+    "model_repo": {"convserve_client", "grpc", "uvicorn", "starlette"},
+}
+
+# A room of the server imports only from rooms of earlier layers, types included.
+LAYERS = (
+    {"errors", "settings", "process", "telemetry"},
+    {"images", "scheduling", "transport"},
+    {"repository"},
+    {"engines"},
+    {"execution"},
+    {"models"},
+    {"api"},
+    {"app"},
+    {"__main__"},
+)
+EXCEPTIONS = {("repository", "engines")}  # to be removed
+
+LIBRARIES = {  # each is seen by one file
+    "openvino": "server/engines/openvino.py",
+    "torch": "server/engines/inductor.py",
+    "tensorrt": "server/engines/tensorrt/__init__.py",
+    "tensorrt_rtx_bindings": "server/engines/tensorrt/__init__.py",
+    "cuda": "server/engines/tensorrt/cuda.py",
+    "pynvml": "server/telemetry/nvml.py",
+    "opentelemetry": "server/telemetry/tracing.py",
+    "hpack": "server/transport/metadata.py",
+}
+
+TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "starlette", "uvicorn"}
+
+# Where a serving process runs, none of these need be installed.
+NOT_FOR_SERVING = {
+    *{"torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "sklearn", "skimage", "scipy"},
+    *{"tensorrt", "tensorrt_rtx_libs", "tensorrt_rtx_bindings", "cuda", "pynvml", "ml_dtypes"},
+    *{"opentelemetry", "safetensors", "rich", "pandas", "matplotlib", "grpc_tools", "model_repo"},
+}
+
+SERVE_WITHOUT = """
+import sys
+
+BLOCKED = set(sys.argv[2].split())
+
+class Wall:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in BLOCKED:
+            raise ImportError(f"{name} is not installed where engines are served")
+
+sys.meta_path.insert(0, Wall())
+
+import asyncio, json
+from pathlib import Path
+import numpy as np
+from convserve_client.client import AsyncClient
+from tests.support.serving import serve
+
+async def main():
+    async with serve(Path(sys.argv[1]), models="lenet5") as served:
+        async with AsyncClient(served.target) as client:
+            answer = await client.classify(np.zeros((3, 32, 32, 1), np.uint8), model="lenet5")
+    print(json.dumps({
+        "images": len(answer.results),
+        "classes": len(answer.results[0]),
+        "trained": answer.trained,
+        "engine": served.server.metrics.render().decode().count('engine_info{backend="openvino"'),
+        "alien": sorted(BLOCKED & {name.partition(".")[0] for name in sys.modules}),
+    }))
+
+asyncio.run(main())
+"""
+
+
+def sources(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found, f"{package} has no files"
+    return found
+
+
+def name_of(source: Path) -> str:
+    return source.relative_to(ROOT).as_posix()
+
+
+def imported(source: Path) -> Iterator[str]:
+    """Dotted names of what a file imports, for types too."""
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: say where from in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def roots(source: Path) -> set[str]:
+    return {name.partition(".")[0] for name in imported(source)}
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_a_package_keeps_to_its_side(package: str) -> None:
+    for source in sources(package):
+        allowed = {"torch"} if name_of(source) == LIBRARIES["torch"] else set()
+        assert not (roots(source) - allowed) & FORBIDDEN[package], name_of(source)
+
+
+def test_a_room_of_the_server_imports_only_from_layers_below_its_own() -> None:
+    layer_of = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
+    for source in sources("server"):
+        room = source.relative_to(ROOT / "server").parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in layer_of, f"{room} stands in no layer"
+        for name in imported(source):
+            package, _, rest = name.partition(".")
+            other = rest.partition(".")[0]
+            if package == "server" and other != room and (room, other) not in EXCEPTIONS:
+                assert layer_of[other] < layer_of[room], f"{name_of(source)} imports {name}"
+
+
+def test_what_lies_below_the_service_knows_no_transport() -> None:
+    above = ("server/api/", "server/transport/", "server/app.py", "server/__main__.py")
+    for source in sources("server"):
+        if not name_of(source).startswith(above):
+            assert not roots(source) & TRANSPORT, name_of(source)
+
+
+def test_the_policy_is_pure() -> None:
+    """No clock, no loop, no thread, no file: it can be run in virtual time."""
+    impure = {"asyncio", "time", "threading", "os", "pathlib", "socket", "random", "numpy"}
+    for source in sources("server/scheduling"):
+        assert not roots(source) & impure, name_of(source)
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_seen_by_its_own_file_alone(library: str) -> None:
+    for package in ("server", "clients") if library == "torch" else ("server", "model_repo"):
+        for source in sources(package):
+            assert library not in roots(source) or name_of(source) == LIBRARIES[library]
+
+
+def test_only_the_edges_see_the_generated_stubs() -> None:
+    for source in sources("server"):
+        stubs = any(name.startswith("server.api.stubs") for name in imported(source))
+        assert not stubs or name_of(source).startswith(("server/api/", "server/app.py"))
+
+
+def test_the_server_reads_the_environment_in_one_place() -> None:
+    for source in sources("server"):
+        names = {
+            node.attr
+            for node in ast.walk(ast.parse(source.read_text()))
+            if isinstance(node, ast.Attribute)
+        }
+        reads = names & {"environ", "getenv", "environb"}
+        assert not reads or name_of(source) == "server/__main__.py", name_of(source)
+
+
+def test_serving_needs_nothing_that_only_building_needs(built_repository: Path) -> None:
+    command = [sys.executable, "-W", "error", "-c", SERVE_WITHOUT]
+    child = subprocess.run(
+        [*command, str(built_repository), " ".join(NOT_FOR_SERVING)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert child.returncode == 0, child.stderr
+    found = json.loads(child.stdout.splitlines()[-1])
+    assert found == {"images": 3, "classes": 5, "trained": True, "engine": 1, "alien": []}
