@@ -51,7 +51,14 @@ from server.engines import (
 from server.engines import golden_check as golden
 from server.errors import EngineFailure
 from server.images.decode import InputSpec
-from server.repository import EngineRecord, Golden, InputRecord, Manifest, Unsound, WeightsRecord
+from server.repository import (
+    EngineRecord,
+    Golden,
+    InputRecord,
+    InvalidVersion,
+    Manifest,
+    WeightsRecord,
+)
 
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
 SPELLINGS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
@@ -137,9 +144,9 @@ def build(name: str, order: Order, watcher: Watcher = Watcher()) -> Built:  # no
     _forget_peak()
     try:
         manifest = _add(name, order, watcher) if order.add else _build(name, order, watcher)
-    except (CardError, WeightsError, ExportError, EngineFailure, Unsound) as error:
+    except (CardError, WeightsError, ExportError, EngineFailure, InvalidVersion) as error:
         raise BuildError(str(error)) from error
-    except golden.Deviates as error:
+    except golden.GoldenMismatch as error:
         raise BuildError(
             f"the engine is wrong, so it was not published: {error}. "
             "Try --precision fp32, and report it"
@@ -298,7 +305,7 @@ def _first_sound(
     for precision in others:
         try:
             return _sound(job, precision, truth)
-        except golden.Deviates as error:
+        except golden.GoldenMismatch as error:
             job.watcher.warn(f"{precision} is too coarse for this network, so {last}: {error}")
     return _sound(job, last, truth)
 
@@ -310,7 +317,7 @@ def _sound(job: _Job, precision: str, truth: Golden) -> tuple[EngineRecord, Gold
     compiled = compiler.compile(job.onnx, staged, target, job.watcher.progress)
     record = repository.engine_record(staged, job.backend, compiled, target, deviation={})
     job.watcher.stage("check")
-    if job.backend in ON_GPU and (reason := compiler.unfit(record)):
+    if job.backend in ON_GPU and (reason := compiler.incompatibility(record)):
         job.watcher.warn(
             f"{record.name} was compiled and not run: {reason}. Servers check it first"
         )
@@ -320,7 +327,7 @@ def _sound(job: _Job, precision: str, truth: Golden) -> tuple[EngineRecord, Gold
             if job.backend == "null":
                 truth = Golden(truth.pixels, _answers(engine, truth.pixels))
             deviation = golden.check(engine, truth, precision)
-    except golden.Deviates:
+    except golden.GoldenMismatch:
         for file in compiled.files:
             (staged / file).unlink()
         raise

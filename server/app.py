@@ -21,7 +21,7 @@ from starlette.applications import Starlette
 from server.api import handlers as rpc
 from server.api import health as standard
 from server.api.classify import Classifier
-from server.api.handlers import Intake, Streams
+from server.api.handlers import InFlightLimits, Streams
 from server.api.health import HEALTH, Health, Reflection
 from server.api.http.app import Connection, application
 from server.api.http.routes import BodyLimits, Rest
@@ -30,18 +30,18 @@ from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_refusal
 from server.api.v2.shared_memory import Regions
 from server.engines import BACKENDS, Engine, cores
-from server.execution.device import Host
+from server.execution.device import DeviceExecutor
 from server.images.decode import ImageLimits
-from server.models.golden_monitor import Guard
-from server.models.loader import Loaded, Profiles, load
-from server.models.registry import Catalog
-from server.models.watcher import Rollout
-from server.process.idle_priority import giving_way
+from server.models.golden_monitor import GoldenMonitor
+from server.models.loader import LoadedEngine, Profiles, load
+from server.models.registry import ModelRegistry
+from server.models.watcher import RepositoryWatcher
+from server.process.idle_priority import idle_priority
 from server.repository import Version
 from server.repository.serving_config import Found, VersionPolicy, look
-from server.scheduling.deadline import Deadline, Fixed, Policy
+from server.scheduling.deadline import DeadlineScheduler, FixedScheduler, Scheduler
 from server.settings import Settings
-from server.telemetry.loop_lag import Backlog
+from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import gpus
 from server.telemetry.tracing import Tracing, TracingMissing
@@ -80,13 +80,13 @@ class Running:
 
     port: int  # of gRPC
     http_port: int
-    catalog: Catalog
+    catalog: ModelRegistry
     metrics: Metrics
     hurry: asyncio.Event  # set it to end calls in progress without the rest of notice and grace
     accepting: bool = True  # turned false by the first step of stopping
 
 
-Load = Callable[..., Loaded]  # as server.models.loader.load
+Load = Callable[..., LoadedEngine]  # as server.models.loader.load
 
 
 async def serve(settings: Settings) -> None:
@@ -103,7 +103,7 @@ async def serve(settings: Settings) -> None:
         loop.add_signal_handler(signal.SIGHUP, signals.put_nowait, "SIGHUP")
     async with running(settings) as server:
         name = await signals.get()
-        notice_s, grace_s = settings.drain_notice, settings.grace_s
+        notice_s, grace_s = settings.drain_notice_s, settings.grace_s
         log.info("stopping", extra={"signal": name, "notice_s": notice_s, "grace_s": grace_s})
         for number in ENDING:
             loop.add_signal_handler(number, server.hurry.set)
@@ -124,18 +124,20 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     if (found := gpus()) is not None:
         metrics.read_gpus(found)
     tracing = _tracing(settings)
-    hosts: dict[str, Host] = {}
-    backlog = Backlog()
+    hosts: dict[str, DeviceExecutor] = {}
+    backlog = LoopLag()
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
     stop_loading = threading.Event()
     try:
         async with asyncio.TaskGroup() as background:
 
-            def host_for(engine: Engine) -> Host:
+            def host_for(engine: Engine) -> DeviceExecutor:
                 if engine.device not in hosts:
                     policy = _policy(settings, engine.units)
-                    hosts[engine.device] = host = Host(engine.device, engine.units, policy, backlog)
+                    hosts[engine.device] = host = DeviceExecutor(
+                        engine.device, engine.units, policy, backlog
+                    )
                     host.tracing = tracing
                     watching.append(background.create_task(host.watch()))
                 return hosts[engine.device]
@@ -148,7 +150,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             ):
                 profiles = Profiles()
 
-                def load_one(version: Version, checking: Callable[[], None]) -> Loaded:
+                def load_one(version: Version, checking: Callable[[], None]) -> LoadedEngine:
                     return load(
                         version,
                         only=settings.backend,
@@ -159,24 +161,24 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         checking=checking,
                     )
 
-                def load_behind(version: Version, checking: Callable[[], None]) -> Loaded:
+                def load_behind(version: Version, checking: Callable[[], None]) -> LoadedEngine:
                     if catalog.loading:  # the server is starting: there is nobody to give way to
                         return load_one(version, checking)
-                    with giving_way():
+                    with idle_priority():
                         return load_one(version, checking)
 
-                catalog = Catalog(
+                catalog = ModelRegistry(
                     load=load_behind,
                     loader=loader,
                     host_for=host_for,
                     metrics=metrics,
                     changed=lambda: health.changed(),
                     policy=policy,
-                    probation_s=settings.probation_s,
+                    bake_time_s=settings.bake_time_s,
                     wanted=settings.serves,
                 )
-                rollout = Rollout(settings.repo, catalog, loader, settings.serves)
-                guard = Guard(catalog, metrics, loader, settings.golden_interval)
+                rollout = RepositoryWatcher(settings.repo, catalog, loader, settings.serves)
+                guard = GoldenMonitor(catalog, metrics, loader, settings.golden_interval_s)
                 health = Health(partial(_serving, catalog))
                 metrics.read_queue_rows(catalog.waiting)
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
@@ -188,7 +190,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     max_images=settings.max_images_per_call,
                     max_decoding=min(settings.queue_rows, DECODING),
                 )
-                intake = Intake(
+                intake = InFlightLimits(
                     max_fields=FIELDS + FIELDS_PER_IMAGE * settings.max_images_per_call,
                     max_calls=settings.max_calls,
                     max_bytes=settings.max_bytes_in_progress,
@@ -251,7 +253,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 watch = rollout if settings.model_control == "watch" else None
                 changing = [
                     background.create_task(_load(catalog, lying, watch)),
-                    background.create_task(catalog.tend()),
+                    background.create_task(catalog.reconcile_forever()),
                     background.create_task(guard.run()),
                 ]
                 log.info("listening", extra={"port": state.port, "http_port": state.http_port})
@@ -259,7 +261,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     yield state
                     state.accepting = False
                     health.retire()
-                    await _within(settings.drain_notice, state.hurry)
+                    await _within(settings.drain_notice_s, state.hurry)
                 finally:
                     state.accepting = False
                     health.stop()
@@ -370,11 +372,11 @@ def _found(settings: Settings) -> Found:
     return Found(versions, plans, strays)
 
 
-def _policy(settings: Settings, units: int) -> Policy:
-    if settings.policy == "fixed":
+def _policy(settings: Settings, units: int) -> Scheduler:
+    if settings.scheduler == "fixed":
         size, delay_s = settings.fixed_batch, settings.fixed_delay_ms / 1e3
-        return Fixed(units, settings.queue_rows, size=size, delay_s=delay_s)
-    return Deadline(units, settings.queue_rows)
+        return FixedScheduler(units, settings.queue_rows, size=size, delay_s=delay_s)
+    return DeadlineScheduler(units, settings.queue_rows)
 
 
 def _tracing(settings: Settings) -> Tracing | None:
@@ -412,7 +414,7 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _load(catalog: Catalog, found: Found, watch: Rollout | None) -> None:
+async def _load(catalog: ModelRegistry, found: Found, watch: RepositoryWatcher | None) -> None:
     await catalog.follow(found.versions, found.plans)
     # What is there now stays, and looking for garbage among it stops the loop for 30 ms.
     gc.collect()
@@ -451,7 +453,7 @@ async def _drain(
     await stopped
 
 
-def _serving(catalog: Catalog, name: str) -> bool | None:
+def _serving(catalog: ModelRegistry, name: str) -> bool | None:
     """Whether a model, or the server as a whole, answers; None where nothing has that name."""
     if name in ("", *SERVICES):
         return catalog.ready

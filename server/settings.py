@@ -56,14 +56,14 @@ class Settings:
         "versions of a model to keep loaded, unless its serving.json says otherwise: latest:N, all "
         "or named:N,N,...",
     )
-    probation_s: float = option(
+    bake_time_s: float = option(
         60.0,
         "seconds in which a new version that errs or is too slow goes back to the one before, "
         "which is kept loaded for as long; 0 unloads that at once",
         least=0,
         most=86_400,
     )
-    golden_interval: float = option(
+    golden_interval_s: float = option(
         600.0,
         "seconds after which every version has its golden inputs checked again; 0 never does",
         least=0,
@@ -91,14 +91,14 @@ class Settings:
     queue_rows: int = option(
         4096, "images that may wait for one model; further calls are refused", least=1
     )
-    policy: str = option(
+    scheduler: str = option(
         "deadline",
         "deadline: by latency profile and callers' deadlines; fixed: by size and delay, to compare",
         choices=("deadline", "fixed"),
     )
-    fixed_batch: int = option(8, "policy fixed: rows that start a batch", least=1)
+    fixed_batch: int = option(8, "scheduler fixed: rows that start a batch", least=1)
     fixed_delay_ms: float = option(
-        2.0, "policy fixed: milliseconds to wait for them", least=0, most=60_000
+        2.0, "scheduler fixed: milliseconds to wait for them", least=0, most=60_000
     )
     max_images_per_call: int = option(256, "images one call may bring", least=1, most=65536)
     max_message_bytes: int = option(
@@ -139,7 +139,7 @@ class Settings:
         least=0,
         most=1,
     )
-    drain_notice: float = option(
+    drain_notice_s: float = option(
         0.0,
         "seconds to go on serving after SIGTERM, NOT_SERVING to who asks, so that balancers send "
         "their calls elsewhere; then the grace begins",

@@ -24,8 +24,8 @@ from PIL import Image
 from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe, Load, Running, running
 from server.errors import DeviceLost, EngineFailure
-from server.models.loader import Loaded
-from server.repository import Manifest, Unsound, Version
+from server.models.loader import LoadedEngine
+from server.repository import InvalidVersion, Manifest, Version
 from server.settings import Settings
 from tests.support.serving import (
     SERVICE,
@@ -167,10 +167,10 @@ async def test_stopping_does_not_wait_until_all_is_loaded(tmp_path: Path) -> Non
     publish(tmp_path)
     entered = threading.Event()
 
-    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> Loaded:
+    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
         entered.set()
         stopping.wait()
-        raise Unsound("the server is stopping")
+        raise InvalidVersion("the server is stopping")
 
     async with stoppable(tmp_path, slow, grace_s=60) as (served, stop, task):
         assert (await get(served.http + "/readyz")).status_code == 503
@@ -202,8 +202,8 @@ async def test_a_server_without_a_sound_model_ends_with_every_reason(tmp_path: P
     publish(tmp_path, "other")
     (tmp_path / "tiny/2/golden.npz").unlink()
 
-    def refuse(version: Version, **options: Any) -> Loaded:
-        raise Unsound("it is for another machine")
+    def refuse(version: Version, **options: Any) -> LoadedEngine:
+        raise InvalidVersion("it is for another machine")
 
     assert await cannot_serve(settings(tmp_path), load=refuse) == (
         "no model could be loaded: other version 1: it is for another machine; "
@@ -264,7 +264,7 @@ async def test_health_and_readiness_over_http(tmp_path: Path) -> None:
     (tmp_path / "other/1/labels.txt").write_text("")
     gate = threading.Event()
 
-    def gated(*arguments: Any, **options: Any) -> Loaded:
+    def gated(*arguments: Any, **options: Any) -> LoadedEngine:
         gate.wait()
         return loading(Mirror)(*arguments, **options)
 

@@ -22,7 +22,7 @@ from server.images.decode import (
     decode,
     from_pixels,
 )
-from server.models.registry import Catalog, Ready, Status
+from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.scheduling.deadline import PRIORITIES
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ DEFAULT_TOP_K = 5
 class Classifier:
     """The methods of convserve.v1.Classifier; see server.api.handlers for how they are called."""
 
-    def __init__(self, catalog: Catalog, inference: Inference) -> None:
+    def __init__(self, catalog: ModelRegistry, inference: Inference) -> None:
         self._catalog = catalog
         self._inference = inference
 
@@ -87,10 +87,12 @@ class Classifier:
         call.model, call.version = status.model, str(status.version)
         return self._model(status, status.ready.labels if status.ready else ())
 
-    def _model(self, status: Status, labels: Sequence[str] = ()) -> pb.Model:
+    def _model(self, status: ModelVersion, labels: Sequence[str] = ()) -> pb.Model:
         return _model(status, labels, self._catalog.labels(status))
 
-    def _pixels(self, request: pb.ClassifyRequest, model: Ready) -> Pixels | Awaitable[Pixels]:
+    def _pixels(
+        self, request: pb.ClassifyRequest, model: LoadedModel
+    ) -> Pixels | Awaitable[Pixels]:
         """[N, H, W, C] of the model's input."""
         images, spec = request.images, model.spec
         # First where nothing is to be done with the pixels: those are most of the calls.
@@ -159,7 +161,7 @@ def _top_k(asked: int, largest: int) -> int:
 
 
 def _response(
-    request: pb.ClassifyRequest, model: Ready, outputs: Outputs, top_k: int
+    request: pb.ClassifyRequest, model: LoadedModel, outputs: Outputs, top_k: int
 ) -> pb.ClassifyResponse:
     labels = model.labels
     response = pb.ClassifyResponse(
@@ -176,7 +178,7 @@ def _response(
     return response
 
 
-def _model(status: Status, labels: Sequence[str], version_labels: Sequence[str]) -> pb.Model:
+def _model(status: ModelVersion, labels: Sequence[str], version_labels: Sequence[str]) -> pb.Model:
     message = pb.Model(
         name=status.model,
         version=status.version,

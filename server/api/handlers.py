@@ -92,7 +92,7 @@ class Call:
         "version",
     )
 
-    def __init__(self, arrived_s: float, deadline_s: float, after: Afterwards) -> None:
+    def __init__(self, arrived_s: float, deadline_s: float, after: DeferredCallbacks) -> None:
         self.arrived_s = arrived_s
         self.deadline_s = deadline_s  # on host.clock; infinite where the caller set none
         self.model = ""  # set once it is known to exist
@@ -103,7 +103,7 @@ class Call:
         self.after = after
 
 
-class Afterwards:
+class DeferredCallbacks:
     """Has things counted once the answers of this turn of the loop are on their way: counting is
     not what callers wait for.
 
@@ -129,7 +129,7 @@ class Afterwards:
 
 
 @dataclass(slots=True)
-class Intake:
+class InFlightLimits:
     """What is taken in before anything is known of a call. One for all RPCs of a server."""
 
     max_fields: int  # of one message, those within its parts included
@@ -137,7 +137,7 @@ class Intake:
     max_bytes: int  # of all messages whose calls are in progress; the next call is refused
     calls: int = 0
     held_bytes: int = 0
-    after: Afterwards = field(default_factory=Afterwards)
+    after: DeferredCallbacks = field(default_factory=DeferredCallbacks)
 
     def take(self, size: int = 0) -> None:
         """Counts a call of so many bytes until it has left, and raises Overloaded where it is one
@@ -183,7 +183,7 @@ def methods(
     service: ServiceDescriptor,
     implementation: object,
     metrics: Metrics,
-    intake: Intake,
+    intake: InFlightLimits,
     *,
     streams: Streams | None = None,
     without: Set[str] = frozenset(),
@@ -199,7 +199,7 @@ def methods(
             method.name,
             GetMessageClass(method.input_type),
             getattr(implementation, method.name),
-            Tally(method.name, metrics),
+            MethodMetrics(method.name, metrics),
             intake,
         )
         if method.client_streaming:
@@ -211,7 +211,7 @@ def methods(
     return found
 
 
-class Tally:
+class MethodMetrics:
     """Counts the calls of one method, whatever brings them: each ends in one of these."""
 
     def __init__(self, method: str, metrics: Metrics) -> None:
@@ -277,8 +277,8 @@ class _Answering:
     name: str
     request_class: type[Message]
     method: Method
-    tally: Tally
-    intake: Intake
+    tally: MethodMetrics
+    intake: InFlightLimits
 
     async def response(self, data: bytes, call: Call, left_s: float | None) -> bytes:
         """Raises what the method does, or `_Unexpected`; all of it has been counted then."""
@@ -399,7 +399,7 @@ def _streaming(answering: _Answering, streams: Streams) -> Streaming:
 
 
 @contextmanager
-def counted(method: str, intake: Intake) -> Iterator[None]:
+def counted(method: str, intake: InFlightLimits) -> Iterator[None]:
     """A stream, counting as a call in progress while it lasts; refused where it is one too many."""
     try:
         intake.take()

@@ -24,7 +24,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from server.api.handlers import Intake, counted
+from server.api.handlers import InFlightLimits, counted
 from server.api.stubs.pool import POOL
 from server.transport import grpc_server as grpc
 from server.transport.grpc_server import Abort, Streaming, Unary
@@ -135,7 +135,9 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def methods(health: Health, reflection: Reflection, intake: Intake) -> dict[str, grpc.Method]:
+def methods(
+    health: Health, reflection: Reflection, intake: InFlightLimits
+) -> dict[str, grpc.Method]:
     """Both services, by path.
 
     Streams count among the calls of `intake`. A Check does not: it holds nothing, and a server

@@ -15,7 +15,7 @@ from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, Overloaded
 from server.execution.device import Answer, clock
 from server.images.decode import ImageLimits
-from server.models.registry import Ready
+from server.models.registry import LoadedModel
 
 REQUEST_ID_LIMIT = 128
 
@@ -28,7 +28,7 @@ class Classified:
 
     answer: Answer
     decoded_s: float  # when its pixels were there, on host.clock
-    _model: Ready
+    _model: LoadedModel
     _call: Call
     _images: int
 
@@ -37,7 +37,7 @@ class Classified:
         ended_s = clock()
         model, call, answer = self._model, self._call, self.answer
         respond_s = ended_s - answer.done_s
-        model.host.way_back.learn(respond_s, ended_s)
+        model.host.response_delay.learn(respond_s, ended_s)
         decode_s = self.decoded_s - call.arrived_s
         phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
         call.after(model.metrics.answered, self._images, *phases_s)
@@ -70,7 +70,7 @@ class Inference:
 
     async def classify(
         self,
-        model: Ready,
+        model: LoadedModel,
         call: Call,
         images: int,
         pixels: Callable[[], Pixels | Rows | Awaitable[Pixels | Rows]],

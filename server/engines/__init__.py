@@ -141,7 +141,7 @@ class Backend(Protocol):
     ) -> Compiled:
         """Compiles an ONNX file into `folder`. Raises EngineFailure."""
 
-    def unfit(self, record: EngineRecord) -> str | None:
+    def incompatibility(self, record: EngineRecord) -> str | None:
         """Why the engine can't run on this machine and what to do about it; None when it can.
 
         Reads nothing but the record, so it may be asked before anything is loaded.

@@ -35,7 +35,7 @@ SAME = 1e-3
 SUM_TOLERANCE = 0.02  # a thousand bf16 numbers, each rounded to its 8 bits
 
 
-class Deviates(Exception):
+class GoldenMismatch(Exception):
     """An engine is further from the truth than its precision explains; the message says how far."""
 
 
@@ -65,7 +65,7 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
     truth = golden.probabilities
     found = deviation(truth, answer.probabilities, yardsticks(truth))
     if not found <= LIMITS[precision]:
-        raise Deviates(
+        raise GoldenMismatch(
             f"an answer is {found:.2%} of the way from eager PyTorch's to a wrong one; "
             f"{precision} allows {LIMITS[precision]:.2%}"
         )
@@ -116,14 +116,14 @@ def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -
     truth = golden.probabilities[:1].repeat(size, axis=0)
     worst = max(worst, deviation(truth, answer.probabilities, alike))
     if worst > limit:
-        raise Deviates(
+        raise GoldenMismatch(
             f"at batch {size} an answer is {worst:.2%} of the way from eager PyTorch's to a wrong "
             f"one; {precision} allows {limit:.2%}"
         )
     first_row = answer.probabilities[:1].repeat(size, axis=0)
     spread = deviation(first_row, answer.probabilities, alike)
     if spread > row_limit:
-        raise Deviates(
+        raise GoldenMismatch(
             f"at batch {size} the same image in every row gives answers {spread:.2%} of the way to "
             f"a wrong one apart; {precision} allows {row_limit:.2%}"
         )
@@ -134,7 +134,7 @@ def _check_form(answer: Outputs, golden: Golden, rows: int) -> None:
     classes, scores, probabilities = answer
     expected = (rows, golden.probabilities.shape[1])
     if probabilities.shape != expected or probabilities.dtype != np.float32:
-        raise Deviates(
+        raise GoldenMismatch(
             f"probabilities are {probabilities.dtype} {list(probabilities.shape)}, "
             f"not float32 {list(expected)}"
         )
@@ -144,17 +144,21 @@ def _check_form(answer: Outputs, golden: Golden, rows: int) -> None:
         or classes.dtype != np.int32
         or scores.dtype != np.float32
     ):
-        raise Deviates(
+        raise GoldenMismatch(
             f"classes are {classes.dtype} {list(classes.shape)} "
             f"and scores {scores.dtype} {list(scores.shape)}"
         )
     if not (probabilities.min() >= 0 and np.isfinite(probabilities).all()):  # NaN is not >= 0
-        raise Deviates("probabilities hold numbers that are none")
+        raise GoldenMismatch("probabilities hold numbers that are none")
     if np.abs(probabilities.sum(axis=1) - 1).max() > SUM_TOLERANCE:
-        raise Deviates(f"probabilities of a row add up to {probabilities.sum(axis=1).max():.3f}")
+        raise GoldenMismatch(
+            f"probabilities of a row add up to {probabilities.sum(axis=1).max():.3f}"
+        )
     if classes.min() < 0 or classes.max() >= probabilities.shape[1]:
-        raise Deviates(f"classes reach from {classes.min()} to {classes.max()}")
+        raise GoldenMismatch(f"classes reach from {classes.min()} to {classes.max()}")
     best = -np.sort(-probabilities, axis=1)[:, : scores.shape[1]]
     named = np.take_along_axis(probabilities, classes, axis=1)
     if not (np.allclose(scores, best, atol=1e-6) and np.allclose(scores, named, atol=1e-6)):
-        raise Deviates("scores are not the largest probabilities, best first, of the classes named")
+        raise GoldenMismatch(
+            "scores are not the largest probabilities, best first, of the classes named"
+        )

@@ -172,7 +172,7 @@ def _timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
     return sorted(seconds)[len(seconds) // 2], probabilities.float().cpu()
 
 
-def unfit(record: EngineRecord) -> str | None:
+def incompatibility(record: EngineRecord) -> str | None:
     if record.backend_version != version():
         return (
             f"it was compiled by torch {record.backend_version} and this is {version()}; "

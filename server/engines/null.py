@@ -60,7 +60,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     return Compiled(f"null-{target.precision}", [FILE], hardware(), version())
 
 
-def unfit(record: EngineRecord) -> str | None:
+def incompatibility(record: EngineRecord) -> str | None:
     return None
 
 

@@ -80,7 +80,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     return Compiled(path.stem, [path.name, path.with_suffix(".bin").name], hardware(), version())
 
 
-def unfit(record: EngineRecord) -> str | None:
+def incompatibility(record: EngineRecord) -> str | None:
     needed = NATIVE.get(record.precision, set())
     if record.precision not in PRECISIONS:
         return f"precision {record.precision!r} is unknown; there are {', '.join(PRECISIONS)}"

@@ -19,13 +19,13 @@ from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.scheduling.deadline import (
     Batch,
-    Call,
-    Lane,
-    Policy,
-    Profile,
+    InstanceGroup,
+    LatencyProfile,
+    Request,
+    Scheduler,
     planned_sizes,
 )
-from server.telemetry.loop_lag import Backlog
+from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import ModelMetrics
 from server.telemetry.tracing import Trace, Tracing
 
@@ -41,7 +41,7 @@ WATCH_S = 1.0
 BUSY_WINDOW_TICKS = 5
 
 
-class WayBack:
+class ResponseDelayEstimator:
     """What an answer takes from its engine to its caller: it must be done by so much earlier.
 
     Learned from the part we see, the encoding: its mean and four times its mean deviation, as TCP
@@ -86,7 +86,7 @@ class Answer(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class _Job(Call):
+class _PendingRequest(Request):
     """A call with what the mechanism needs to answer it."""
 
     answer: asyncio.Future[Answer] = field(kw_only=True)
@@ -100,11 +100,11 @@ class _Job(Call):
 
 
 @dataclass(slots=True, eq=False)
-class _Run:
+class _RunningBatch:
     """A batch on its way through an instance."""
 
     batch: Batch
-    served: _Served
+    served: _LoadedEngine
     instance: Instance
     started_s: float
     limit_s: float  # later than this it is taken for dead
@@ -112,12 +112,12 @@ class _Run:
 
 
 @dataclass(slots=True, eq=False)
-class _Served:
+class _LoadedEngine:
     """A model on this device."""
 
     name: str
     engine: Engine
-    lanes: list[Lane]
+    lanes: list[InstanceGroup]
     idle: list[list[Instance]]  # by lane
     metrics: ModelMetrics
     failed: Callable[[str], None]  # told once, with the reason, when the engine is given up
@@ -128,12 +128,12 @@ class _Served:
     fewer: asyncio.Event | None = None  # told that some have left, while one waits for all to
 
 
-class Place:
+class Reservation:
     """A call's place in the queue of a model."""
 
     __slots__ = ("_host", "_job", "_served")
 
-    def __init__(self, host: Host, served: _Served, job: _Job) -> None:
+    def __init__(self, host: DeviceExecutor, served: _LoadedEngine, job: _PendingRequest) -> None:
         self._host = host
         self._served = served
         self._job = job
@@ -169,11 +169,11 @@ class Place:
 
     def leave(self) -> None:
         """Gives the place back; nothing happens where it has been used up."""
-        self._host._policy.withdraw(self._served.name, self._job)
+        self._host._policy.cancel(self._served.name, self._job)
         self._host._left(self._served)
 
 
-class Host:
+class DeviceExecutor:
     """Runs batches of any number of models on one device.
 
     Everything happens on the event loop's thread; of the engines' threads only `_done` is called,
@@ -182,21 +182,21 @@ class Host:
     """
 
     def __init__(
-        self, device: str, units: int, policy: Policy, backlog: Backlog | None = None
+        self, device: str, units: int, policy: Scheduler, backlog: LoopLag | None = None
     ) -> None:
         """`backlog` is told of the answers that wait for the loop."""
         self.device = device
-        self._backlog = backlog or Backlog()
+        self._backlog = backlog or LoopLag()
         self._units = units
         self._policy = policy
         self.lost = ""  # why the device can be used no more by this process
         self._busy_s = 0.0  # unit-seconds of finished batches
         self._history: deque[tuple[float, float]] = deque(maxlen=BUSY_WINDOW_TICKS)
         self._watching = True
-        self._served: dict[str, _Served] = {}
-        self._leaving: dict[str, _Served] = {}  # forgotten, and not closed yet
-        self._runs: set[_Run] = set()
-        self.way_back = WayBack()  # told by whoever sends the answers
+        self._served: dict[str, _LoadedEngine] = {}
+        self._leaving: dict[str, _LoadedEngine] = {}  # forgotten, and not closed yet
+        self._runs: set[_RunningBatch] = set()
+        self.response_delay = ResponseDelayEstimator()  # told by whoever sends the answers
         self.tracing: Tracing | None = None
         self._loop = asyncio.get_running_loop()
         self._wake: asyncio.TimerHandle | None = None  # where the policy wants to be asked again
@@ -206,7 +206,7 @@ class Host:
         self,
         name: str,
         engine: Engine,
-        lanes: Sequence[Lane],
+        lanes: Sequence[InstanceGroup],
         metrics: ModelMetrics,
         failed: Callable[[str], None],
         objective_s: float,
@@ -217,7 +217,9 @@ class Host:
         `failed` is told when the engine is given up, `erred` of every batch that fails; for the
         rest see `Policy.add`."""
         groups = instances_by_units(engine)
-        self._served[name] = _Served(name, engine, list(lanes), groups, metrics, failed, erred)
+        self._served[name] = _LoadedEngine(
+            name, engine, list(lanes), groups, metrics, failed, erred
+        )
         self._policy.add(name, lanes, objective_s=objective_s, weight=weight)
 
     async def drain(self, name: str, still: Callable[[], bool] = lambda: True) -> None:
@@ -247,7 +249,7 @@ class Host:
 
     def admit(
         self, name: str, rows: int, *, deadline_s: float = math.inf, priority: int = 0
-    ) -> Place:
+    ) -> Reservation:
         """A place in the queue for `rows` rows, before there is anything to put there: what can't
         be answered in time is refused before it is decoded.
 
@@ -258,10 +260,10 @@ class Host:
         if served is None:
             raise ModelNotReady(f"{name} is not loaded")
         now_s = clock()
-        due_s = self.way_back.before(deadline_s, now_s)
-        job = _Job(rows, now_s, due_s, priority, answer=self._loop.create_future())
+        due_s = self.response_delay.before(deadline_s, now_s)
+        job = _PendingRequest(rows, now_s, due_s, priority, answer=self._loop.create_future())
         self._policy.admit(name, job, now_s)
-        return Place(self, served, job)
+        return Reservation(self, served, job)
 
     async def submit(self, name: str, pixels: Pixels, deadline_s: float = math.inf) -> Answer:
         """Classifies [N, H, W, C] uint8: `admit` and `answer` in one."""
@@ -317,18 +319,18 @@ class Host:
             (now_s - run.started_s) * run.instance.units for run in self._runs
         )
 
-    def _ready(self, served: _Served, job: _Job, now_s: float) -> None:
+    def _ready(self, served: _LoadedEngine, job: _PendingRequest, now_s: float) -> None:
         if self._served.get(served.name) is not served:
             self._fail(job, ModelNotReady(f"{served.name} is being unloaded"))
             return
         self._policy.ready(served.name, job, now_s)
-        self._pump(now_s)
+        self._dispatch(now_s)
 
-    def _pump(self, now_s: float) -> None:
+    def _dispatch(self, now_s: float) -> None:
         """Starts whatever can start. Cheap when nothing can."""
         while (batch := self._policy.next(now_s)) is not None:
             self._start(batch, now_s)
-        for name, call in self._policy.hopeless():
+        for name, call in self._policy.take_expired():
             self._give_up(name, call, now_s)
         wake_s = self._policy.wake_s(now_s)
         if wake_s is not None and (self._wake is None or wake_s < self._wake_s):
@@ -339,20 +341,20 @@ class Host:
 
     def _woken(self) -> None:
         self._wake = None
-        self._pump(clock())
+        self._dispatch(clock())
 
-    def _busy(self, served: _Served) -> bool:
+    def _busy(self, served: _LoadedEngine) -> bool:
         """Whether a model that is served has calls to answer."""
         if self._served.get(served.name) is not served:
             return False
         return served.running > 0 or self._policy.waiting(served.name) > 0
 
-    def _left(self, served: _Served) -> None:
+    def _left(self, served: _LoadedEngine) -> None:
         """Wakes who waits in `drain`."""
         if served.fewer is not None:
             served.fewer.set()
 
-    def _give_up(self, name: str, call: Call, now_s: float) -> None:
+    def _give_up(self, name: str, call: Request, now_s: float) -> None:
         served = self._served.get(name)
         if served is not None:
             served.metrics.deadline_missed("queue")
@@ -372,7 +374,7 @@ class Host:
         instance = served.idle[batch.lane].pop()
         row = 0
         for call, first, rows in batch.portions:
-            assert isinstance(call, _Job)
+            assert isinstance(call, _PendingRequest)
             assert call.pixels is not None
             if isinstance(call.pixels, Rows):
                 self._fetch(batch.model, call, instance.pixels[row : row + rows], first)
@@ -383,7 +385,7 @@ class Host:
                 call.started_s = now_s
             call.batch_rows += (batch.rows,)
         limit_s = max(STALL_S, STALL_FACTOR * batch.expected_s)
-        run = _Run(batch, served, instance, now_s, now_s + limit_s)
+        run = _RunningBatch(batch, served, instance, now_s, now_s + limit_s)
         self._runs.add(run)
         served.running += 1
 
@@ -396,16 +398,16 @@ class Host:
             log.exception("engine_start_failed", extra={"model": served.name})
             done(EngineFailure(f"{type(error).__name__} at the start of a batch"))
 
-    def _fetch(self, model: str, call: _Job, target: Pixels, first: int) -> None:
+    def _fetch(self, model: str, call: _PendingRequest, target: Pixels, first: int) -> None:
         """Rows of a call that stand elsewhere; a call whose rows are gone fails alone."""
         assert isinstance(call.pixels, Rows)
         try:
             call.pixels.copy_into(target, first)
         except Exception as error:
-            self._policy.withdraw(model, call)
+            self._policy.cancel(model, call)
             self._fail(call, error)
 
-    def _abandon(self, served: _Served, reason: str) -> None:
+    def _abandon(self, served: _LoadedEngine, reason: str) -> None:
         """Gives an engine up: nobody shall wait for it any more."""
         if served.given_up:
             return
@@ -415,7 +417,7 @@ class Host:
         served.drained.set()
         served.failed(reason)
 
-    def _forget(self, name: str, reason: str) -> _Served:
+    def _forget(self, name: str, reason: str) -> _LoadedEngine:
         """Takes no more calls for a model and refuses those that wait."""
         served = self._served.pop(name)
         for call in self._policy.remove(name):
@@ -423,7 +425,7 @@ class Host:
         self._left(served)
         return served
 
-    def _finished(self, run: _Run, outcome: Outputs | Exception, done_s: float) -> None:
+    def _finished(self, run: _RunningBatch, outcome: Outputs | Exception, done_s: float) -> None:
         served, batch = run.served, run.batch
         self._runs.discard(run)
         served.idle[batch.lane].append(run.instance)
@@ -437,7 +439,7 @@ class Host:
         # A caller alone waits for nothing but its answer: the rest comes behind that.
         crowd = served.name not in self._served or self._policy.waiting(served.name) > 0
         if crowd:
-            self._pump(clock())
+            self._dispatch(clock())
         if run.abandoned:  # its callers have been told
             pass
         elif isinstance(outcome, Exception):
@@ -454,24 +456,24 @@ class Host:
             served.drained.set()
         self._left(served)
 
-    def _afterwards(self, run: _Run, done_s: float, pump: bool) -> None:
+    def _afterwards(self, run: _RunningBatch, done_s: float, pump: bool) -> None:
         """What is left to do once those who write the answers of a batch have been asked to."""
         if pump:
-            self._pump(clock())
+            self._dispatch(clock())
         served, batch = run.served, run.batch
         seconds = done_s - run.started_s
         served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
         if self.tracing is not None:
-            jobs = [call for call, _, _ in batch.portions if isinstance(call, _Job)]
+            jobs = [call for call, _, _ in batch.portions if isinstance(call, _PendingRequest)]
             if traces := [job.trace for job in jobs if job.trace is not None]:
                 self.tracing.batch(served.name, batch.rows, run.started_s, done_s, traces)
 
     def _answer_batch(
-        self, served: _Served, batch: Batch, outputs: Outputs, done_s: float, seconds: float
+        self, served: _LoadedEngine, batch: Batch, outputs: Outputs, done_s: float, seconds: float
     ) -> None:
         row = wasted = 0
         for call, first, rows in batch.portions:
-            assert isinstance(call, _Job)
+            assert isinstance(call, _PendingRequest)
             part = outputs.rows(row, row + rows)
             row += rows
             call.done_rows += rows
@@ -499,8 +501,8 @@ class Host:
         if wasted:
             served.metrics.wasted(wasted / batch.rows * seconds)
 
-    def _fail(self, call: Call, error: Exception) -> None:
-        assert isinstance(call, _Job)
+    def _fail(self, call: Request, error: Exception) -> None:
+        assert isinstance(call, _PendingRequest)
         if not call.answer.done():
             known = error if isinstance(error, ServingError) else EngineFailure(str(error))
             self._backlog.waits()
@@ -508,15 +510,15 @@ class Host:
 
     def _fail_batch(self, batch: Batch, error: Exception) -> None:
         for call, _, _ in batch.portions:
-            self._policy.withdraw(batch.model, call)  # a call fails whole
+            self._policy.cancel(batch.model, call)  # a call fails whole
             self._fail(call, error)
 
 
-def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[Lane]:
+def lanes_of(engine: Engine, measure: Callable[[Instance, int], float]) -> list[InstanceGroup]:
     """The lanes of an engine, each with its profile by `measure(instance, rows)` in seconds."""
     lanes = []
     for group in instances_by_units(engine):
         sizes = planned_sizes(engine.max_batch)
-        profile = Profile({size: measure(group[0], size) for size in sizes})
-        lanes.append(Lane(group[0].units, len(group), engine.max_batch, profile))
+        profile = LatencyProfile({size: measure(group[0], size) for size in sizes})
+        lanes.append(InstanceGroup(group[0].units, len(group), engine.max_batch, profile))
     return lanes

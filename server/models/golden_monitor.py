@@ -16,8 +16,8 @@ from server.engines import Outputs
 from server.engines import golden_check as golden
 from server.errors import ServingError
 from server.execution.device import clock
-from server.models.registry import Catalog, Ready, Status
-from server.repository import Golden, Unsound, Version
+from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
+from server.repository import Golden, InvalidVersion, Version
 from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -25,14 +25,14 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 
 
-class Guard:
+class GoldenMonitor:
     """`run` is run by whoever owns it and ends when cancelled; files are read by the `reader`.
 
     Golden inputs are asked again every `golden_interval_s`; 0 never does.
     """
 
     def __init__(
-        self, catalog: Catalog, metrics: Metrics, reader: Executor, golden_interval_s: float
+        self, catalog: ModelRegistry, metrics: Metrics, reader: Executor, golden_interval_s: float
     ) -> None:
         self._catalog = catalog
         self._metrics = metrics
@@ -50,7 +50,7 @@ class Guard:
                         await self.ask_again(status, status.ready)
                 due_s = clock() + self._interval_s
 
-    async def ask_again(self, status: Status, ready: Ready) -> None:
+    async def ask_again(self, status: ModelVersion, ready: LoadedModel) -> None:
         """Has a version answer its golden inputs, and given up where it is wrong."""
         loop = asyncio.get_running_loop()
         try:
@@ -59,20 +59,23 @@ class Guard:
             await loop.run_in_executor(
                 self._reader, golden.compare, outputs, truth, ready.record.precision
             )
-        except golden.Deviates as error:
-            outcome = "wrong"
+        except golden.GoldenMismatch as error:
+            outcome = "failed"
             reason = f"its golden inputs, run again, got other answers: {error}"
             self._catalog.give_up(status, reason, "golden_drift", wrong=True)
-        except (Unsound, ServingError) as error:  # its files are gone, or there is no time for it
+        except (
+            InvalidVersion,
+            ServingError,
+        ) as error:  # its files are gone, or there is no time for it
             outcome = "skipped"
             named = {"model": status.model, "version": status.version}
             log.warning("golden_check_skipped", extra={**named, "reason": str(error)})
         else:
-            outcome = "right"
+            outcome = "passed"
         self._metrics.golden_checks.labels(status.model, outcome).inc()
 
 
-async def _answers(ready: Ready, truth: Golden) -> Outputs:
+async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
     """A batch at a time, so that callers are held up no longer than by each other."""
     parts = []
     for first in range(0, len(truth.pixels), ready.engine.max_batch):

@@ -22,8 +22,8 @@ from server.engines import golden_check as golden
 from server.errors import EngineFailure
 from server.execution.device import lanes_of
 from server.models.memory_budget import check_memory
-from server.repository import EngineRecord, Manifest, Unsound, Version
-from server.scheduling.deadline import Lane
+from server.repository import EngineRecord, InvalidVersion, Manifest, Version
+from server.scheduling.deadline import InstanceGroup
 
 log = logging.getLogger(__name__)
 
@@ -41,12 +41,12 @@ PROFILE_RUNS = 3  # at least, of one size; and for so long:
 PROFILE_S = 0.01
 
 
-class Loaded(NamedTuple):
+class LoadedEngine(NamedTuple):
     """An engine that gave the golden answers on this machine, timed and warm."""
 
     engine: Engine
     record: EngineRecord
-    lanes: list[Lane]
+    lanes: list[InstanceGroup]
     labels: tuple[str, ...]
     passed_over: str = ""  # the better engines of the version, and why they do not serve
 
@@ -59,9 +59,11 @@ class Profiles:
     """
 
     def __init__(self) -> None:
-        self._known: dict[Hashable, list[Lane]] = {}
+        self._known: dict[Hashable, list[InstanceGroup]] = {}
 
-    def lanes(self, engine: Engine, manifest: Manifest, record: EngineRecord) -> list[Lane]:
+    def lanes(
+        self, engine: Engine, manifest: Manifest, record: EngineRecord
+    ) -> list[InstanceGroup]:
         kinds = tuple((group[0].units, len(group)) for group in instances_by_units(engine))
         work = (
             *(manifest.architecture, manifest.parameters, manifest.classes, manifest.top_k),
@@ -92,7 +94,7 @@ def load(
     profiles: Profiles | None = None,
     rebuild: bool = False,
     checking: Callable[[], None] = lambda: None,
-) -> Loaded:
+) -> LoadedEngine:
     """Loads the best engine of a version; `only` names a backend, or is empty for any.
 
     Where none fits, and `rebuild` says so, one is compiled from the version's graph and added to
@@ -102,7 +104,7 @@ def load(
     """
     manifest = version.manifest
     if manifest is None:
-        raise Unsound(version.reason)
+        raise InvalidVersion(version.reason)
     how = _How(threads, stopping, checking, profiles or Profiles())
     refusals = []
     for record in sorted(manifest.engines, key=_preference):
@@ -116,15 +118,15 @@ def load(
             if only or not refusals:
                 return loaded
             return loaded._replace(passed_over="; ".join(refusals))
-        except (Unsound, golden.Deviates, EngineFailure) as error:
+        except (InvalidVersion, golden.GoldenMismatch, EngineFailure) as error:
             refusals.append(_passed_over(version, record.name, error))
     if rebuild:
         for name in REBUILT:
             try:
                 return _rebuilt(version, manifest, name, only, how)
-            except (Unsound, golden.Deviates, EngineFailure, OSError) as error:
+            except (InvalidVersion, golden.GoldenMismatch, EngineFailure, OSError) as error:
                 refusals.append(_passed_over(version, f"a new one of {name}", error))
-    raise Unsound("; ".join(refusals))
+    raise InvalidVersion("; ".join(refusals))
 
 
 def _passed_over(version: Version, engine: str, error: Exception) -> str:
@@ -146,19 +148,19 @@ def _rebuilt(
     name: str,
     only: str,
     how: _How,
-) -> Loaded:
+) -> LoadedEngine:
     """An engine for this machine, from the version's graph; added to the version once it has
     proved itself."""
     _go_on(how)
     if only and name != only:
-        raise Unsound(f"this server is to use {only} only")
+        raise InvalidVersion(f"this server is to use {only} only")
     try:
         chosen = backend(name)
         chosen.version()
     except ImportError as error:
-        raise Unsound(f"the library of {name} is not installed here ({error})") from None
+        raise InvalidVersion(f"the library of {name} is not installed here ({error})") from None
     if chosen.hardware() == "none":
-        raise Unsound("this machine has nothing that it runs on")
+        raise InvalidVersion("this machine has nothing that it runs on")
     opt_batch, max_batch = REBUILT[name]
     for record in manifest.engines:
         if record.backend == name:
@@ -171,8 +173,8 @@ def _rebuilt(
         repository.verify(version.folder, msgspec.structs.replace(manifest, engines=()))
         compiled = chosen.compile(onnx, staged, target)
         record = repository.engine_record(staged, name, compiled, target, deviation={})
-        if reason := chosen.unfit(record):
-            raise Unsound(reason)
+        if reason := chosen.incompatibility(record):
+            raise InvalidVersion(reason)
         loaded, deviation = _proved(staged, version, manifest, record, how)
         record = msgspec.structs.replace(record, deviation=deviation)
         try:
@@ -188,18 +190,20 @@ def _load(
     manifest: Manifest,
     record: EngineRecord,
     how: _How,
-) -> Loaded:
+) -> LoadedEngine:
     _go_on(how)
     try:
         chosen = backend(record.backend)
     except ValueError as error:
-        raise Unsound(str(error)) from None
+        raise InvalidVersion(str(error)) from None
     except ImportError as error:
-        raise Unsound(f"the library of {record.backend} is not installed here ({error})") from None
-    if reason := chosen.unfit(record):
-        raise Unsound(reason)
+        raise InvalidVersion(
+            f"the library of {record.backend} is not installed here ({error})"
+        ) from None
+    if reason := chosen.incompatibility(record):
+        raise InvalidVersion(reason)
     if record.precision not in golden.LIMITS:
-        raise Unsound(f"nothing is known of precision {record.precision!r}")
+        raise InvalidVersion(f"nothing is known of precision {record.precision!r}")
     repository.verify(version.folder, manifest, record)
     return _proved(version.folder, version, manifest, record, how)[0]
 
@@ -210,7 +214,7 @@ def _proved(
     manifest: Manifest,
     record: EngineRecord,
     how: _How,
-) -> tuple[Loaded, dict[str, float]]:
+) -> tuple[LoadedEngine, dict[str, float]]:
     """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
     labels = repository.read_labels(version.folder, manifest)
     answers = repository.read_golden(version.folder, manifest)
@@ -227,12 +231,12 @@ def _proved(
     except BaseException:
         engine.close()
         raise
-    return Loaded(engine, record, lanes, labels), deviation
+    return LoadedEngine(engine, record, lanes, labels), deviation
 
 
 def _go_on(how: _How) -> None:
     if how.stopping.is_set():
-        raise Unsound("the server is stopping")
+        raise InvalidVersion("the server is stopping")
 
 
 def _warm(engine: Engine, how: _How) -> None:

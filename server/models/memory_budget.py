@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.process import allocator
-from server.repository import EngineRecord, Unsound
+from server.repository import EngineRecord, InvalidVersion
 
 KEPT_FREE_BYTES = 64 << 20  # for all that is not an engine
 
@@ -36,7 +36,7 @@ def check_memory(record: EngineRecord, row: tuple[int, int, int], threads: int) 
         allocator.give_back()  # what this process keeps for calls to come counts as used
         free = free_bytes()
     if free is not None and needed + KEPT_FREE_BYTES > free:
-        raise Unsound(
+        raise InvalidVersion(
             f"it would take about {needed >> 20} MiB of memory, and {free >> 20} MiB are free, of "
             f"which {KEPT_FREE_BYTES >> 20} are kept so; unload something, or give it more memory"
         )

@@ -24,16 +24,16 @@ from msgspec.structs import replace
 
 from server.engines import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
-from server.execution.device import Host, clock
+from server.execution.device import DeviceExecutor, clock
 from server.images.decode import InputSpec
-from server.models.loader import Loaded
-from server.models.rollback import Probation, Record
-from server.models.state import Life, State
-from server.repository import EngineRecord, Manifest, Unsound, Version
+from server.models.loader import LoadedEngine
+from server.models.rollback import CallCounts, RollbackPolicy
+from server.models.state import State, VersionState
+from server.repository import EngineRecord, InvalidVersion, Manifest, Version
 from server.repository.serving_config import (
     LABELS,
-    LATEST,
-    Plan,
+    SERVE_LATEST,
+    ServingConfig,
     VersionPolicy,
 )
 from server.telemetry.metrics import Metrics, ModelMetrics
@@ -48,16 +48,16 @@ REPLACED = (
     "start the server anew"
 )
 
-Load = Callable[[Version, Callable[[], None]], Loaded]
+Load = Callable[[Version, Callable[[], None]], LoadedEngine]
 
 
-class Ready(NamedTuple):
+class LoadedModel(NamedTuple):
     """A loaded version: all that an RPC needs of it."""
 
     name: str
     version_text: str
     key: str  # its name at its host
-    host: Host
+    host: DeviceExecutor
     manifest: Manifest
     spec: InputSpec
     labels: tuple[str, ...]
@@ -65,21 +65,21 @@ class Ready(NamedTuple):
     record: EngineRecord
     metrics: ModelMetrics
 
-    def counted(self) -> Record:
+    def counted(self) -> CallCounts:
         """What was counted of its calls."""
         totals = self.metrics.totals
-        return Record(totals.calls, totals.late_calls)
+        return CallCounts(totals.calls, totals.late_calls)
 
 
 @dataclass(slots=True, eq=False)
-class Status:
+class ModelVersion:
     """A version and where it stands."""
 
     found: Version  # as it lay in the repository when last looked at
-    life: Life
-    loaded: Ready | None = None
-    probation: Probation | None = None
-    before: Status | None = None  # kept loaded while this one is on probation
+    life: VersionState
+    loaded: LoadedModel | None = None
+    probation: RollbackPolicy | None = None
+    before: ModelVersion | None = None  # kept loaded while this one is on probation
     given_up: str = ""  # why it must not be served, though it still may
     passed_over: str = ""  # the better engines of the version, and why they do not serve
     cause: str = ""  # of giving it up, as convserve_rollbacks counts it
@@ -106,7 +106,7 @@ class Status:
         return self.life.reason
 
     @property
-    def ready(self) -> Ready | None:
+    def ready(self) -> LoadedModel | None:
         """What answers calls; None where it does not."""
         return self.loaded if self.state is State.READY else None
 
@@ -116,19 +116,19 @@ class _Model:
     """The versions of a model, and those that get the calls which name none."""
 
     name: str
-    statuses: list[Status] = field(default_factory=list)  # newest first
-    plan: Plan = field(default_factory=Plan)
-    policy: VersionPolicy = LATEST
+    statuses: list[ModelVersion] = field(default_factory=list)  # newest first
+    plan: ServingConfig = field(default_factory=ServingConfig)
+    policy: VersionPolicy = SERVE_LATEST
     wanted: bool = True  # unless it was unloaded by request
-    stable: Status | None = None
-    canary: Status | None = None
-    last: Status | None = None  # the stable one, or the one that was, until there is another
+    stable: ModelVersion | None = None
+    canary: ModelVersion | None = None
+    last: ModelVersion | None = None  # the stable one, or the one that was, until there is another
     owed: float = 0.0  # calls that the canary is owed, of those that can't be told apart
 
-    def loaded(self) -> list[Status]:
+    def loaded(self) -> list[ModelVersion]:
         return [status for status in self.statuses if status.loaded]
 
-    def eligible(self) -> list[Status]:
+    def eligible(self) -> list[ModelVersion]:
         """The sound versions that policy and labels ask for, the newest first."""
         if not self.wanted:
             return []
@@ -149,13 +149,13 @@ class _Model:
         return [status for status in sound if status.version in chosen]
 
 
-class Catalog:
+class ModelRegistry:
     """The versions known and those that answer. Used on the event loop's thread only.
 
     `load` blocks and runs on the loader's thread, one version at a time; there it calls what it is
     given once an engine is there to be checked. `host_for` gives the host of an engine's device;
     `changed` is called whenever a model, or the catalog as a whole, begins or ceases to answer.
-    Versions that began to answer are on probation for `probation_s`; models not `wanted` are loaded
+    Versions that began to answer are on probation for `bake_time_s`; models not `wanted` are loaded
     by request only. `tend` is run by whoever owns the catalog and ends when cancelled.
     """
 
@@ -164,11 +164,11 @@ class Catalog:
         *,
         load: Load,
         loader: Executor,
-        host_for: Callable[[Engine], Host],
+        host_for: Callable[[Engine], DeviceExecutor],
         metrics: Metrics,
         changed: Callable[[], None],
-        policy: VersionPolicy = LATEST,
-        probation_s: float = 0.0,
+        policy: VersionPolicy = SERVE_LATEST,
+        bake_time_s: float = 0.0,
         wanted: Callable[[str], bool] = lambda name: True,
     ) -> None:
         self._load = load
@@ -177,7 +177,7 @@ class Catalog:
         self._metrics = metrics
         self._changed = changed
         self._policy = policy
-        self._probation_s = probation_s
+        self._bake_time_s = bake_time_s
         self._wanted = wanted
         self._models: dict[str, _Model] = {}
         self._changing = asyncio.Lock()  # versions come and go one at a time
@@ -196,7 +196,9 @@ class Catalog:
         """Whether a version of the model answers; None where there is no such model."""
         return self._models[name].stable is not None if name in self._models else None
 
-    def find(self, name: str, version: int = 0, label: str = "", request_id: str = "") -> Ready:
+    def find(
+        self, name: str, version: int = 0, label: str = "", request_id: str = ""
+    ) -> LoadedModel:
         """The version that answers: the one named or labelled, or else the model's.
 
         The model's canary gets its percentage of the calls that name none: the same `request_id`
@@ -209,12 +211,12 @@ class Catalog:
             status = self._unnamed(model, request_id) or model.statuses[0]
         return _answering(status)
 
-    def shown(self, name: str, version: int = 0, label: str = "") -> Ready:
+    def shown(self, name: str, version: int = 0, label: str = "") -> LoadedModel:
         """The version that answers, for who asks about it; that is no call for a canary to get.
         Raises as `find` does."""
         return _answering(self.status(name, version, label))
 
-    def status(self, name: str, version: int = 0, label: str = "") -> Status:
+    def status(self, name: str, version: int = 0, label: str = "") -> ModelVersion:
         """One version, by number or label; or else the one that answers, or the newest.
 
         Raises InvalidInput without a name, ModelNotFound with what there is.
@@ -238,7 +240,7 @@ class Catalog:
         known = _listed(str(status.version) for status in model.statuses)
         raise ModelNotFound(f"model {name!r} has no version {version}; it has {known}")
 
-    def labels(self, status: Status) -> list[str]:
+    def labels(self, status: ModelVersion) -> list[str]:
         """The labels that lead to this version now."""
         model = self._models[status.model]
         return [
@@ -248,11 +250,11 @@ class Catalog:
             or (label == "stable" and model.stable is status and label not in model.plan.labels)
         ]
 
-    def statuses(self) -> list[Status]:
+    def statuses(self) -> list[ModelVersion]:
         """All of them, by name, the newest version first."""
         return [status for name in sorted(self._models) for status in self._models[name].statuses]
 
-    def serving(self) -> list[Ready]:
+    def serving(self) -> list[LoadedModel]:
         """The versions that answer."""
         return [status.ready for status in self.statuses() if status.ready]
 
@@ -267,7 +269,7 @@ class Catalog:
 
     # --- what changes it ---------------------------------------------------------------------
 
-    async def follow(self, found: Iterable[Version], plans: Mapping[str, Plan]) -> None:
+    async def follow(self, found: Iterable[Version], plans: Mapping[str, ServingConfig]) -> None:
         """Serves what lies in the repository now: loads what is new and wanted, one version after
         the other, moves calls to it, and unloads what is wanted no more."""
         async with self._changing:
@@ -281,7 +283,7 @@ class Catalog:
             self.loading = False
             self._announce()
 
-    async def load(self, name: str, found: Sequence[Version], plan: Plan | None) -> None:
+    async def load(self, name: str, found: Sequence[Version], plan: ServingConfig | None) -> None:
         """Serves one model as it lies in the repository now, failed versions tried again.
 
         Raises ModelNotFound where there is none, ModelNotReady where its newest version can't be
@@ -321,7 +323,9 @@ class Catalog:
                 model.wanted = False  # a load that waited before this one has asked for it again
                 await self._settle(model)
 
-    def give_up(self, status: Status, reason: str, cause: str, *, wrong: bool = False) -> None:
+    def give_up(
+        self, status: ModelVersion, reason: str, cause: str, *, wrong: bool = False
+    ) -> None:
         """Goes back to another version from one that answered. Where no other is loaded this one
         answers until one is, unless its answers are `wrong`; where there is none at all, it stays.
         """
@@ -348,7 +352,7 @@ class Catalog:
                 status.probation = status.before = None
                 self._unsettled.set()  # the version before need not be kept any longer
 
-    async def tend(self) -> None:
+    async def reconcile_forever(self) -> None:
         """Loads and unloads what the versions' failures and the end of their probations ask for."""
         while True:
             await self._unsettled.wait()
@@ -367,7 +371,7 @@ class Catalog:
 
     # --- how ---------------------------------------------------------------------------------
 
-    def _take_in(self, name: str, found: Sequence[Version], plan: Plan | None) -> None:
+    def _take_in(self, name: str, found: Sequence[Version], plan: ServingConfig | None) -> None:
         """Brings what is known of a model up to date."""
         model = self._models.setdefault(name, _Model(name, wanted=self._wanted(name)))
         if plan is not None:
@@ -398,12 +402,14 @@ class Catalog:
         if not model.statuses:
             del self._models[name]
 
-    def _new(self, version: Version) -> Status:
-        status = Status(version, Life(told=lambda life, old: self._moved(status, old)))
+    def _new(self, version: Version) -> ModelVersion:
+        status = ModelVersion(
+            version, VersionState(told=lambda life, old: self._moved(status, old))
+        )
         self._show(status)
         return status
 
-    def _look_again(self, status: Status, version: Version) -> None:
+    def _look_again(self, status: ModelVersion, version: Version) -> None:
         """A version that is not loaded has changed, or is new."""
         status.found = version
         if version.manifest is None and version.reason != status.reason:
@@ -469,7 +475,7 @@ class Catalog:
             self._note_rollback(before, stable)
         self._announce()
 
-    def _note_move(self, model: _Model, stable: Status) -> None:
+    def _note_move(self, model: _Model, stable: ModelVersion) -> None:
         """Says that a model's calls go to another version than before."""
         last, model.last = model.last, stable
         if last is None:
@@ -480,17 +486,17 @@ class Catalog:
         else:
             log.info("calls_moved", extra=_named(last, to=stable.version))
 
-    def _note_rollback(self, given_up: Status, stable: Status) -> None:
+    def _note_rollback(self, given_up: ModelVersion, stable: ModelVersion) -> None:
         self._metrics.rollbacks.labels(given_up.model, given_up.cause).inc()
         reason = given_up.given_up or given_up.reason
         log.error("rolled_back", extra=_named(given_up, to=stable.version, reason=reason))
         given_up.cause = ""
 
-    def _stop_calls(self, status: Status, reason: str) -> None:
+    def _stop_calls(self, status: ModelVersion, reason: str) -> None:
         if status.state in (State.READY, State.DRAINING):
             status.life.to(State.DRAINING, reason)
 
-    def _unnamed(self, model: _Model, request_id: str) -> Status | None:
+    def _unnamed(self, model: _Model, request_id: str) -> ModelVersion | None:
         """Who gets a call that names no version."""
         if model.canary is None or not model.plan.canary_percent:
             return model.stable
@@ -514,7 +520,7 @@ class Catalog:
             raise ModelNotFound(f"model {model.name!r} has no version labelled {label!r}")
         return version
 
-    async def _load_one(self, model: _Model, status: Status) -> None:
+    async def _load_one(self, model: _Model, status: ModelVersion) -> None:
         loop = asyncio.get_running_loop()
         began_s = time.perf_counter()
         status.life.to(State.LOADING)
@@ -530,7 +536,7 @@ class Catalog:
             loaded = await loop.run_in_executor(
                 self._loader, partial(self._load, status.found, checking)
             )
-        except Unsound as error:
+        except InvalidVersion as error:
             self._fail(status, str(error))
             return
         except Exception as error:
@@ -539,13 +545,15 @@ class Catalog:
             return
         self._serve(model, status, loaded, time.perf_counter() - began_s)
 
-    def _serve(self, model: _Model, status: Status, loaded: Loaded, seconds: float) -> None:
+    def _serve(
+        self, model: _Model, status: ModelVersion, loaded: LoadedEngine, seconds: float
+    ) -> None:
         manifest, record = status.manifest, loaded.record
         assert manifest is not None
         host = self._host_for(loaded.engine)
         number = str(status.version)
         objective_s = manifest.objective_ms / 1e3
-        ready = status.loaded = Ready(
+        ready = status.loaded = LoadedModel(
             name=model.name,
             version_text=number,
             key=f"{model.name}/{number}",
@@ -579,10 +587,10 @@ class Catalog:
         self._metrics.engine_load.labels(model.name).set(seconds)
         status.given_up = status.cause = ""
         status.passed_over = loaded.passed_over
-        if self._probation_s:
+        if self._bake_time_s:
             status.before = model.stable
             before = model.stable.loaded.counted() if model.stable and model.stable.loaded else None
-            status.probation = Probation(clock() + self._probation_s, objective_s, before)
+            status.probation = RollbackPolicy(clock() + self._bake_time_s, objective_s, before)
         status.life.to(State.READY, loaded.passed_over)
         self._direct(model)
         log.info(
@@ -597,7 +605,7 @@ class Catalog:
             ),
         )
 
-    async def _unload(self, status: Status, reason: str) -> None:
+    async def _unload(self, status: ModelVersion, reason: str) -> None:
         """Lets a version finish the calls it has, and closes its engine."""
         ready = status.loaded
         assert ready is not None
@@ -619,12 +627,12 @@ class Catalog:
                 status.life.to(State.UNLOADED, reason)
                 log.info("version_unloaded", extra=_named(status, reason=reason))
 
-    def _erred(self, status: Status, reason: str) -> None:
+    def _erred(self, status: ModelVersion, reason: str) -> None:
         """A batch of a version failed."""
         if status.probation is not None and not status.probation.over(clock()):
             self.give_up(status, f"within its probation a batch failed: {reason}", "engine_failure")
 
-    def _stalled(self, status: Status, reason: str) -> None:
+    def _stalled(self, status: ModelVersion, reason: str) -> None:
         """Its host has given a version up; nothing can be closed, something may still run in it."""
         self._closed(status)
         status.cause = "stalled"
@@ -632,30 +640,30 @@ class Catalog:
         self._direct(self._models[status.model])
         self._unsettled.set()
 
-    def _closed(self, status: Status) -> None:
+    def _closed(self, status: ModelVersion) -> None:
         ready, status.loaded = status.loaded, None
         status.probation = status.before = None
         if ready is not None:
             self._metrics.engine_info.remove(*_engine_info(ready))
             self._metrics.engine_fallback.remove(*_engine_info(ready)[:3])
 
-    def _fail(self, status: Status, reason: str) -> None:
+    def _fail(self, status: ModelVersion, reason: str) -> None:
         status.life.to(State.FAILED, reason)
         log.error("version_failed", extra=_named(status, reason=reason))
 
-    def _moved(self, status: Status, old: State) -> None:
+    def _moved(self, status: ModelVersion, old: State) -> None:
         """A version went from the state `old` to another one."""
         self._show(status)
         log.debug("version_moved", extra=_named(status, old=old.name, state=status.state.name))
 
-    def _show(self, status: Status) -> None:
+    def _show(self, status: ModelVersion) -> None:
         name, number = status.model, str(status.version)
         self._metrics.ready.labels(name, number).set(status.state is State.READY)
         for state in State:
             series = self._metrics.state.labels(name, number, state.name)
             series.set(status.state is state)
 
-    def _forget_metrics(self, status: Status) -> None:
+    def _forget_metrics(self, status: ModelVersion) -> None:
         name, number = status.model, str(status.version)
         self._metrics.ready.remove(name, number)
         for state in State:
@@ -680,7 +688,7 @@ def _other_content(loaded: Version, found: Version) -> bool:
     return replace(loaded.manifest, engines=()) != replace(found.manifest, engines=())
 
 
-def _answering(status: Status) -> Ready:
+def _answering(status: ModelVersion) -> LoadedModel:
     if status.ready is not None:
         return status.ready
     detail = f": {status.reason}" if status.reason else ""
@@ -697,7 +705,7 @@ def _why_not(model: _Model) -> str:
     return f"version {model.stable.version} is served"
 
 
-def _usable(status: Status) -> bool:
+def _usable(status: ModelVersion) -> bool:
     """Whether calls could go to a version, once it is loaded."""
     return status.state is not State.FAILED and not status.given_up and not status.gone
 
@@ -708,12 +716,12 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(first[:LISTED]) + (", ..." if len(first) > LISTED else "")
 
 
-def _named(status: Status, **more: object) -> dict[str, object]:
+def _named(status: ModelVersion, **more: object) -> dict[str, object]:
     """What a log says of a version."""
     return {"model": status.model, "version": status.version, **more}
 
 
-def _engine_info(ready: Ready) -> tuple[str, ...]:
+def _engine_info(ready: LoadedModel) -> tuple[str, ...]:
     """The labels of convserve_engine_info."""
     record = ready.record
     weights = _weights(ready.manifest)

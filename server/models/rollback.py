@@ -17,7 +17,7 @@ KEPT = 0.05  # share up to which it is kept
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class CallCounts:
     """What was counted of a version's calls."""
 
     calls: int = 0  # answered
@@ -29,17 +29,19 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
-class Probation:
+class RollbackPolicy:
     """The time in which a version can be sent back."""
 
     ends_s: float  # on the clock that `over` is asked by
     objective_s: float
-    before: Record | None = None  # of the version it took the place of; None where there is none
+    before: CallCounts | None = (
+        None  # of the version it took the place of; None where there is none
+    )
 
     def over(self, now_s: float) -> bool:
         return now_s >= self.ends_s
 
-    def objection(self, record: Record) -> str:
+    def objection(self, record: CallCounts) -> str:
         """Why a version of which so much was counted is to be given up; empty where it isn't."""
         if self.before is None or self.before.calls < CALLS or record.calls < CALLS:
             return ""

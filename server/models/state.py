@@ -36,13 +36,13 @@ NEXT: dict[State, frozenset[State]] = {
 }
 
 
-class Life:
+class VersionState:
     """One version's state. `told` hears of every change, after it: the life, and the old state."""
 
     __slots__ = ("_told", "reason", "state")
 
     def __init__(
-        self, reason: str = "", told: Callable[[Life, State], None] = lambda life, old: None
+        self, reason: str = "", told: Callable[[VersionState, State], None] = lambda life, old: None
     ) -> None:
         self.state = State.UNAVAILABLE
         self.reason = reason  # in plain words; empty where the state says it all

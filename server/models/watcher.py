@@ -13,7 +13,7 @@ from watchfiles import Change, awatch
 
 from server.errors import ModelNotReady
 from server.execution.device import clock
-from server.models.registry import Catalog
+from server.models.registry import ModelRegistry
 from server.repository import MODEL_NAME
 from server.repository.serving_config import Found, look
 
@@ -28,14 +28,14 @@ DEBOUNCE_MS = 500
 UNREADABLE = "repository_unreadable"
 
 
-class Rollout:
+class RepositoryWatcher:
     """Brings a catalog in line with a repository. The `reader` looks at the files.
 
     `serves` says which models are the server's business.
     """
 
     def __init__(
-        self, root: Path, catalog: Catalog, reader: Executor, serves: Callable[[str], bool]
+        self, root: Path, catalog: ModelRegistry, reader: Executor, serves: Callable[[str], bool]
     ) -> None:
         self._root = root
         self._catalog = catalog

@@ -22,7 +22,7 @@ PATIENCE_S = 30.0
 
 
 @contextmanager
-def giving_way(own_patience_s: float = OWN_PATIENCE_S) -> Iterator[None]:
+def idle_priority(own_patience_s: float = OWN_PATIENCE_S) -> Iterator[None]:
     """This thread and those it makes come last, until the end or until their patience is."""
     if not reversible():
         yield

@@ -68,7 +68,7 @@ Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
-class Unsound(Exception):
+class InvalidVersion(Exception):
     """A version can't be used; the message says why in plain words."""
 
 
@@ -164,7 +164,7 @@ class Version(NamedTuple):
     stamp: tuple[int, int] = (0, 0)  # entries, and when one last changed: a failure is not for ever
 
 
-class Stray(NamedTuple):
+class IgnoredEntry(NamedTuple):
     """Something in the repository that is no version of a model."""
 
     path: Path
@@ -198,7 +198,7 @@ def scan(root: Path) -> list[Version]:
     return found
 
 
-def strays(root: Path) -> list[Stray]:
+def strays(root: Path) -> list[IgnoredEntry]:
     """What `scan` passes over, and why; hidden entries and plain files beside folders are no news.
 
     Raises OSError when `root` can't be read.
@@ -207,17 +207,17 @@ def strays(root: Path) -> list[Stray]:
     for home in _entries(root):
         if reason := _not_a_model(home):
             if _is_folder(home) or home.is_symlink():
-                found.append(Stray(home, reason))
+                found.append(IgnoredEntry(home, reason))
             continue
         try:
             paths = _entries(home)
         except OSError as error:
-            found.append(Stray(home, f"it can't be read: {error.strerror}"))
+            found.append(IgnoredEntry(home, f"it can't be read: {error.strerror}"))
             continue
         for path in paths:
             if not VERSION_NAME.fullmatch(path.name) and (_is_folder(path) or path.is_symlink()):
                 reason = "a version is named by a whole number from 1, of 18 digits at most"
-                found.append(Stray(path, reason))
+                found.append(IgnoredEntry(path, reason))
     return found
 
 
@@ -226,18 +226,18 @@ def read(folder: Path) -> Manifest:
     path = folder / MANIFEST
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise Unsound(f"{MANIFEST} is not a regular file")
+            raise InvalidVersion(f"{MANIFEST} is not a regular file")
         with path.open("rb") as file:
             text = file.read(MANIFEST_LIMIT_BYTES + 1)
     except FileNotFoundError:
-        raise Unsound(f"{MANIFEST} is missing") from None
+        raise InvalidVersion(f"{MANIFEST} is missing") from None
     except OSError as error:
-        raise Unsound(f"{MANIFEST} can't be read: {error.strerror}") from None
+        raise InvalidVersion(f"{MANIFEST} can't be read: {error.strerror}") from None
     if len(text) > MANIFEST_LIMIT_BYTES:
-        raise Unsound(f"{MANIFEST} is larger than {MANIFEST_LIMIT_BYTES} bytes")
+        raise InvalidVersion(f"{MANIFEST} is larger than {MANIFEST_LIMIT_BYTES} bytes")
     manifest = _decode(text)
     if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
-        raise Unsound(
+        raise InvalidVersion(
             f"{MANIFEST} is of {manifest.model} version {manifest.version}, "
             f"but lies in the folder {_printable(folder.parent.name)}/{_printable(folder.name)}"
         )
@@ -267,21 +267,21 @@ def verify_file(folder: Path, record: FileRecord) -> None:
     path = folder / record.name
     _check_size(path, record)
     if _sha256(path) != record.sha256:
-        raise Unsound(f"{record.name} is not what was published: its sha256 differs")
+        raise InvalidVersion(f"{record.name} is not what was published: its sha256 differs")
 
 
 def read_labels(folder: Path, manifest: Manifest) -> tuple[str, ...]:
     """The class names by index. Raises Unsound."""
     name = manifest.labels.name
     if manifest.labels.bytes > LABELS_LIMIT_BYTES:
-        raise Unsound(f"{name} is larger than {LABELS_LIMIT_BYTES} bytes")
+        raise InvalidVersion(f"{name} is larger than {LABELS_LIMIT_BYTES} bytes")
     try:
         text = (folder / name).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise Unsound(f"{name} can't be read: {error}") from None
+        raise InvalidVersion(f"{name} can't be read: {error}") from None
     labels = tuple(text.removesuffix("\n").split("\n"))  # splitlines would also split at U+2028
     if len(labels) != manifest.classes:
-        raise Unsound(f"{name} has {len(labels)} names for {manifest.classes} classes")
+        raise InvalidVersion(f"{name} has {len(labels)} names for {manifest.classes} classes")
     return labels
 
 
@@ -294,15 +294,15 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
             pixels = _read_array(archive, "pixels", np.dtype(np.uint8), row)
             answer = (manifest.classes,)
             probabilities = _read_array(archive, "probabilities", np.dtype(np.float32), answer)
-    except Unsound as error:
-        raise Unsound(f"{name}: {error}") from None
+    except InvalidVersion as error:
+        raise InvalidVersion(f"{name}: {error}") from None
     except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for a damaged file
-        raise Unsound(f"{name} can't be read: {type(error).__name__}: {error}") from error
+        raise InvalidVersion(f"{name} can't be read: {type(error).__name__}: {error}") from error
     if len(pixels) != len(probabilities):
-        raise Unsound(f"{name} has {len(pixels)} inputs and {len(probabilities)} answers")
+        raise InvalidVersion(f"{name} has {len(pixels)} inputs and {len(probabilities)} answers")
     sums = probabilities.sum(axis=1, dtype=np.float64)
     if not (probabilities.min() >= 0 and np.abs(sums - 1).max() <= 1e-3):  # NaN is neither
-        raise Unsound(f"{name} has answers that are no probabilities")
+        raise InvalidVersion(f"{name} has answers that are no probabilities")
     return Golden(pixels, probabilities)
 
 
@@ -313,19 +313,21 @@ def _read_array(
     with archive.open(f"{name}.npy") as member:
         version = np.lib.format.read_magic(member)
         if version != (1, 0):
-            raise Unsound(f"{name} are in .npy version {version}; 1.0 is needed")
+            raise InvalidVersion(f"{name} are in .npy version {version}; 1.0 is needed")
         shape, by_column, dtype = np.lib.format.read_array_header_1_0(member)
         count = shape[0] if shape else 0
         if dtype != kind or by_column or count < 1 or shape[1:] != row:
-            raise Unsound(f"{name} are {dtype} {list(shape)}; {kind} {['G', *row]} is needed")
+            raise InvalidVersion(
+                f"{name} are {dtype} {list(shape)}; {kind} {['G', *row]} is needed"
+            )
         size = math.prod(shape) * kind.itemsize
         if size > GOLDEN_LIMIT_BYTES:
-            raise Unsound(f"{name} take {size} bytes; at most {GOLDEN_LIMIT_BYTES} are read")
+            raise InvalidVersion(f"{name} take {size} bytes; at most {GOLDEN_LIMIT_BYTES} are read")
         content = member.read(size)
         if len(content) != size:
-            raise Unsound(f"{name} end after {len(content)} of {size} bytes")
+            raise InvalidVersion(f"{name} end after {len(content)} of {size} bytes")
         if member.read(1):  # the end is also where the checksum is compared
-            raise Unsound(f"{name} go on after their {size} bytes")
+            raise InvalidVersion(f"{name} go on after their {size} bytes")
     return np.frombuffer(content, kind).reshape(shape)
 
 
@@ -333,27 +335,27 @@ def _decode(text: bytes) -> Manifest:
     try:
         declared = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Unsound(f"{MANIFEST} is not JSON: {error}") from None
+        raise InvalidVersion(f"{MANIFEST} is not JSON: {error}") from None
     number = declared.get("format") if isinstance(declared, dict) else None
     if number != FORMAT:
         given = f"{number!r:.40}"
-        raise Unsound(f"{MANIFEST} has format {given}; this server reads format {FORMAT}")
+        raise InvalidVersion(f"{MANIFEST} has format {given}; this server reads format {FORMAT}")
     try:
         manifest = msgspec.convert(declared, Manifest)
         manifest.input.spec()
     except ValueError as error:  # msgspec's ValidationError is one too
-        raise Unsound(f"{MANIFEST} is not a manifest: {error}") from None
+        raise InvalidVersion(f"{MANIFEST} is not a manifest: {error}") from None
     names = Counter([MANIFEST, *(file.name for file in manifest.files())])
     engines = Counter(engine.name for engine in manifest.engines)
     for name, times in (names + engines).items():
         if names[name] > 1 or engines[name] > 1:
-            raise Unsound(f"{MANIFEST} names {name} {times} times; names must differ")
+            raise InvalidVersion(f"{MANIFEST} names {name} {times} times; names must differ")
     if manifest.top_k > manifest.classes:
-        raise Unsound(f"{MANIFEST} has top_k {manifest.top_k} of {manifest.classes} classes")
+        raise InvalidVersion(f"{MANIFEST} has top_k {manifest.top_k} of {manifest.classes} classes")
     row_bytes = manifest.input.height * manifest.input.width * manifest.input.channels
     for engine in manifest.engines:
         if engine.max_batch * row_bytes > BATCH_LIMIT_BYTES:
-            raise Unsound(
+            raise InvalidVersion(
                 f"{MANIFEST}: a batch of {engine.max_batch} rows would take "
                 f"{engine.max_batch * row_bytes} bytes; at most {BATCH_LIMIT_BYTES} are allowed"
             )
@@ -364,9 +366,9 @@ def _version(path: Path) -> Version:
     manifest, reason = None, ""
     try:
         if path.is_symlink() or not _is_folder(path):
-            raise Unsound(f"it is {'a symbolic link' if path.is_symlink() else 'no folder'}")
+            raise InvalidVersion(f"it is {'a symbolic link' if path.is_symlink() else 'no folder'}")
         manifest = read(path)
-    except Unsound as error:
+    except InvalidVersion as error:
         reason = str(error)
     return Version(path.parent.name, int(path.name), path, manifest, reason, _stamp(path))
 
@@ -395,13 +397,15 @@ def _check_size(path: Path, record: FileRecord) -> None:
     try:
         status = path.lstat()
     except FileNotFoundError:
-        raise Unsound(f"{record.name} is missing") from None
+        raise InvalidVersion(f"{record.name} is missing") from None
     except OSError as error:
-        raise Unsound(f"{record.name} can't be read: {error.strerror}") from None
+        raise InvalidVersion(f"{record.name} can't be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise Unsound(f"{record.name} is not a regular file")
+        raise InvalidVersion(f"{record.name} is not a regular file")
     if status.st_size != record.bytes:
-        raise Unsound(f"{record.name} has {status.st_size} bytes; {record.bytes} were published")
+        raise InvalidVersion(
+            f"{record.name} has {status.st_size} bytes; {record.bytes} were published"
+        )
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -425,7 +429,7 @@ def _sha256(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise Unsound(f"{path.name} can't be read: {error.strerror}") from None
+        raise InvalidVersion(f"{path.name} can't be read: {error.strerror}") from None
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -474,7 +478,7 @@ def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
         unnamed = {path.name for path in staged.iterdir()} - {MANIFEST}
         unnamed -= {file.name for file in manifest.files()}
         if unnamed:
-            raise Unsound(f"{sorted(unnamed)[0]} is not named in {MANIFEST}")
+            raise InvalidVersion(f"{sorted(unnamed)[0]} is not named in {MANIFEST}")
         for path in staged.iterdir():
             path.chmod(0o644)
             sync(path)
@@ -499,7 +503,9 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
     with locked(home):
         manifest = read(folder)  # another writer may have added one meanwhile
         if engine.name in {other.name for other in manifest.engines}:
-            raise Unsound(f"{manifest.model} version {manifest.version} has {engine.name} already")
+            raise InvalidVersion(
+                f"{manifest.model} version {manifest.version} has {engine.name} already"
+            )
         manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine))
         written = _write_manifest(staged, manifest)
         for file in engine.files:

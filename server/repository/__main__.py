@@ -22,11 +22,11 @@ from pathlib import Path
 import msgspec
 
 from server import repository
-from server.repository import Unsound, Version
+from server.repository import InvalidVersion, Version
 from server.repository.serving_config import (
     LABELS,
-    LATEST,
-    Plan,
+    SERVE_LATEST,
+    ServingConfig,
     VersionPolicy,
     look,
     read_plan,
@@ -90,7 +90,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(args: argparse.Namespace) -> int:
     found = look(args.repo)
     plans = found.plans
-    rows = [_facts(version, plans.get(version.model, Plan())) for version in found.versions]
+    rows = [
+        _facts(version, plans.get(version.model, ServingConfig())) for version in found.versions
+    ]
     if args.json:
         strays = [_told(stray) for stray in found.strays]
         text = msgspec.json.encode({"versions": rows, "strays": strays})
@@ -114,7 +116,7 @@ def _list(args: argparse.Namespace) -> int:
         cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
     for model, plan in plans.items():
-        if plan != Plan():
+        if plan != ServingConfig():
             print(f"{model}: {_plan(plan)}")
     for stray in found.strays:
         print(f"passed over: {_told(stray)}")
@@ -126,11 +128,11 @@ def _verify(args: argparse.Namespace) -> int:
     for version in _named(repository.scan(args.repo), args.names):
         try:
             if version.manifest is None:
-                raise Unsound(version.reason)
+                raise InvalidVersion(version.reason)
             repository.verify(version.folder, version.manifest)
             repository.read_labels(version.folder, version.manifest)
             repository.read_golden(version.folder, version.manifest)
-        except Unsound as error:
+        except InvalidVersion as error:
             unsound += 1
             print(f"{version.model}/{version.version}: UNSOUND: {error}")
         else:
@@ -166,7 +168,7 @@ def _label(args: argparse.Namespace) -> int:
         raise Refused(f"{args.repo} has no model {args.model!r}; it has {there}")
     try:
         old = read_plan(home)
-    except Unsound as error:
+    except InvalidVersion as error:
         raise Refused(f"{args.model}: {error}; mend or remove it") from None
     labels = dict(old.labels)
     for text in args.labels:
@@ -191,7 +193,7 @@ def _label(args: argparse.Namespace) -> int:
         raise Refused("--canary-percent needs a canary: give canary=VERSION too")
     if "canary" not in labels:
         percent = 0.0
-    new = Plan(versions=policy, labels=labels, canary_percent=percent)
+    new = ServingConfig(versions=policy, labels=labels, canary_percent=percent)
     if new != old:
         write_plan(args.repo, args.model, new)
     print(f"{args.model}: {_plan(new)}")
@@ -215,7 +217,7 @@ class Facts(msgspec.Struct, frozen=True):
     labels: list[str]
 
 
-def _facts(version: Version, plan: Plan) -> Facts:
+def _facts(version: Version, plan: ServingConfig) -> Facts:
     manifest = version.manifest
     return Facts(
         model=version.model,
@@ -246,10 +248,12 @@ def _named(versions: Sequence[Version], names: Sequence[str]) -> list[Version]:
     return chosen if names else list(versions)
 
 
-def _superseded(versions: Sequence[Version], plan: Plan, keep: int) -> list[tuple[Path, str]]:
+def _superseded(
+    versions: Sequence[Version], plan: ServingConfig, keep: int
+) -> list[tuple[Path, str]]:
     """The versions of one model, the newest first, that nobody asks for any more."""
     sound = [one.version for one in versions if one.manifest is not None]
-    kept = {*sound[:keep], *plan.labels.values(), *plan.policy(LATEST).choose(sound)}
+    kept = {*sound[:keep], *plan.labels.values(), *plan.policy(SERVE_LATEST).choose(sound)}
     newest = sound[0] if sound else 0
     doomed = []
     for one in versions:
@@ -282,7 +286,7 @@ def _delete(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)  # another one may be at it
 
 
-def _plan(plan: Plan) -> str:
+def _plan(plan: ServingConfig) -> str:
     parts = [f"{label}={version}" for label, version in plan.labels.items()]
     if plan.canary_percent:
         parts.append(f"{plan.canary_percent:g} % of the calls to canary")
@@ -290,7 +294,7 @@ def _plan(plan: Plan) -> str:
     return ", ".join(parts)
 
 
-def _told(stray: repository.Stray) -> str:
+def _told(stray: repository.IgnoredEntry) -> str:
     return f"{stray.path}: {stray.reason}"
 
 

@@ -21,7 +21,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from server import repository
-from server.repository import MODEL_NAME, Stray, Unsound, Version, locked, sync
+from server.repository import MODEL_NAME, IgnoredEntry, InvalidVersion, Version, locked, sync
 
 SERVING = "serving.json"
 LIMIT_BYTES = 64 << 10  # of that file; it has a hundred
@@ -55,10 +55,10 @@ class VersionPolicy(NamedTuple):
         return versions[: self.latest]
 
 
-LATEST = VersionPolicy(latest=1)
+SERVE_LATEST = VersionPolicy(latest=1)
 
 
-class Plan(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The file."""
 
     versions: Annotated[str, Meta(max_length=4096)] = ""  # a VersionPolicy; empty: the server's
@@ -78,48 +78,48 @@ class Found(NamedTuple):
     """What a look at the repository found."""
 
     versions: list[Version]  # as repository.scan
-    plans: dict[str, Plan]  # of every model whose plan can be read
-    strays: list[Stray]  # as repository.strays, and plans that can't be read
+    plans: dict[str, ServingConfig]  # of every model whose plan can be read
+    strays: list[IgnoredEntry]  # as repository.strays, and plans that can't be read
 
 
 def look(root: Path) -> Found:
     """All that is in the repository. Raises OSError when `root` can't be read."""
     versions, strays = repository.scan(root), repository.strays(root)
-    plans: dict[str, Plan] = {}
+    plans: dict[str, ServingConfig] = {}
     for model in dict.fromkeys(version.model for version in versions):
         try:
             plans[model] = read_plan(root / model)
-        except Unsound as error:
-            strays.append(Stray(root / model / SERVING, str(error)))
+        except InvalidVersion as error:
+            strays.append(IgnoredEntry(root / model / SERVING, str(error)))
     return Found(versions, plans, strays)
 
 
-def read_plan(home: Path) -> Plan:
+def read_plan(home: Path) -> ServingConfig:
     """The plan in a model's folder; an empty one where there is none. Raises Unsound."""
     path = home / SERVING
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
-            raise Unsound(f"{SERVING} is not a regular file")
+            raise InvalidVersion(f"{SERVING} is not a regular file")
         with path.open("rb") as file:
             text = file.read(LIMIT_BYTES + 1)
     except FileNotFoundError:
-        return Plan()
+        return ServingConfig()
     except OSError as error:
-        raise Unsound(f"{SERVING} can't be read: {error.strerror}") from None
+        raise InvalidVersion(f"{SERVING} can't be read: {error.strerror}") from None
     if len(text) > LIMIT_BYTES:
-        raise Unsound(f"{SERVING} is larger than {LIMIT_BYTES} bytes")
+        raise InvalidVersion(f"{SERVING} is larger than {LIMIT_BYTES} bytes")
     try:
-        plan = msgspec.json.decode(text, type=Plan)
+        plan = msgspec.json.decode(text, type=ServingConfig)
     except (ValueError, RecursionError) as error:
-        raise Unsound(f"{SERVING} is no plan: {error}") from None
+        raise InvalidVersion(f"{SERVING} is no plan: {error}") from None
     try:
-        plan.policy(LATEST)
+        plan.policy(SERVE_LATEST)
     except ValueError as error:
-        raise Unsound(f"{SERVING}: versions {error}") from None
+        raise InvalidVersion(f"{SERVING}: versions {error}") from None
     return plan
 
 
-def write_plan(root: Path, model: str, plan: Plan) -> None:
+def write_plan(root: Path, model: str, plan: ServingConfig) -> None:
     """Replaces a model's plan: a reader sees the old one or the new. Raises OSError, ValueError."""
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")

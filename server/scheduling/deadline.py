@@ -32,7 +32,7 @@ PRIORITIES = range(10)  # 0 is the usual, 9 the most urgent
 LATER = 0.15
 
 
-class Profile:
+class LatencyProfile:
     """How long a lane takes by batch size, in seconds: measured at some sizes, straight between."""
 
     def __init__(self, seconds: Mapping[int, float]) -> None:
@@ -66,36 +66,36 @@ class Profile:
 
 
 @dataclass(frozen=True, slots=True)
-class Lane:
+class InstanceGroup:
     """One kind of instance of an engine."""
 
     units: int
     count: int  # how many instances of this kind there are
     max_batch: int
-    profile: Profile  # at load, when the engine was warm and alone
+    profile: LatencyProfile  # at load, when the engine was warm and alone
 
 
 @dataclass(slots=True, eq=False)
-class Call:
+class Request:
     """One caller's images, from admission until every row has been given to a batch."""
 
     rows: int
     arrived_s: float
     deadline_s: float = math.inf
     priority: int = 0  # one of PRIORITIES
-    soft: bool = (
+    best_effort: bool = (
         False  # the deadline is an aim of ours, not the caller's: late is better than never
     )
     runnable: bool = False  # its rows are there
     taken: int = 0  # rows given to batches so far
-    withdrawn: bool = False  # nobody waits for it any more: no further row is taken
+    cancelled: bool = False  # nobody waits for it any more: no further row is taken
     predicted_s: float = math.inf  # when its answer was expected, at admission
 
 
-class Portion(NamedTuple):
+class BatchPart(NamedTuple):
     """The rows `first` to `first + rows` of a call, travelling in one batch."""
 
-    call: Call
+    call: Request
     first: int
     rows: int
 
@@ -106,34 +106,36 @@ class Batch(NamedTuple):
     model: str
     lane: int  # index among the model's lanes
     units: int
-    portions: list[Portion]
+    portions: list[BatchPart]
     rows: int
     expected_s: float  # how long it should take
 
 
-class Policy(Protocol):
+class Scheduler(Protocol):
     """What host.py asks. Called from one thread; times are seconds on one forward-moving clock."""
 
-    def add(self, model: str, lanes: Sequence[Lane], *, objective_s: float, weight: float) -> None:
+    def add(
+        self, model: str, lanes: Sequence[InstanceGroup], *, objective_s: float, weight: float
+    ) -> None:
         """A model that may now be asked: the latency aimed at where a caller sets no deadline,
         and its share of the device beside other models'."""
 
-    def remove(self, model: str) -> list[Call]:
+    def remove(self, model: str) -> list[Request]:
         """Forgets a model; returns the calls that were still waiting, for the host to answer."""
 
-    def admit(self, model: str, call: Call, now_s: float) -> None:
+    def admit(self, model: str, call: Request, now_s: float) -> None:
         """Promises the call its rows' time, or raises Overloaded or DeadlineUnreachable."""
 
-    def ready(self, model: str, call: Call, now_s: float) -> None:
+    def ready(self, model: str, call: Request, now_s: float) -> None:
         """The rows of an admitted call are there: it may run."""
 
-    def withdraw(self, model: str, call: Call) -> None:
+    def cancel(self, model: str, call: Request) -> None:
         """The caller of an admitted call has left, or it has failed: it must cost nothing more."""
 
     def next(self, now_s: float) -> Batch | None:
         """The batch to start now; None when there is nothing to do or no room. Ask until None."""
 
-    def hopeless(self) -> Iterable[tuple[str, Call]]:
+    def take_expired(self) -> Iterable[tuple[str, Request]]:
         """Calls given up by `next` since the last time this was asked, withdrawn already."""
 
     def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
@@ -146,7 +148,7 @@ class Policy(Protocol):
         """Rows admitted and not yet given to a batch; none of a model that was removed."""
 
 
-class Latency:
+class LatencyEstimate:
     """A lane's profile as it is now: the one from load, slowed down as the last batches were.
 
     One factor for all sizes, so that sizes not run lately are not judged by how fast they once
@@ -167,7 +169,7 @@ class Latency:
     WINDOW = 20
     STALE_S = 0.5  # twenty batches of ResNet-50
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: LatencyProfile) -> None:
         self.profile = profile
         self.usual = 1.0  # median factor
         self.careful = 1.0  # 99th percentile, to promise by
@@ -216,20 +218,20 @@ class _Rows:
     def key(self, deadline_s: float) -> int:
         return int(deadline_s / self.step_s) if deadline_s < 1e9 * self.step_s else 1 << 60
 
-    def add(self, call: Call) -> None:
+    def add(self, call: Request) -> None:
         key, rows = self.key(call.deadline_s), call.rows
         self.total += rows
         if key not in self.by_key:
             self.by_key[key] = self.promised[key] = 0
             insort(self.keys, key)
         self.by_key[key] += rows
-        self.promised[key] += 0 if call.soft else rows
+        self.promised[key] += 0 if call.best_effort else rows
 
-    def take(self, call: Call, rows: int) -> None:
+    def take(self, call: Request, rows: int) -> None:
         key = self.key(call.deadline_s)
         self.total -= rows
         self.by_key[key] -= rows
-        self.promised[key] -= 0 if call.soft else rows
+        self.promised[key] -= 0 if call.best_effort else rows
         if not self.by_key[key]:
             del self.by_key[key], self.promised[key]
             del self.keys[bisect_left(self.keys, key)]
@@ -243,7 +245,7 @@ class _Rows:
 class _Plan(NamedTuple):
     """A way to run a backlog: lanes of one kind, side by side, at one batch size."""
 
-    latency: Latency
+    latency: LatencyEstimate
     rows: int
     row_s: float  # device seconds a row, by the profile at load
 
@@ -267,18 +269,20 @@ class _Queue:
     """One model: its lanes and what waits for them."""
 
     model: str
-    lanes: Sequence[Lane]
-    latencies: list[Latency]
+    lanes: Sequence[InstanceGroup]
+    latencies: list[LatencyEstimate]
     plans: list[_Plan]  # the largest batch first
     objective_s: float
     weight: float
     levels: list[_Rows]  # by priority
-    heap: list[tuple[int, float, int, Call]] = field(default_factory=list)  # those that are ready
+    heap: list[tuple[int, float, int, Request]] = field(
+        default_factory=list
+    )  # those that are ready
     rows: int = 0  # admitted, not yet in a batch
     ready_rows: int = 0  # of these, those that may run
     busy: list[int] = field(default_factory=list)  # running batches by lane
     virtual_s: float = 0.0  # device seconds had, over its weight
-    cramp: float = 1.0  # what a row costs lately, over what it would in the batches planned
+    batch_penalty: float = 1.0  # what a row costs lately, over what it would in the batches planned
     used_s: float = 0.0  # decayed device seconds, over USAGE_S
     used_at_s: float = 0.0
 
@@ -293,7 +297,7 @@ class _Running:
         return abs(self.ends_s - now_s)
 
 
-class Deadline:
+class DeadlineScheduler:
     """Earliest deadline first within a priority, planned from measured latencies.
 
     A call is admitted if, with all that is before it, its answer is expected in time, and nobody
@@ -331,13 +335,13 @@ class Deadline:
         self._spare = 1.0  # share of the device that was idle lately
         self._spare_at_s = -math.inf
         self._virtual_s = 0.0  # of the model served last
-        self._given_up: list[tuple[str, Call]] = []
+        self._given_up: list[tuple[str, Request]] = []
 
     def add(
-        self, model: str, lanes: Sequence[Lane], *, objective_s: float, weight: float = 1.0
+        self, model: str, lanes: Sequence[InstanceGroup], *, objective_s: float, weight: float = 1.0
     ) -> None:
         lanes = [replace(lane, max_batch=_worthwhile(lane)) for lane in lanes]
-        latencies = [Latency(lane.profile) for lane in lanes]
+        latencies = [LatencyEstimate(lane.profile) for lane in lanes]
         self._queues[model] = _Queue(
             model,
             lanes,
@@ -350,17 +354,17 @@ class Deadline:
             virtual_s=self._virtual_s,
         )
 
-    def remove(self, model: str) -> list[Call]:
+    def remove(self, model: str) -> list[Request]:
         queue = self._queues.pop(model)
         self._rows -= queue.rows
-        return [call for _, _, _, call in queue.heap if not call.withdrawn]
+        return [call for _, _, _, call in queue.heap if not call.cancelled]
 
     # --- admission ---
 
-    def admit(self, model: str, call: Call, now_s: float) -> None:
+    def admit(self, model: str, call: Request, now_s: float) -> None:
         queue = self._queues[model]
         if call.deadline_s == math.inf:
-            call.soft = True
+            call.best_effort = True
             call.deadline_s = now_s + queue.objective_s
         limit_s = self._limit_s(queue, call, now_s)
         if queue.rows + call.rows > self._capacity:
@@ -379,7 +383,7 @@ class Deadline:
             ahead += sum(higher.total for higher in queue.levels[call.priority + 1 :])
         self._note_idle(now_s)
         begin = self._begin(queue, now_s)
-        share = self._share(queue, now_s, queue.cramp)
+        share = self._share(queue, now_s, queue.batch_penalty)
         plan = None
         for candidate in self._plans_for(queue, share, limit_s - now_s):
             finish_s = _finish_s(candidate, begin, ahead + call.rows, share)
@@ -394,9 +398,9 @@ class Deadline:
             self._refuse(queue, call, now_s, "it would make others late that are already promised")
         self._accept(queue, call)
 
-    def ready(self, model: str, call: Call, now_s: float) -> None:
+    def ready(self, model: str, call: Request, now_s: float) -> None:
         queue = self._queues.get(model)
-        if queue is None or call.withdrawn:
+        if queue is None or call.cancelled:
             return
         if not queue.ready_rows:  # back from idleness: little credit for time it did not want
             queue.virtual_s = max(queue.virtual_s, self._virtual_s - self.CREDIT_S / queue.weight)
@@ -405,16 +409,16 @@ class Deadline:
         queue.ready_rows += call.rows
         call.runnable = True
 
-    def withdraw(self, model: str, call: Call) -> None:
-        if call.withdrawn:
+    def cancel(self, model: str, call: Request) -> None:
+        if call.cancelled:
             return
-        call.withdrawn = True
+        call.cancelled = True
         queue = self._queues.get(model)
         left = call.rows - call.taken
         if queue is not None and left:
             self._forget(queue, call, left)
 
-    def _probe(self, queue: _Queue, call: Call, now_s: float, limit_s: float) -> None:
+    def _probe(self, queue: _Queue, call: Request, now_s: float, limit_s: float) -> None:
         """Admits a call to an idle device where the profile from load allows it."""
         for plan in queue.plans:
             seconds = _alone_s(plan, call.rows, plan.latency.profile)
@@ -427,20 +431,20 @@ class Deadline:
         """How long a call without a deadline waits for others, at most."""
         return max(self.PATIENCE * queue.objective_s, self.PATIENCE_S)
 
-    def _limit_s(self, queue: _Queue, call: Call, now_s: float) -> float:
+    def _limit_s(self, queue: _Queue, call: Request, now_s: float) -> float:
         """When a call must be answered. Of one without a deadline, what its own rows take does not
         count: it would be refused for ever where they take longer than its patience."""
-        if not call.soft:
+        if not call.best_effort:
             return call.deadline_s
         own_s = min(_alone_s(plan, call.rows, plan.latency.p50) for plan in queue.plans)
         return now_s + self._patience_s(queue) + own_s
 
-    def _too_late(self, queue: _Queue, call: Call) -> str:
-        if not call.soft:
+    def _too_late(self, queue: _Queue, call: Request) -> str:
+        if not call.best_effort:
             return "no answer in time is possible"
         return f"a call without a deadline waits {self._patience_s(queue):g} s at most"
 
-    def _accept(self, queue: _Queue, call: Call) -> None:
+    def _accept(self, queue: _Queue, call: Request) -> None:
         queue.levels[call.priority].add(call)
         queue.rows += call.rows
         self._rows += call.rows
@@ -475,9 +479,9 @@ class Deadline:
                 return False
         return True
 
-    def _refuse(self, queue: _Queue, call: Call, now_s: float, why: str) -> None:
+    def _refuse(self, queue: _Queue, call: Request, now_s: float, why: str) -> None:
         fastest_s = min(plan.latency.profile(call.rows) for plan in queue.plans)
-        if not call.soft and now_s + fastest_s > call.deadline_s:
+        if not call.best_effort and now_s + fastest_s > call.deadline_s:
             raise DeadlineUnreachable(
                 f"{queue.model} needs {fastest_s * 1e3:.1f} ms for {call.rows} images when idle, "
                 f"and {max(0.0, call.deadline_s - now_s) * 1e3:.1f} ms are left"
@@ -556,7 +560,7 @@ class Deadline:
                 return batch
         return None
 
-    def hopeless(self) -> Iterable[tuple[str, Call]]:
+    def take_expired(self) -> Iterable[tuple[str, Request]]:
         given_up, self._given_up = self._given_up, []
         return given_up
 
@@ -593,7 +597,7 @@ class Deadline:
         chosen = None
         for queue in self._queues.values():
             heap = queue.heap
-            while heap and (heap[0][3].withdrawn or heap[0][3].taken == heap[0][3].rows):
+            while heap and (heap[0][3].cancelled or heap[0][3].taken == heap[0][3].rows):
                 heapq.heappop(heap)
             if heap and (chosen is None or queue.virtual_s < chosen.virtual_s):
                 chosen = queue
@@ -606,33 +610,33 @@ class Deadline:
         head = heap[0][3]
         lane, latency = queue.lanes[index], queue.latencies[index]
         least_s = latency.p50(1) if self._running else latency.profile(1)  # idle: see `admit`
-        if not head.soft and now_s + least_s > head.deadline_s:
+        if not head.best_effort and now_s + least_s > head.deadline_s:
             self._give_up(queue, head)
             return None
         places = self._places(queue, index)
         room = min(lane.max_batch, math.ceil(queue.ready_rows / places))
-        limit_s = (math.inf if head.soft else head.deadline_s) - now_s
+        limit_s = (math.inf if head.best_effort else head.deadline_s) - now_s
         fits = max(1, latency.profile.largest(limit_s / latency.careful))
         if fits < room and self._starves(queue, latency, fits, room, places):
             self._give_up(queue, head)
             return None
-        self._note_cramp(queue, latency, min(fits, room), room)
+        self._update_batch_penalty(queue, latency, min(fits, room), room)
         room = min(room, fits)
-        portions: list[Portion] = []
+        portions: list[BatchPart] = []
         rows = 0
         while heap and rows < room:
             call = heap[0][3]
-            if call.withdrawn:
+            if call.cancelled:
                 heapq.heappop(heap)
                 continue
-            if portions and not call.soft and call.deadline_s < head.deadline_s:
+            if portions and not call.best_effort and call.deadline_s < head.deadline_s:
                 # Of a lower priority, but tighter: it must not be made late by coming along.
                 fits = latency.profile.largest((call.deadline_s - now_s) / latency.careful)
                 if fits <= rows:
                     break
                 room = min(room, fits)
             count = min(room - rows, call.rows - call.taken)
-            portions.append(Portion(call, call.taken, count))
+            portions.append(BatchPart(call, call.taken, count))
             call.taken += count
             rows += count
             if call.taken == call.rows:
@@ -642,7 +646,7 @@ class Deadline:
         return self._start(queue, index, portions, rows, now_s)
 
     def _start(
-        self, queue: _Queue, index: int, portions: list[Portion], rows: int, now_s: float
+        self, queue: _Queue, index: int, portions: list[BatchPart], rows: int, now_s: float
     ) -> Batch:
         lane = queue.lanes[index]
         expected_s = queue.latencies[index].p50(rows)
@@ -659,7 +663,7 @@ class Deadline:
         """Of the free lanes the one with which what waits is done soonest, the first in line in
         time if any lane can."""
         head = queue.heap[0][3]
-        limit_s = math.inf if head.soft else head.deadline_s - now_s
+        limit_s = math.inf if head.best_effort else head.deadline_s - now_s
         best, best_s = None, (True, math.inf)
         for index, lane in enumerate(queue.lanes):
             places = self._places(queue, index)
@@ -678,7 +682,9 @@ class Deadline:
         lane = queue.lanes[index]
         return min(lane.count - queue.busy[index], self._free // lane.units)
 
-    def _starves(self, queue: _Queue, latency: Latency, fits: int, room: int, places: int) -> bool:
+    def _starves(
+        self, queue: _Queue, latency: LatencyEstimate, fits: int, room: int, places: int
+    ) -> bool:
         """Whether keeping the head's deadline, by a batch of `fits` where `room` could go, would
         cost others theirs: at the pace of such batches the last one waiting is late.
 
@@ -690,17 +696,19 @@ class Deadline:
         pace_s = latency.p50(fits) / fits / places
         return queue.ready_rows * pace_s > queue.objective_s
 
-    def _note_cramp(self, queue: _Queue, latency: Latency, fits: int, room: int) -> None:
+    def _update_batch_penalty(
+        self, queue: _Queue, latency: LatencyEstimate, fits: int, room: int
+    ) -> None:
         """Learns how much dearer rows are when tight deadlines keep batches small, so that
         admission promises less until batches are whole again."""
         now = (latency.profile(fits) / fits) / (latency.profile(room) / room)
-        queue.cramp += 0.2 * (now - queue.cramp)
+        queue.batch_penalty += 0.2 * (now - queue.batch_penalty)
 
-    def _give_up(self, queue: _Queue, call: Call) -> None:
-        self.withdraw(queue.model, call)
+    def _give_up(self, queue: _Queue, call: Request) -> None:
+        self.cancel(queue.model, call)
         self._given_up.append((queue.model, call))
 
-    def _forget(self, queue: _Queue, call: Call, rows: int) -> None:
+    def _forget(self, queue: _Queue, call: Request, rows: int) -> None:
         """Takes rows of a call out of the counts of what waits."""
         level = queue.levels[call.priority]
         level.take(call, rows)
@@ -709,11 +717,13 @@ class Deadline:
         if call.runnable:
             queue.ready_rows -= rows
 
-    def _at_once(self, lane: Lane) -> int:
+    def _at_once(self, lane: InstanceGroup) -> int:
         """How many batches of that kind the idle device has instances and room for."""
         return min(lane.count, self._units // lane.units)
 
-    def _plans(self, lanes: Sequence[Lane], latencies: Sequence[Latency]) -> list[_Plan]:
+    def _plans(
+        self, lanes: Sequence[InstanceGroup], latencies: Sequence[LatencyEstimate]
+    ) -> list[_Plan]:
         plans = []
         for lane, latency in zip(lanes, latencies, strict=True):
             at_once = self._at_once(lane)
@@ -734,7 +744,7 @@ def planned_sizes(max_batch: int) -> Sequence[int]:
     return sorted({1 << power for power in range(max_batch.bit_length())} | {max_batch})
 
 
-def _worthwhile(lane: Lane) -> int:
+def _worthwhile(lane: InstanceGroup) -> int:
     """The rows beyond which a batch is no cheaper a row, by a hundredth: more would keep the lane
     for longer from those that are due next, and nobody would gain.
 
@@ -784,7 +794,7 @@ def _used(queue: _Queue, now_s: float, over_s: float) -> float:
     return queue.used_s * math.exp(-(now_s - queue.used_at_s) / over_s)
 
 
-class Fixed:
+class FixedScheduler:
     """A size and a delay, set by hand: what Triton and TensorFlow Serving do; to compare with.
 
     A batch starts when `size` rows wait or the oldest has waited `delay_s`. Knows no deadlines and
@@ -797,25 +807,25 @@ class Fixed:
         self._capacity = capacity
         self._size = size
         self._delay_s = delay_s
-        self._lanes: dict[str, Sequence[Lane]] = {}
+        self._lanes: dict[str, Sequence[InstanceGroup]] = {}
         self._busy: dict[str, list[int]] = {}
-        self._calls: dict[str, deque[Call]] = {}
+        self._calls: dict[str, deque[Request]] = {}
         self._rows: dict[str, int] = {}  # admitted, not yet in a batch
         self._runnable: dict[str, int] = {}  # of these, those that are there
 
     def add(
-        self, model: str, lanes: Sequence[Lane], *, objective_s: float, weight: float = 1.0
+        self, model: str, lanes: Sequence[InstanceGroup], *, objective_s: float, weight: float = 1.0
     ) -> None:
         self._lanes[model] = lanes
         self._busy[model] = [0] * len(lanes)
         self._calls[model] = deque()
         self._rows[model] = self._runnable[model] = 0
 
-    def remove(self, model: str) -> list[Call]:
+    def remove(self, model: str) -> list[Request]:
         del self._lanes[model], self._busy[model], self._rows[model], self._runnable[model]
-        return [call for call in self._calls.pop(model) if not call.withdrawn]
+        return [call for call in self._calls.pop(model) if not call.cancelled]
 
-    def admit(self, model: str, call: Call, now_s: float) -> None:
+    def admit(self, model: str, call: Request, now_s: float) -> None:
         if self._rows[model] + call.rows > self._capacity:
             best = min(self._lanes[model], key=lambda lane: lane.profile(lane.max_batch))
             raise Overloaded(
@@ -824,15 +834,15 @@ class Fixed:
             )
         self._rows[model] += call.rows
 
-    def ready(self, model: str, call: Call, now_s: float) -> None:
-        if model in self._calls and not call.withdrawn:
+    def ready(self, model: str, call: Request, now_s: float) -> None:
+        if model in self._calls and not call.cancelled:
             call.runnable = True
             self._runnable[model] += call.rows
             self._calls[model].append(call)
 
-    def withdraw(self, model: str, call: Call) -> None:
-        if not call.withdrawn:
-            call.withdrawn = True
+    def cancel(self, model: str, call: Request) -> None:
+        if not call.cancelled:
+            call.cancelled = True
             if model in self._rows:
                 self._rows[model] -= call.rows - call.taken
                 self._runnable[model] -= (call.rows - call.taken) if call.runnable else 0
@@ -849,7 +859,7 @@ class Fixed:
                     return self._take(model, index, min(lane.max_batch, self._size, waiting))
         return None
 
-    def hopeless(self) -> Iterable[tuple[str, Call]]:
+    def take_expired(self) -> Iterable[tuple[str, Request]]:
         return ()
 
     def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
@@ -868,22 +878,22 @@ class Fixed:
 
     def _oldest_s(self, model: str) -> float:
         calls = self._calls[model]
-        while calls and calls[0].withdrawn:
+        while calls and calls[0].cancelled:
             calls.popleft()
         return calls[0].arrived_s if calls else math.inf
 
     def _take(self, model: str, index: int, room: int) -> Batch:
         calls, lane = self._calls[model], self._lanes[model][index]
-        portions: list[Portion] = []
+        portions: list[BatchPart] = []
         rows = 0
         while rows < room:
             call = calls[0]
-            if not call.withdrawn:
+            if not call.cancelled:
                 count = min(room - rows, call.rows - call.taken)
-                portions.append(Portion(call, call.taken, count))
+                portions.append(BatchPart(call, call.taken, count))
                 call.taken += count
                 rows += count
-            if call.withdrawn or call.taken == call.rows:
+            if call.cancelled or call.taken == call.rows:
                 calls.popleft()
         self._rows[model] -= rows
         self._runnable[model] -= rows

@@ -7,7 +7,7 @@ import time
 clock = time.monotonic
 
 
-class Backlog:
+class LoopLag:
     """Counts what waits for the loop, calls to begin and answers to be sent, and learns how long
     each takes. One for all calls of a server; used on the loop's thread only.
 

@@ -25,7 +25,7 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.samples import Exemplar, Sample
 from prometheus_client.values import ValueClass
 
-from server.telemetry.nvml import Gpus
+from server.telemetry.nvml import GpuMonitor
 
 # They would be a series beside each counter and histogram, which nobody reads.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ ERRORS = (
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-class Steps(Histogram):
+class BufferedHistogram(Histogram):
     """A histogram that sorts values into its buckets some at a time, and all before it is read.
 
     One value costs 0.25 us instead of 0.9 so (31 buckets). Used on one thread only. Labels must
@@ -98,14 +98,14 @@ class Metrics:
             ["model", "version", "method", "code"],
             registry=registry,
         )
-        self.request_duration = Steps(
+        self.request_duration = BufferedHistogram(
             "convserve_request_duration_seconds",
             "From a call's arrival to its answer, successful calls only.",
             ["model", "method"],
             buckets=SECONDS,
             registry=registry,
         )
-        self.phase_duration = Steps(
+        self.phase_duration = BufferedHistogram(
             "convserve_phase_duration_seconds",
             "Where the time of a successful call went.",
             ["model", "phase"],
@@ -115,7 +115,7 @@ class Metrics:
         self.images = Counter(
             "convserve_images", "Images classified.", ["model"], registry=registry
         )
-        self.batch_rows = Steps(
+        self.batch_rows = BufferedHistogram(
             "convserve_batch_rows", "Rows in a batch.", ["model"], buckets=ROWS, registry=registry
         )
         self.padded_rows = Counter(
@@ -148,7 +148,7 @@ class Metrics:
             ["model"],
             registry=registry,
         )
-        self.prediction_error = Steps(
+        self.prediction_error = BufferedHistogram(
             "convserve_prediction_error_seconds",
             "When an answer was expected at admission, less when its engine was done.",
             ["model"],
@@ -168,7 +168,7 @@ class Metrics:
             registry=registry,
         )
         self.swaps = Counter(
-            "convserve_swaps",
+            "convserve_version_switches",
             "Times that a model's calls were moved to another version.",
             ["model"],
             registry=registry,
@@ -221,7 +221,7 @@ class Metrics:
             read,
         )
 
-    def read_gpus(self, gpus: Gpus) -> None:
+    def read_gpus(self, gpus: GpuMonitor) -> None:
         """Exports what NVML tells of each GPU, likewise."""
         for name, help, read in (
             ("busy_ratio", "Share of the last moment in which some kernel ran.", gpus.busy_ratio),
@@ -298,7 +298,7 @@ class ModelMetrics:
             metrics.refused.labels(model, reason)  # from 0, so that the first one is seen to rise
         for reason in ("engine_failure", "objective", "golden_drift", "stalled"):
             metrics.rollbacks.labels(model, reason)
-        for outcome in ("right", "wrong", "skipped"):
+        for outcome in ("passed", "failed", "skipped"):
             metrics.golden_checks.labels(model, outcome)
         for stage in ("decode", "queue", "compute"):
             metrics.deadline_missed.labels(model, stage)

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 Readings = dict[str, float]  # by the GPU's number
 
 
-class Gpus:
+class GpuMonitor:
     """The GPUs that NVML counts, asked anew at each reading."""
 
     def __init__(self, library: Any) -> None:
@@ -51,7 +51,7 @@ class Gpus:
         return found
 
 
-def gpus() -> Gpus | None:
+def gpus() -> GpuMonitor | None:
     """The GPUs of this machine, or None where there are none to be asked."""
     try:
         import pynvml
@@ -59,7 +59,7 @@ def gpus() -> Gpus | None:
         return None
     try:
         pynvml.nvmlInit()
-        return Gpus(pynvml)
+        return GpuMonitor(pynvml)
     except pynvml.NVMLError as error:
         log.debug("no_nvml", extra={"error": str(error)})
         return None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
-from server.telemetry.loop_lag import Backlog
+from server.telemetry.loop_lag import LoopLag
 from server.transport import connection as http2
 from server.transport.compression import (
     WINDOW_BITS,
@@ -123,12 +123,12 @@ class Server:
     """Answers the methods it is given, by path, at one socket. Used on the loop's thread only."""
 
     def __init__(
-        self, methods: Mapping[str, Method], limits: Limits, backlog: Backlog | None = None
+        self, methods: Mapping[str, Method], limits: Limits, backlog: LoopLag | None = None
     ) -> None:
         self.methods = methods
         self.limits = limits
         self.receiving_bytes = 0
-        self.backlog = backlog or Backlog()
+        self.backlog = backlog or LoopLag()
         self.loop = asyncio.get_running_loop()
         self._connections: dict[Connection, float] = {}  # with when they were last heard of
         self._calls: set[Call] = set()

@@ -44,9 +44,9 @@ from tests.benchmarks.writing import (
 )
 
 POLICIES: Mapping[str, Sequence[str]] = {
-    "deadline": ("--policy", "deadline"),
+    "deadline": ("--scheduler", "deadline"),
     # The delay and size that served a lone caller and a crowd best by hand.
-    "fixed": ("--policy", "fixed", "--fixed-batch", "8", "--fixed-delay-ms", "2"),
+    "fixed": ("--scheduler", "fixed", "--fixed-batch", "8", "--fixed-delay-ms", "2"),
 }
 FACTORS = (0.5, 0.8, 1.0, 1.5, 2.0, 4.0)  # of the capacity
 MAX_IN_FLIGHT = "100000"  # the generator holds nobody back
@@ -200,7 +200,7 @@ def _table(found: Mapping[str, Any]) -> Table:
 
 
 EXPLAINED = (
-    "`deadline` is this server as it comes; `fixed` is the same server with `--policy fixed "
+    "`deadline` is this server as it comes; `fixed` is the same server with `--scheduler fixed "
     "--fixed-batch 8 --fixed-delay-ms 2`: a size and a delay, no deadlines. In time: within "
     "the deadline from when the call was due. Late: an answer after it, or none when it "
     "passed. Capacity: answers a second to 16 callers in a closed loop, measured each round."
@@ -244,7 +244,7 @@ def _drawn(found: Mapping[str, Any]) -> Any:
         good = [point["goodput_hz"] for point in points]
         axes.plot(offered, good, marker="o", color=colour)
         axes.annotate(
-            f"--policy {policy}",
+            f"--scheduler {policy}",
             (offered[-1], good[-1]),
             (0, above),
             textcoords="offset points",

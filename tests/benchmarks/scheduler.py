@@ -10,7 +10,7 @@ import sys
 import time
 
 from server.errors import ServingError
-from server.scheduling.deadline import Call, Deadline
+from server.scheduling.deadline import DeadlineScheduler, Request
 from tests.simulator.simulation import GPU, MODEL
 
 WAITING = 1000
@@ -20,11 +20,11 @@ ROUNDS = 5
 
 def cost_s(deadline_s: float) -> float:
     """Processor seconds a call while about WAITING others wait."""
-    policy = Deadline(GPU.units, 1 << 20)
+    policy = DeadlineScheduler(GPU.units, 1 << 20)
     policy.add(MODEL, GPU.lanes, objective_s=deadline_s)
     now_s, asked = 0.0, 0
     for _ in range(WAITING):
-        call = Call(1, now_s, now_s + deadline_s)
+        call = Request(1, now_s, now_s + deadline_s)
         policy.admit(MODEL, call, now_s)
         policy.ready(MODEL, call, now_s)
     began_s = time.process_time()
@@ -35,7 +35,7 @@ def cost_s(deadline_s: float) -> float:
         policy.finished(batch, now_s, batch.expected_s)
         for _ in range(batch.rows):
             asked += 1
-            call = Call(1, now_s, now_s + deadline_s)
+            call = Request(1, now_s, now_s + deadline_s)
             try:
                 policy.admit(MODEL, call, now_s)
             except ServingError:

@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         repo = Path(folder)
         sample = newest_version(args.repo, args.model)
         _publish(repo, sample)
-        options = ("--probation-s", "0", "--golden-interval", "0")
+        options = ("--bake-time-s", "0", "--golden-interval-s", "0")
         with served_engine(repo, args.model, options=options) as server:
             rounds = [_round(server, repo, sample, args, console) for _ in range(args.rounds)]
     console.print(_table(rounds, args))

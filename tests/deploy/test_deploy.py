@@ -109,7 +109,7 @@ def test_a_server_may_read_its_models_and_write_nothing(name: str) -> None:
 def test_a_server_is_given_longer_to_stop_than_its_own_notice_and_grace(name: str) -> None:
     from server.settings import Settings
 
-    (notice,) = re.findall(r"CONVSERVE_DRAIN_NOTICE=(\d+)", DOCKERFILE)
+    (notice,) = re.findall(r"CONVSERVE_DRAIN_NOTICE_S=(\d+)", DOCKERFILE)
     given_s = float(COMPOSE["services"][name]["stop_grace_period"].rstrip("s"))
     assert given_s > int(notice) + Settings().grace_s
 

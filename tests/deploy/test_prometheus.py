@@ -27,7 +27,7 @@ import yaml
 from convserve_client.loadgen.measure import Report, measure
 from convserve_client.loadgen.plan import Kind, Plan
 from server.telemetry.metrics import SECONDS
-from server.telemetry.nvml import Gpus
+from server.telemetry.nvml import GpuMonitor
 from tests.clients.test_queueing import load
 from tests.support.doc_tables import OneGpu
 from tests.support.serving import Served, publish, serve
@@ -197,7 +197,7 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
         serve(tmp_path / "engines", load=load, queue_rows=8, max_images_per_call=8) as served,
         scraping(served, tmp_path) as prometheus,
     ):
-        served.server.metrics.read_gpus(Gpus(OneGpu()))
+        served.server.metrics.read_gpus(GpuMonitor(OneGpu()))
         await prometheus.becomes("up", 1)  # it looks for its targets every five seconds
         reports = [await measure(plan) for plan in plans(served)]
         calls = 'convserve_requests_total{method=~"Classify|Model(Stream)?Infer", code="%s"}'

@@ -108,7 +108,7 @@ def test_a_backend_says_what_it_is(compiled: Compiled) -> None:
     assert subject.hardware()
     assert "fp32" in subject.precisions()
     assert subject.best_precision() in subject.precisions()
-    assert subject.unfit(compiled.record) is None
+    assert subject.incompatibility(compiled.record) is None
 
 
 def test_compiled_files_lie_in_the_folder_and_nowhere_else(compiled: Compiled) -> None:
@@ -227,19 +227,21 @@ def test_openvino_says_why_an_engine_does_not_fit_this_machine(
 ) -> None:
     if compiled.record.backend != "openvino":
         pytest.skip("of OpenVINO")
-    unfit = compiled.backend.unfit
+    incompatibility = compiled.backend.incompatibility
 
     def changed(**fields: str) -> EngineRecord:
         return msgspec.structs.replace(compiled.record, **fields)
 
-    assert "precision 'int4' is unknown" in (unfit(changed(precision="int4")) or "")
-    assert "was compiled by OpenVINO 2019.1.0" in (unfit(changed(backend_version="2019.1.0")) or "")
+    assert "precision 'int4' is unknown" in (incompatibility(changed(precision="int4")) or "")
+    assert "was compiled by OpenVINO 2019.1.0" in (
+        incompatibility(changed(backend_version="2019.1.0")) or ""
+    )
     monkeypatch.setattr("server.engines.openvino._flags", lambda: {"avx2"})
     for precision in ("bf16", "fp16"):
-        reason = unfit(changed(precision=precision)) or ""
+        reason = incompatibility(changed(precision=precision)) or ""
         assert f"it computes in {precision}, this CPU has none of" in reason
         assert "build it with --precision fp32" in reason
-    assert unfit(changed(precision="fp32")) is None
+    assert incompatibility(changed(precision="fp32")) is None
     assert compiled.backend.precisions() == ["fp32"]
 
 

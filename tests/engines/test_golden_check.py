@@ -15,7 +15,7 @@ from server import repository
 from server.engines import Done, Engine, Instance, Outputs, Pixels, Target, backend, infer
 from server.engines import golden_check as golden
 from server.engines.golden_check import (
-    Deviates,
+    GoldenMismatch,
     check,
     deviation,
     yardsticks,
@@ -145,13 +145,13 @@ def test_every_instance_is_checked(truth: Golden) -> None:
     engine = Computed(lambda pixels: outputs(network(pixels)))
     broken = Computed(lambda pixels: outputs(network(255 - pixels)))
     engine.instances = [engine, broken]
-    with pytest.raises(Deviates):
+    with pytest.raises(GoldenMismatch):
         check(engine, truth, "bf16")
 
 
 def test_a_refusal_says_by_how_much(truth: Golden) -> None:
     with pytest.raises(
-        Deviates, match=r"at batch 1 an answer is \d+\.\d\d% of the way .* bf16 allows"
+        GoldenMismatch, match=r"at batch 1 an answer is \d+\.\d\d% of the way .* bf16 allows"
     ):
         check(Computed(lambda pixels: outputs(network(255 - pixels))), truth, "bf16")
 
@@ -181,7 +181,7 @@ def test_a_refusal_says_by_how_much(truth: Golden) -> None:
 def test_answers_out_of_form_are_told(
     truth: Golden, spoil: Callable[[Outputs], Outputs], words: str
 ) -> None:
-    with pytest.raises(Deviates, match=words):
+    with pytest.raises(GoldenMismatch, match=words):
         check(Computed(lambda pixels: spoil(outputs(network(pixels)))), truth, "bf16")
 
 
@@ -313,7 +313,7 @@ def test_the_usual_mistakes_of_engines_are_found(sound: tuple[Sound, str]) -> No
         try:
             check(Computed(mistake(engine), shape), model.golden, precision)
             missed.append(name)
-        except Deviates:
+        except GoldenMismatch:
             pass
     engine.close()
     assert not missed
@@ -385,7 +385,7 @@ def test_the_usual_mistakes_of_graphs_are_found(sound: tuple[Sound, str]) -> Non
         try:
             check(engine, model.golden, precision)
             missed.append(mistake.__name__)
-        except Deviates:
+        except GoldenMismatch:
             pass
         engine.close()
     assert not missed
@@ -396,7 +396,7 @@ def test_what_bf16_loses_is_more_than_fp32_may_lose(built_repository: Path, tmp_
         pytest.skip("this machine has no bf16")
     model = Sound(built_repository, "resnet18", tmp_path)
     engine = model.load("bf16")
-    with pytest.raises(Deviates, match="fp32 allows"):
+    with pytest.raises(GoldenMismatch, match="fp32 allows"):
         check(engine, model.golden, "fp32")
     assert max(check(engine, model.golden, "bf16").values()) < golden.LIMITS["bf16"]
     engine.close()

@@ -66,7 +66,7 @@ def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
     assert (record.backend_version, record.hardware) == (inductor.version(), inductor.hardware())
     assert set(record.deviation) == {"1", "3", str(MAX_BATCH)}
     assert 0 < max(record.deviation.values()) <= golden.LIMITS["bf16"]
-    assert inductor.unfit(record) is None
+    assert inductor.incompatibility(record) is None
 
 
 def test_weights_are_part_of_what_is_compiled(folder: Path, record: EngineRecord) -> None:
@@ -117,7 +117,7 @@ async def test_it_serves_where_it_is_asked_for(published: Path, truth: Golden) -
 
 def test_every_mismatch_is_a_plain_sentence(record: EngineRecord) -> None:
     def why(**fields: str) -> str:
-        return inductor.unfit(msgspec.structs.replace(record, **fields)) or ""
+        return inductor.incompatibility(msgspec.structs.replace(record, **fields)) or ""
 
     assert why(backend_version="1.0").startswith("it was compiled by torch 1.0 and this is")
     assert why(hardware="cuda sm90").startswith("it was compiled for cuda sm90 and this is cpu")

@@ -248,7 +248,7 @@ def test_a_gpu_that_a_plan_was_made_for_takes_it(
     record: EngineRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here(monkeypatch, ADA)
-    assert tensorrt.unfit(record) is None
+    assert tensorrt.incompatibility(record) is None
 
 
 def test_every_mismatch_is_a_plain_sentence_before_anything_is_read(
@@ -256,7 +256,7 @@ def test_every_mismatch_is_a_plain_sentence_before_anything_is_read(
 ) -> None:
     def why(gpu: Gpu = ADA, **fields: Any) -> str:
         here(monkeypatch, gpu)
-        return tensorrt.unfit(msgspec.structs.replace(record, **fields)) or ""
+        return tensorrt.incompatibility(msgspec.structs.replace(record, **fields)) or ""
 
     release = tensorrt.version().split()[1]
     advice = "--add-engine --backend tensorrt"
@@ -284,7 +284,7 @@ def test_a_library_that_can_not_be_loaded_is_not_installed(
     monkeypatch.syspath_prepend(tmp_path)
     here(monkeypatch, ADA)
     plan = msgspec.structs.replace(record, backend_version="tensorrt 11.4.0")
-    assert "not installed here" in (tensorrt.unfit(plan) or "")
+    assert "not installed here" in (tensorrt.incompatibility(plan) or "")
     assert tensorrt.version().startswith("rtx "), "the other flavour is taken"
 
 
@@ -292,7 +292,7 @@ def test_a_machine_without_a_gpu_says_so(added: Path, record: EngineRecord) -> N
     try:
         cuda.Cuda()
     except Absent:
-        assert "no NVIDIA driver" in (tensorrt.unfit(record) or "")
+        assert "no NVIDIA driver" in (tensorrt.incompatibility(record) or "")
         assert tensorrt.hardware() == "none"
         with pytest.raises(EngineFailure, match=r"can't load .*\.plan: this machine has no"):
             tensorrt.load(added / "lenet5" / "1", record, SHAPE, threads=1)

@@ -25,12 +25,12 @@ from server.errors import (
 from server.execution import device as host_module
 from server.execution.device import (
     Answer,
-    Host,
-    WayBack,
+    DeviceExecutor,
+    ResponseDelayEstimator,
     clock,
     lanes_of,
 )
-from server.scheduling.deadline import Deadline, Policy
+from server.scheduling.deadline import DeadlineScheduler, Scheduler
 from server.telemetry.metrics import Metrics
 
 SHAPE = (2, 2, 1)
@@ -98,7 +98,7 @@ class _Instance:
 
 @dataclass
 class Bench:
-    host: Host
+    host: DeviceExecutor
     engine: Scripted
     metrics: Metrics
     failures: list[str] = field(default_factory=list)
@@ -114,11 +114,11 @@ class Bench:
 
 @asynccontextmanager
 async def hosting(
-    engine: Scripted, policy: Policy | None = None, *, watch: bool = False
+    engine: Scripted, policy: Scheduler | None = None, *, watch: bool = False
 ) -> AsyncIterator[Bench]:
-    policy = policy or Deadline(engine.units, 64)
+    policy = policy or DeadlineScheduler(engine.units, 64)
     metrics = Metrics()
-    bench = Bench(Host(engine.device, engine.units, policy), engine, metrics)
+    bench = Bench(DeviceExecutor(engine.device, engine.units, policy), engine, metrics)
     bench.host.add(
         "m",
         engine,
@@ -267,7 +267,7 @@ async def test_an_engine_that_can_not_even_start_fails_its_batch_only() -> None:
 
 async def test_a_full_queue_refuses_the_next_call() -> None:
     engine = Scripted(held=True)
-    async with hosting(engine, Deadline(1, 4)) as bench:
+    async with hosting(engine, DeadlineScheduler(1, 4)) as bench:
         calls = [bench.ask(0)]
         await engine.started.get()
         calls += [bench.ask(1, 2), bench.ask(3, 4)]
@@ -432,32 +432,32 @@ async def test_a_device_is_busy_as_long_as_a_batch_runs() -> None:
 
 
 def test_the_way_back_is_the_mean_and_four_times_its_spread() -> None:
-    way_back = WayBack()
-    assert way_back.before(1.0, 0.0) == 1.0 - WayBack.WIRE_S
+    response_delay = ResponseDelayEstimator()
+    assert response_delay.before(1.0, 0.0) == 1.0 - ResponseDelayEstimator.WIRE_S
     for _ in range(200):
-        way_back.learn(0.002, 0.0)
-    assert 1.0 - way_back.before(1.0, 0.0) == pytest.approx(0.003, abs=1e-4)
-    way_back.learn(0.010, 0.0)
-    assert 1.0 - way_back.before(1.0, 0.0) > 0.006
-    assert way_back.before(math.inf, 0.0) == math.inf
-    assert way_back.before(-0.5, 0.0) == -0.5  # it has passed
+        response_delay.learn(0.002, 0.0)
+    assert 1.0 - response_delay.before(1.0, 0.0) == pytest.approx(0.003, abs=1e-4)
+    response_delay.learn(0.010, 0.0)
+    assert 1.0 - response_delay.before(1.0, 0.0) > 0.006
+    assert response_delay.before(math.inf, 0.0) == math.inf
+    assert response_delay.before(-0.5, 0.0) == -0.5  # it has passed
 
 
 def test_a_way_back_that_was_long_once_does_not_shut_the_door_for_good() -> None:
     """After a hiccup of 50 ms calls with 20 ms are let in again, and so it is seen to be over."""
-    way_back = WayBack()
+    response_delay = ResponseDelayEstimator()
     for _ in range(200):
-        way_back.learn(0.050, 0.0)
-    assert way_back.before(0.020, 0.0) == pytest.approx(0.010)  # half of what it has
-    assert way_back.before(1.0, 0.0) == pytest.approx(1.0 - 0.051, abs=1e-3)
-    later_s = 6 * WayBack.HALF_LIFE_S
-    assert way_back.before(later_s + 1.0, later_s) == pytest.approx(later_s + 0.998, abs=1e-3)
+        response_delay.learn(0.050, 0.0)
+    assert response_delay.before(0.020, 0.0) == pytest.approx(0.010)  # half of what it has
+    assert response_delay.before(1.0, 0.0) == pytest.approx(1.0 - 0.051, abs=1e-3)
+    later_s = 6 * ResponseDelayEstimator.HALF_LIFE_S
+    assert response_delay.before(later_s + 1.0, later_s) == pytest.approx(later_s + 0.998, abs=1e-3)
 
 
 async def test_an_answer_is_planned_to_be_done_before_its_way_back() -> None:
     engine = Scripted(held=True)
     async with hosting(engine) as bench:
         for _ in range(200):
-            bench.host.way_back.learn(0.050, clock())
+            bench.host.response_delay.learn(0.050, clock())
         with pytest.raises(DeadlineUnreachable):
             await bench.ask(1, deadline_s=0.0019)  # a batch takes 1 ms

@@ -212,7 +212,9 @@ def served_first(engines: Sequence[EngineRecord]) -> EngineRecord:
 
 @contextmanager
 def newest(
-    lane: Lane, name: str, choose: Callable[[Sequence[EngineRecord]], EngineRecord] = built_last
+    lane: Lane,
+    name: str,
+    choose: Callable[[Sequence[EngineRecord]], EngineRecord] = built_last,
 ) -> Iterator[tuple[Engine, repository.Version]]:
     """An engine of the version that was built last."""
     version = newest_version(lane.repo, name)
@@ -665,7 +667,9 @@ def probe(repo: Path) -> None:
     )
     manifest = build("resnet18", order).manifest
     if not manifest.engines[0].deviation:
-        raise EngineFailure(backend("tensorrt").unfit(manifest.engines[0]) or "it was not run")
+        raise EngineFailure(
+            backend("tensorrt").incompatibility(manifest.engines[0]) or "it was not run"
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -73,7 +73,7 @@ def test_what_is_published_says_what_it_is(built_repository: Path) -> None:
         assert engine.max_batch == card.max_batch
         assert set(engine.deviation) == {"1", "3", str(card.max_batch)}
         assert 0 < max(engine.deviation.values()) <= golden.LIMITS[engine.precision]
-        assert openvino.unfit(engine) is None
+        assert openvino.incompatibility(engine) is None
         folder = built_repository / name / "1"
         repository.verify(folder, manifest)
         assert repository.read_labels(folder, manifest) == card.labels
@@ -220,7 +220,7 @@ def test_golden_answers_of_another_network_are_noticed_when_loaded(built_reposit
     engine = openvino.load(folder, record, truth.pixels.shape[1:], threads=cores())
     try:
         golden.check(engine, truth, record.precision)
-        with pytest.raises(golden.Deviates, match="way from eager PyTorch's"):
+        with pytest.raises(golden.GoldenMismatch, match="way from eager PyTorch's"):
             golden.check(engine, other, record.precision)
     finally:
         engine.close()

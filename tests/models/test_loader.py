@@ -17,7 +17,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe
 from server.engines import Instance, tensorrt
 from server.models import loader as loading
-from server.repository import EngineRecord, Unsound
+from server.repository import EngineRecord, InvalidVersion
 from tests.support.serving import serve
 
 UNTRAINED = "random:0"
@@ -37,14 +37,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def loaded(repo: Path, **options: Any) -> loading.Loaded:
+def loaded(repo: Path, **options: Any) -> loading.LoadedEngine:
     (version,) = repository.scan(repo)
     usual: dict[str, Any] = {"only": "", "threads": 1, "stopping": threading.Event()}
     return loading.load(version, **usual | options)
 
 
 def refused(repo: Path, **options: Any) -> str:
-    with pytest.raises(Unsound) as caught:
+    with pytest.raises(InvalidVersion) as caught:
         loaded(repo, **options).engine.close()
     return str(caught.value)
 

@@ -14,7 +14,7 @@ from server.models import memory_budget as memory
 from server.models.memory_budget import check_memory, free_bytes, needed_bytes
 from server.process import allocator
 from server.process import idle_priority as priority
-from server.repository import EngineRecord, FileRecord, Unsound
+from server.repository import EngineRecord, FileRecord, InvalidVersion
 
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -188,7 +188,7 @@ def test_an_engine_on_a_gpu_needs_the_host_for_its_file_and_its_rows(
 def test_an_engine_that_needs_more_than_is_free_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_bytes", lambda: 100 << 20)
     check_memory(engine(1 << 20), (32, 32, 1), 1)
-    with pytest.raises(Unsound, match="about 220 MiB of memory, and 100 MiB are free"):
+    with pytest.raises(InvalidVersion, match="about 220 MiB of memory, and 100 MiB are free"):
         check_memory(engine(100 << 20), (32, 32, 1), 1)
     monkeypatch.setattr(memory, "free_bytes", lambda: None)  # nobody says: try
     check_memory(engine(100 << 40), (32, 32, 1), 1)
@@ -196,7 +196,7 @@ def test_an_engine_that_needs_more_than_is_free_is_refused(monkeypatch: pytest.M
 
 WAYS = """
 import os, threading
-from server.process.idle_priority import giving_way
+from server.process.idle_priority import idle_priority
 
 def way(): return os.sched_getscheduler(threading.get_native_id())
 
@@ -204,13 +204,13 @@ go, told, threads = threading.Event(), [], []
 def born():
     told.append(way()); go.wait(); told.append(way())
 def loader():
-    with giving_way(own_patience_s=1000):
+    with idle_priority(own_patience_s=1000):
         told.append(way())
         threads.append(threading.Thread(target=born)); threads[0].start()
         while len(told) < 2: pass
     told.append(way())
 thread = threading.Thread(target=loader); thread.start(); thread.join(); go.set(); threads[0].join()
-with giving_way(own_patience_s=0):
+with idle_priority(own_patience_s=0):
     while way() != os.SCHED_OTHER: pass
 print(*told, way())
 """

@@ -16,7 +16,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tritonclient.utils import InferenceServerException
 
-from server.models.loader import Loaded
+from server.models.loader import LoadedEngine
 from server.repository import Version
 from tests.models.test_watcher import once, states, under_load
 from tests.support import triton_clients as triton
@@ -40,7 +40,7 @@ def client_of(served: Served) -> Any:
 async def test_a_caller_unloads_and_loads_a_model(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors()
-    options: dict[str, Any] = {"model_control": "explicit", "probation_s": 0.0}
+    options: dict[str, Any] = {"model_control": "explicit", "bake_time_s": 0.0}
     async with (
         serve(tmp_path, load=loading(engines), **options) as served,
         client_of(served) as client,
@@ -135,7 +135,7 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
     go_on = threading.Event()
     engines = Mirrors()
 
-    def slow(version: Version, **options: Any) -> Loaded:
+    def slow(version: Version, **options: Any) -> LoadedEngine:
         if version.model == "b":
             go_on.wait()
         return loading(engines)(version, **options)
@@ -152,7 +152,7 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
                     await ask("b", client_timeout=0.3)
 
     async with serve(
-        tmp_path, load=slow, model_control="explicit", models="a", probation_s=0.0
+        tmp_path, load=slow, model_control="explicit", models="a", bake_time_s=0.0
     ) as served:
         await leave(served, "load")
         assert await states(served, "b") == {1: "LOADING"}
@@ -181,13 +181,13 @@ async def test_an_unload_stands_though_a_load_that_nobody_waits_for_comes_before
     publish(tmp_path, "c")
     go_on = threading.Event()
 
-    def slow(version: Version, **options: Any) -> Loaded:
+    def slow(version: Version, **options: Any) -> LoadedEngine:
         if version.model == "b":
             go_on.wait()
         return loading(Mirror)(version, **options)
 
     async with (
-        serve(tmp_path, load=slow, model_control="explicit", models="a", probation_s=0.0) as served,
+        serve(tmp_path, load=slow, model_control="explicit", models="a", bake_time_s=0.0) as served,
         client_of(served) as client,
     ):
         for model in ("b", "c"):  # c's waits behind b's
@@ -207,7 +207,7 @@ async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_p
     publish(tmp_path, "b")
     stopped = threading.Event()
 
-    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> Loaded:
+    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
         if version.model == "b":
             stopping.wait()
             stopped.set()
@@ -227,7 +227,7 @@ async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
     publish(tmp_path)
     made, checked = threading.Event(), threading.Event()
 
-    def slow(version: Version, *, checking: Any, **options: Any) -> Loaded:
+    def slow(version: Version, *, checking: Any, **options: Any) -> LoadedEngine:
         def told() -> None:
             if version.version > 1:
                 made.wait()
@@ -237,7 +237,7 @@ async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
 
         return loading(Mirror)(version, checking=told, **options)
 
-    async with serve(tmp_path, load=slow, probation_s=0.0) as served:
+    async with serve(tmp_path, load=slow, bake_time_s=0.0) as served:
         publish(tmp_path)
         for expected, gate in (("LOADING", made), ("CHECKING", checked)):
             await once(served, {1: "READY", 2: expected})
@@ -254,7 +254,7 @@ async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
 
 async def test_a_server_on_notice_answers_and_says_that_it_will_not(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with stoppable(tmp_path, loading(Mirror), grace_s=60, drain_notice=60.0) as (
+    async with stoppable(tmp_path, loading(Mirror), grace_s=60, drain_notice_s=60.0) as (
         served,
         stop,
         task,
@@ -282,7 +282,7 @@ async def test_a_server_on_notice_answers_and_says_that_it_will_not(tmp_path: Pa
 
 async def test_sigterm_gives_notice_and_a_second_one_ends_it(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with process("--repo", str(tmp_path), "--drain-notice=600") as server:
+    async with process("--repo", str(tmp_path), "--drain-notice-s=600") as server:
         listening = await event(server, "listening")
         await event(server, "model_ready")
         target = f"127.0.0.1:{listening['port']}"
@@ -302,7 +302,7 @@ async def test_a_client_that_goes_elsewhere_at_the_notice_loses_no_call(tmp_path
     publish(tmp_path)
     async with (
         serve(tmp_path) as other,
-        process("--repo", str(tmp_path), "--drain-notice=0.5", "--grace-s=60") as server,
+        process("--repo", str(tmp_path), "--drain-notice-s=0.5", "--grace-s=60") as server,
     ):
         listening = await event(server, "listening")
         await event(server, "model_ready")

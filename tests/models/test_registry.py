@@ -17,13 +17,13 @@ import pytest
 from server import repository
 from server.engines import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
-from server.execution.device import Host, clock, lanes_of
-from server.models.loader import Loaded
-from server.models.registry import Catalog
+from server.execution.device import DeviceExecutor, clock, lanes_of
+from server.models.loader import LoadedEngine
+from server.models.registry import ModelRegistry
 from server.models.state import State
-from server.repository import Unsound, Version
+from server.repository import InvalidVersion, Version
 from server.repository.serving_config import look
-from server.scheduling.deadline import Deadline, Lane
+from server.scheduling.deadline import DeadlineScheduler, InstanceGroup
 from server.telemetry.metrics import Metrics, ModelMetrics
 from tests.support.serving import SHAPE, Mirror, publish
 
@@ -34,11 +34,11 @@ class Shop:
 
     failures: dict[str, Exception] = field(default_factory=dict)
     engines: dict[str, Mirror] = field(default_factory=dict)
-    hosts: list[Host] = field(default_factory=list)
+    hosts: list[DeviceExecutor] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     changes: int = 0
 
-    def load(self, version: Version, checking: Callable[[], None]) -> Loaded:
+    def load(self, version: Version, checking: Callable[[], None]) -> LoadedEngine:
         key = f"{version.model}/{version.version}"
         if key in self.failures:
             raise self.failures[key]
@@ -47,11 +47,13 @@ class Shop:
         lanes = lanes_of(engine, lambda instance, rows: 0.001)
         labels = repository.read_labels(version.folder, version.manifest)
         checking()
-        return Loaded(engine, version.manifest.engines[0], lanes, labels)
+        return LoadedEngine(engine, version.manifest.engines[0], lanes, labels)
 
-    def host_for(self, engine: Engine) -> Host:
+    def host_for(self, engine: Engine) -> DeviceExecutor:
         if not self.hosts:
-            self.hosts.append(Host(engine.device, engine.units, Deadline(engine.units, 64)))
+            self.hosts.append(
+                DeviceExecutor(engine.device, engine.units, DeadlineScheduler(engine.units, 64))
+            )
         return self.hosts[0]
 
     def changed(self) -> None:
@@ -67,10 +69,10 @@ class Shop:
 
 
 @asynccontextmanager
-async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Catalog]:
+async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[ModelRegistry]:
     """A catalog with the versions under `root` loaded, as far as that goes, and tended."""
     with ThreadPoolExecutor(1) as loader:
-        catalog = Catalog(
+        catalog = ModelRegistry(
             load=shop.load,
             loader=loader,
             host_for=shop.host_for,
@@ -79,7 +81,7 @@ async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Ca
             **options,
         )
         await follow(catalog, root)
-        tending = asyncio.create_task(catalog.tend())
+        tending = asyncio.create_task(catalog.reconcile_forever())
         try:
             yield catalog
         finally:
@@ -89,13 +91,13 @@ async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Ca
             host.stop()
 
 
-async def follow(catalog: Catalog, root: Path) -> None:
+async def follow(catalog: ModelRegistry, root: Path) -> None:
     """Has the catalog look at the repository as it is now."""
     found = look(root)
     await catalog.follow(found.versions, found.plans)
 
 
-def told(catalog: Catalog) -> list[tuple[str, int, State, str]]:
+def told(catalog: ModelRegistry) -> list[tuple[str, int, State, str]]:
     return [
         (status.model, status.version, status.state, status.reason) for status in catalog.statuses()
     ]
@@ -125,7 +127,7 @@ async def test_where_the_newest_fails_an_older_one_answers(tmp_path: Path) -> No
         publish(tmp_path)
     (tmp_path / "tiny/4/manifest.json").write_text("{")
     reason = "its answers differ from the golden ones by 3 %"
-    shop = Shop(failures={"tiny/3": Unsound(reason)})
+    shop = Shop(failures={"tiny/3": InvalidVersion(reason)})
     async with catalog_of(tmp_path, shop) as catalog:
         statuses = told(catalog)
         assert catalog.find("tiny").manifest.version == 2
@@ -161,7 +163,7 @@ async def test_an_unexpected_failure_is_logged_in_full_and_told_without_its_word
 
 async def test_a_catalog_without_a_sound_version_is_not_ready(tmp_path: Path) -> None:
     publish(tmp_path)
-    shop = Shop(failures={"tiny/1": Unsound("no")})
+    shop = Shop(failures={"tiny/1": InvalidVersion("no")})
     async with catalog_of(tmp_path, shop) as catalog:
         assert not catalog.loading
         assert not catalog.ready
@@ -175,12 +177,12 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
     gate = threading.Event()
     shop = Shop()
 
-    def held_load(version: Version, checking: Callable[[], None]) -> Loaded:
+    def held_load(version: Version, checking: Callable[[], None]) -> LoadedEngine:
         gate.wait()
         return shop.load(version, checking)
 
     with ThreadPoolExecutor(1) as loader:
-        catalog = Catalog(
+        catalog = ModelRegistry(
             load=held_load,
             loader=loader,
             host_for=shop.host_for,
@@ -206,12 +208,12 @@ async def test_a_models_share_of_its_device_is_the_one_published(tmp_path: Path)
     weights: dict[str, float] = {}
     shop = Shop()
 
-    class Noting(Host):
+    class Noting(DeviceExecutor):
         def add(self, *positional: Any, **named: Any) -> None:
             weights[positional[0]] = named["weight"]
             super().add(*positional, **named)
 
-    shop.hosts.append(Noting("mirror", 1, Deadline(1, 64)))
+    shop.hosts.append(Noting("mirror", 1, DeadlineScheduler(1, 64)))
     async with catalog_of(tmp_path, shop):
         assert weights == {"a/1": 3.0, "b/1": 1.0}
 
@@ -221,14 +223,14 @@ async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> No
     shop = Shop()
     given_up: list[Callable[[str], None]] = []
 
-    class Telling(Host):
+    class Telling(DeviceExecutor):
         """A host that keeps what it is to call when it gives an engine up."""
 
         def add(
             self,
             name: str,
             engine: Engine,
-            lanes: Sequence[Lane],
+            lanes: Sequence[InstanceGroup],
             metrics: ModelMetrics,
             failed: Callable[[str], None],
             objective_s: float,
@@ -238,7 +240,7 @@ async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> No
             given_up.append(failed)
             super().add(name, engine, lanes, metrics, failed, objective_s, weight, erred)
 
-    shop.hosts.append(Telling("mirror", 1, Deadline(1, 64)))
+    shop.hosts.append(Telling("mirror", 1, DeadlineScheduler(1, 64)))
     async with catalog_of(tmp_path, shop) as catalog:
         before = shop.changes
         given_up[0]("a batch has not come back for 10 s")
@@ -296,7 +298,7 @@ async def test_a_version_slower_than_the_one_before_goes_back_within_its_probati
 ) -> None:
     publish(tmp_path)
     shop = Shop()
-    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+    async with catalog_of(tmp_path, shop, bake_time_s=1000.0) as catalog:
         for _ in range(20):
             catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.01, 0.0)
         publish(tmp_path)
@@ -320,7 +322,7 @@ async def test_a_version_that_outlives_its_probation_lets_the_one_before_go(
 ) -> None:
     publish(tmp_path)
     shop = Shop()
-    async with catalog_of(tmp_path, shop, probation_s=1000.0) as catalog:
+    async with catalog_of(tmp_path, shop, bake_time_s=1000.0) as catalog:
         publish(tmp_path)
         await follow(catalog, tmp_path)
         (new, old) = catalog.statuses()

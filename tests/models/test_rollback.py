@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from server.models.rollback import Probation, Record
+from server.models.rollback import CallCounts, RollbackPolicy
 from server.telemetry.metrics import Metrics
 
-GOOD, BAD = Record(100, 2), Record(100, 30)
+GOOD, BAD = CallCounts(100, 2), CallCounts(100, 30)
 
 
 @pytest.mark.parametrize(
@@ -15,20 +15,20 @@ GOOD, BAD = Record(100, 2), Record(100, 30)
     [
         (GOOD, BAD, True),
         (GOOD, GOOD, False),
-        (GOOD, Record(100, 10), False),  # a tenth is bearable
-        (GOOD, Record(100, 11), True),
+        (GOOD, CallCounts(100, 10), False),  # a tenth is bearable
+        (GOOD, CallCounts(100, 11), True),
         (BAD, BAD, False),  # it is the load
-        (Record(100, 6), BAD, False),
+        (CallCounts(100, 6), BAD, False),
         (None, BAD, False),  # nothing to compare with
-        (Record(19, 0), BAD, False),
-        (GOOD, Record(19, 19), False),  # too few to tell
-        (GOOD, Record(20, 20), True),
+        (CallCounts(19, 0), BAD, False),
+        (GOOD, CallCounts(19, 19), False),  # too few to tell
+        (GOOD, CallCounts(20, 20), True),
     ],
 )
 def test_it_is_held_to_its_objective_where_the_one_before_kept_to_it(
-    before: Record | None, now: Record, objects: bool
+    before: CallCounts | None, now: CallCounts, objects: bool
 ) -> None:
-    objection = Probation(10.0, 0.05, before).objection(now)
+    objection = RollbackPolicy(10.0, 0.05, before).objection(now)
     assert bool(objection) is objects
     if objects and before == GOOD and now == BAD:
         assert objection == (
@@ -37,7 +37,7 @@ def test_it_is_held_to_its_objective_where_the_one_before_kept_to_it(
 
 
 def test_it_is_over_when_its_time_is() -> None:
-    probation = Probation(10.0, 0.05)
+    probation = RollbackPolicy(10.0, 0.05)
     assert [probation.over(now_s) for now_s in (9.9, 10.0, 11.0)] == [False, True, True]
 
 

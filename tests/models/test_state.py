@@ -7,17 +7,17 @@ from itertools import pairwise
 import pytest
 
 from server.api.stubs import classify_pb2 as pb
-from server.models.state import NEXT, Life, State
+from server.models.state import NEXT, State, VersionState
 
 
-def life_in(state: State) -> Life:
+def life_in(state: State) -> VersionState:
     """A life that has come to that state by the shortest way."""
     ways = {State.UNAVAILABLE: [State.UNAVAILABLE]}
     while state not in ways:
         for way in list(ways.values()):
             for following in NEXT[way[-1]]:
                 ways.setdefault(following, [*way, following])
-    life = Life()
+    life = VersionState()
     for old, new in pairwise(ways[state]):
         assert life.state is old
         life.to(new, "broken" if new is State.FAILED else "")
@@ -26,7 +26,7 @@ def life_in(state: State) -> Life:
 
 def test_a_version_is_loaded_checked_served_drained_and_loaded_again() -> None:
     told: list[tuple[str, str, str]] = []
-    life = Life(
+    life = VersionState(
         "not looked at yet",
         lambda life, old: told.append((old.name, life.state.name, life.reason)),
     )
@@ -72,15 +72,15 @@ def test_every_state_can_be_reached_and_left(state: State) -> None:
 
 
 def test_a_reason_may_change_where_the_state_does_not_and_nobody_is_told_of_a_change() -> None:
-    told: list[Life] = []
-    life = Life(told=lambda life, old: told.append(life))
+    told: list[VersionState] = []
+    life = VersionState(told=lambda life, old: told.append(life))
     life.to(State.UNAVAILABLE, "version 2 is served")
     assert (life.reason, told) == ("version 2 is served", [])
 
 
 def test_nothing_fails_without_a_reason() -> None:
     with pytest.raises(ValueError, match="for a reason"):
-        Life().to(State.FAILED)
+        VersionState().to(State.FAILED)
 
 
 def test_callers_see_the_same_states() -> None:

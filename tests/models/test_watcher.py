@@ -26,7 +26,7 @@ from server.errors import EngineFailure
 from server.models import watcher as rollout
 from server.repository import Manifest
 from server.repository.__main__ import main as command
-from server.repository.serving_config import Plan, write_plan
+from server.repository.serving_config import ServingConfig, write_plan
 from tests.support import triton_clients as triton
 from tests.support.serving import (
     CLASSES,
@@ -120,14 +120,14 @@ async def test_versions_published_under_load_take_over_without_a_failed_call(
 ) -> None:
     publish(tmp_path)
     swaps = 6
-    async with serve(tmp_path, probation_s=0.0) as served, under_load(served) as load:
+    async with serve(tmp_path, bake_time_s=0.0) as served, under_load(served) as load:
         await answered(load)
         for number in range(2, 2 + swaps):
             await asyncio.to_thread(publish, tmp_path)
             await once(served, {number - 1: "UNLOADED", number: "READY"})
             await answered(load)
             assert (await served.classify(raw(0))).version == number
-        assert metric(served, 'convserve_swaps_total{model="tiny"}') == swaps
+        assert metric(served, 'convserve_version_switches_total{model="tiny"}') == swaps
         assert metric(served, 'convserve_model_state{model="tiny",state="READY",version="7"}') == 1
         assert metric(served, 'convserve_model_ready{model="tiny",version="6"}') == 0
     assert load.codes.keys() == {"OK"}, load.messages
@@ -139,7 +139,7 @@ async def test_the_version_before_waits_until_the_new_one_has_proved_itself(
 ) -> None:
     publish(tmp_path)
     engines = Mirrors()
-    async with serve(tmp_path, load=loading(engines), probation_s=2.0) as served:
+    async with serve(tmp_path, load=loading(engines), bake_time_s=2.0) as served:
         publish(tmp_path)
         await once(served, {1: "DRAINING", 2: "READY"})
         assert (await reasons(served))[1] == (
@@ -171,7 +171,7 @@ async def test_a_new_model_that_is_not_asked_for_is_not_served(tmp_path: Path) -
 async def test_a_version_taken_away_gives_way_to_the_one_before(tmp_path: Path) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    async with serve(tmp_path, probation_s=0.0) as served, under_load(served) as load:
+    async with serve(tmp_path, bake_time_s=0.0) as served, under_load(served) as load:
         (tmp_path / "tiny/2").rename(tmp_path / "elsewhere")
         while 2 in await states(served):
             pass
@@ -193,7 +193,7 @@ async def test_where_the_system_tells_of_no_changes_they_are_looked_for(
     monkeypatch.setattr(rollout, "awatch", no_watches)
     monkeypatch.setattr(rollout, "RESCAN_S", 0.05)
     publish(tmp_path)
-    async with serve(tmp_path, probation_s=0.0) as served:
+    async with serve(tmp_path, bake_time_s=0.0) as served:
         publish(tmp_path)
         await once(served, {2: "READY"})
     assert "watching_by_looking" in [record.msg for record in caplog.records]
@@ -352,7 +352,7 @@ async def test_broken_versions_of_every_kind_never_serve_and_disturb_nobody(
 ) -> None:
     root, workshop = tmp_path / "repository", tmp_path / "workshop"
     publish(root)
-    async with serve(root, probation_s=0.0) as served, under_load(served) as load:
+    async with serve(root, bake_time_s=0.0) as served, under_load(served) as load:
         await answered(load)
         for number, (_, damage) in enumerate(BROKEN.items(), start=2):
             await asyncio.to_thread(publish_broken, root, workshop, number, damage)
@@ -382,7 +382,7 @@ def publish_broken(root: Path, workshop: Path, number: int, damage: Break) -> No
 
 async def test_a_version_that_is_mended_is_served(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with serve(tmp_path, probation_s=0.0) as served:
+    async with serve(tmp_path, bake_time_s=0.0) as served:
         publish(tmp_path / "workshop")
         folder = tmp_path / "workshop/tiny/1"
         labels = (folder / repository.LABELS).read_text()
@@ -423,19 +423,19 @@ class Failing(Mirrors):
         return engine
 
 
-@pytest.mark.parametrize("probation_s", [60.0, 0.0])
+@pytest.mark.parametrize("bake_time_s", [60.0, 0.0])
 async def test_a_version_that_errs_in_its_probation_goes_back(
-    tmp_path: Path, probation_s: float
+    tmp_path: Path, bake_time_s: float
 ) -> None:
     publish(tmp_path)
     engines = Failing()
-    async with serve(tmp_path, load=loading(engines), probation_s=probation_s) as served:
+    async with serve(tmp_path, load=loading(engines), bake_time_s=bake_time_s) as served:
         publish(tmp_path)
         await once(served, {2: "READY"})
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.classify(raw(1))
         assert caught.value.code() == StatusCode.INTERNAL
-        if not probation_s:
+        if not bake_time_s:
             assert (await states(served))[2] == "READY"
             return
         answer = await served.classify(raw(1))  # at once, as the one before had been kept
@@ -456,11 +456,11 @@ async def test_a_version_that_errs_in_its_probation_goes_back(
 async def test_golden_answers_that_change_stop_a_version_at_once(tmp_path: Path) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    async with serve(tmp_path, golden_interval=0.05, probation_s=0.0) as served:
+    async with serve(tmp_path, golden_interval_s=0.05, bake_time_s=0.0) as served:
         engine = served.server.catalog.find("tiny").engine
         assert isinstance(engine, null.NullEngine)
         (instance,) = engine.instances
-        while not metric(served, 'convserve_golden_checks_total{model="tiny",outcome="right"}'):
+        while not metric(served, 'convserve_golden_checks_total{model="tiny",outcome="passed"}'):
             await asyncio.sleep(0.01)
         classes, scores, probabilities = instance._answer
         instance._answer = (classes[:, ::-1], scores, probabilities[:, ::-1])
@@ -474,7 +474,7 @@ async def test_without_another_version_one_with_wrong_answers_answers_no_more(
     tmp_path: Path,
 ) -> None:
     publish(tmp_path)
-    async with serve(tmp_path, golden_interval=0.05) as served:
+    async with serve(tmp_path, golden_interval_s=0.05) as served:
         engine = served.server.catalog.find("tiny").engine
         assert isinstance(engine, null.NullEngine)
         (instance,) = engine.instances
@@ -493,7 +493,7 @@ async def test_a_canary_gets_its_percentage_and_a_request_always_the_same_of_bot
 ) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", Plan(labels={"canary": 2}, canary_percent=25))
+    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=25))
     async with serve(tmp_path) as served:
         assert await states(served) == {1: "READY", 2: "READY"}
         listing = await served.call("ListModels", pb.ListModelsRequest())
@@ -513,7 +513,7 @@ async def test_a_canary_gets_its_percentage_and_a_request_always_the_same_of_bot
 async def test_who_asks_about_a_model_takes_nothing_of_its_canarys_share(tmp_path: Path) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", Plan(labels={"canary": 2}, canary_percent=50))
+    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
     async with (
         serve(tmp_path) as served,
         triton.aio.InferenceServerClient(served.target) as client,
@@ -535,9 +535,9 @@ async def test_a_canary_that_is_given_up_is_a_rollback_too(
 ) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", Plan(labels={"canary": 2}, canary_percent=50))
+    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
     engines = Mirrors()
-    async with serve(tmp_path, load=loading(engines), probation_s=60.0) as served:
+    async with serve(tmp_path, load=loading(engines), bake_time_s=60.0) as served:
         await once(served, {1: "READY", 2: "READY"})
         canary = engines.made[0]  # the newest is loaded first
         canary.failure = EngineFailure("it has a screw loose")
@@ -555,7 +555,7 @@ async def test_a_version_that_was_published_anew_under_its_number_is_told(
 ) -> None:
     """It can't be both: callers get the one that was loaded until the server starts anew."""
     publish(tmp_path)
-    async with serve(tmp_path, probation_s=0.0) as served:
+    async with serve(tmp_path, bake_time_s=0.0) as served:
         shutil.rmtree(tmp_path / "tiny")
         publish(tmp_path, trained=True)
         while "holds another network" not in (await reasons(served))[1]:
@@ -571,7 +571,7 @@ async def test_labels_are_followed_as_they_are_given(
 ) -> None:
     for _ in range(3):
         publish(tmp_path)
-    async with serve(tmp_path, probation_s=0.0) as served, under_load(served) as load:
+    async with serve(tmp_path, bake_time_s=0.0) as served, under_load(served) as load:
 
         def label(*arguments: str) -> None:
             assert command(["--repo", str(tmp_path), "label", "tiny", *arguments]) == 0

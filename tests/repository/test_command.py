@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from server.repository import Unsound
+from server.repository import InvalidVersion
 from server.repository.__main__ import main
 from server.repository.serving_config import (
-    Plan,
+    ServingConfig,
     VersionPolicy,
     look,
     read_plan,
@@ -99,12 +99,12 @@ def test_labels_are_given_moved_and_taken_away(
     assert run(tmp_path, "label", "tiny", *arguments) == 0
     told = "tiny: stable=2, canary=3, 5 % of the calls to canary, versions latest:2\n"
     assert capsys.readouterr().out == told
-    plan = Plan(versions="latest:2", labels={"stable": 2, "canary": 3}, canary_percent=5)
+    plan = ServingConfig(versions="latest:2", labels={"stable": 2, "canary": 3}, canary_percent=5)
     assert read_plan(home) == plan
     assert run(tmp_path, "label", "tiny") == 0
     assert capsys.readouterr().out == told
     assert run(tmp_path, "label", "tiny", "canary=", "stable=3") == 0
-    assert read_plan(home) == Plan(versions="latest:2", labels={"stable": 3})
+    assert read_plan(home) == ServingConfig(versions="latest:2", labels={"stable": 3})
     assert sorted(versions(tmp_path)) == ["1", "2", "3", "serving.json"]
 
 
@@ -208,7 +208,7 @@ def test_a_policy_of_another_form_is_refused(text: str) -> None:
 def test_an_absurd_plan_is_told_and_hides_nothing(tmp_path: Path, text: str) -> None:
     publish(tmp_path)
     (tmp_path / "tiny/serving.json").write_text(text)
-    with pytest.raises(Unsound, match=r"serving\.json"):
+    with pytest.raises(InvalidVersion, match=r"serving\.json"):
         read_plan(tmp_path / "tiny")
     found = look(tmp_path)
     assert [(one.model, one.version) for one in found.versions] == [("tiny", 1)]
@@ -219,15 +219,15 @@ def test_an_absurd_plan_is_told_and_hides_nothing(tmp_path: Path, text: str) -> 
 def test_a_plan_that_is_no_file_is_told(tmp_path: Path) -> None:
     publish(tmp_path)
     os.mkfifo(tmp_path / "tiny/serving.json")
-    with pytest.raises(Unsound, match="not a regular file"):
+    with pytest.raises(InvalidVersion, match="not a regular file"):
         read_plan(tmp_path / "tiny")
 
 
 def test_a_plan_is_replaced_whole(tmp_path: Path) -> None:
     publish(tmp_path)
     for version in (1, 2):
-        write_plan(tmp_path, "tiny", Plan(labels={"stable": version}))
-    assert read_plan(tmp_path / "tiny") == Plan(labels={"stable": 2})
+        write_plan(tmp_path, "tiny", ServingConfig(labels={"stable": version}))
+    assert read_plan(tmp_path / "tiny") == ServingConfig(labels={"stable": 2})
     assert versions(tmp_path) == ["1", "serving.json"]
     with pytest.raises(ValueError, match="must match"):
-        write_plan(tmp_path, "../tiny", Plan())
+        write_plan(tmp_path, "../tiny", ServingConfig())

@@ -27,8 +27,8 @@ from server.repository import (
     EngineRecord,
     Golden,
     InputRecord,
+    InvalidVersion,
     Manifest,
-    Unsound,
     WeightsRecord,
     publish,
     read,
@@ -195,7 +195,7 @@ def test_a_folder_that_is_not_as_its_manifest_says_is_not_published(tmp_path: Pa
         with staging(tmp_path, "tiny") as staged:
             manifest = fill(staged)
             spoil(staged)
-            with pytest.raises(Unsound, match=words):
+            with pytest.raises(InvalidVersion, match=words):
                 publish(tmp_path, staged, manifest)
     assert scan(tmp_path) == []
 
@@ -203,7 +203,7 @@ def test_a_folder_that_is_not_as_its_manifest_says_is_not_published(tmp_path: Pa
 def test_a_manifest_that_could_not_be_read_back_is_not_published(tmp_path: Path) -> None:
     with staging(tmp_path, "tiny") as staged:
         manifest = msgspec.structs.replace(fill(staged), objective_ms=float("nan"))
-        with pytest.raises(Unsound, match="objective_ms"):
+        with pytest.raises(InvalidVersion, match="objective_ms"):
             publish(tmp_path, staged, manifest)
     assert scan(tmp_path) == []
 
@@ -217,7 +217,7 @@ def test_a_name_that_no_model_may_have_is_refused(tmp_path: Path) -> None:
 
 def test_when_all_numbers_are_used_up_publishing_says_so(tmp_path: Path) -> None:
     (tmp_path / "tiny" / ("9" * 18)).mkdir(parents=True)
-    with staging(tmp_path, "tiny") as staged, pytest.raises(Unsound, match="version"):
+    with staging(tmp_path, "tiny") as staged, pytest.raises(InvalidVersion, match="version"):
         publish(tmp_path, staged, fill(staged))
 
 
@@ -518,7 +518,7 @@ def test_a_corrupted_file_of_the_right_size_is_found_by_its_hash(root: Path) -> 
         spoiled[len(spoiled) // 2] ^= 1
         path.write_bytes(spoiled)
         manifest = read(path.parent)
-        with pytest.raises(Unsound, match=f"{name} is not what was published"):
+        with pytest.raises(InvalidVersion, match=f"{name} is not what was published"):
             verify(path.parent, manifest)
         path.write_bytes(sound)
     verify(root / "tiny" / "1", read(root / "tiny" / "1"))
@@ -537,7 +537,7 @@ def test_of_an_engine_that_is_not_asked_for_the_files_are_not_read(root: Path) -
     (folder / "second.bin").write_bytes(b"sEcond")
     verify(folder, manifest, manifest.engines[0])
     for engine in (second, None):
-        with pytest.raises(Unsound, match=r"second\.bin"):
+        with pytest.raises(InvalidVersion, match=r"second\.bin"):
             verify(folder, manifest, engine)
 
 
@@ -595,7 +595,7 @@ def test_what_may_not_be_read_is_told(forbidden: Path) -> None:
         assert stray == (forbidden / "closed", "it can't be read: Permission denied")
     (engine / "manifest.json").chmod(0o644)
     (engine / "engine.bin").chmod(0)
-    with unprivileged(), pytest.raises(Unsound, match=r"engine\.bin can't be read"):
+    with unprivileged(), pytest.raises(InvalidVersion, match=r"engine\.bin can't be read"):
         verify(engine, read(engine))
 
 
@@ -629,7 +629,7 @@ def test_labels_that_are_not_one_a_class_are_told(tmp_path: Path) -> None:
         (b"\xff\n\n\n", "can't be read"),
     ):
         (folder / "labels.txt").write_bytes(content)
-        with pytest.raises(Unsound, match=words):
+        with pytest.raises(InvalidVersion, match=words):
             read_labels(folder, manifest)
     (folder / "labels.txt").write_text("one\u2028line\ndog\n\n", encoding="utf-8")
     assert read_labels(folder, manifest) == ("one\u2028line", "dog", "")
@@ -693,5 +693,5 @@ def test_golden_answers_that_lie_are_told(tmp_path: Path, content: bytes, words:
     manifest = put(tmp_path)
     folder = tmp_path / "tiny" / "1"
     (folder / "golden.npz").write_bytes(content)
-    with pytest.raises(Unsound, match=words):
+    with pytest.raises(InvalidVersion, match=words):
         read_golden(folder, manifest)

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from server.errors import DeadlineUnreachable, Overloaded
 from server.scheduling.deadline import (
     Batch,
-    Call,
-    Deadline,
-    Fixed,
-    Lane,
-    Latency,
-    Policy,
-    Profile,
+    DeadlineScheduler,
+    FixedScheduler,
+    InstanceGroup,
+    LatencyEstimate,
+    LatencyProfile,
+    Request,
+    Scheduler,
     _Begin,
     _finish_s,
     _Plan,
@@ -35,38 +35,38 @@ from tests.simulator.simulation import (
     simulate,
 )
 
-ONE = Device("one", 1, (Lane(1, 1, 8, Profile({1: 0.005, 8: 0.012})),), 0.100)
+ONE = Device("one", 1, (InstanceGroup(1, 1, 8, LatencyProfile({1: 0.005, 8: 0.012})),), 0.100)
 
 # A network so small that one core serves it, on a device of two.
-TINY = Device("tiny", 2, (Lane(1, 1, 64, Profile({1: 0.0001, 64: 0.001})),), 0.020)
+TINY = Device("tiny", 2, (InstanceGroup(1, 1, 64, LatencyProfile({1: 0.0001, 64: 0.001})),), 0.020)
 
 
-def deadline_policy(device: Device, capacity: int = 1 << 16) -> Deadline:
-    policy = Deadline(device.units, capacity)
+def deadline_policy(device: Device, capacity: int = 1 << 16) -> DeadlineScheduler:
+    policy = DeadlineScheduler(device.units, capacity)
     policy.add(MODEL, device.lanes, objective_s=device.deadline_s)
     return policy
 
 
-def enter(policy: Policy, call: Call, now_s: float = 0.0, model: str = MODEL) -> Call:
+def enter(policy: Scheduler, call: Request, now_s: float = 0.0, model: str = MODEL) -> Request:
     policy.admit(model, call, now_s)
     policy.ready(model, call, now_s)
     return call
 
 
-def start(policy: Policy, now_s: float = 0.0) -> Batch:
+def start(policy: Scheduler, now_s: float = 0.0) -> Batch:
     batch = policy.next(now_s)
     assert batch is not None
     return batch
 
 
 def refused(
-    policy: Policy, calls: int, *, deadline_s: float, now_s: float = 0.0
+    policy: Scheduler, calls: int, *, deadline_s: float, now_s: float = 0.0
 ) -> list[Overloaded]:
     """What those of so many calls at once were told who were not admitted."""
     refusals = []
     for _ in range(calls):
         try:
-            enter(policy, Call(1, now_s, now_s + deadline_s), now_s)
+            enter(policy, Request(1, now_s, now_s + deadline_s), now_s)
         except Overloaded as refusal:
             refusals.append(refusal)
     return refusals
@@ -76,7 +76,7 @@ def refused(
 
 
 def test_a_profile_is_straight_between_sizes_and_never_falls() -> None:
-    profile = Profile({1: 0.010, 2: 0.009, 4: 0.020})
+    profile = LatencyProfile({1: 0.010, 2: 0.009, 4: 0.020})
     assert [profile(rows) for rows in (1, 2, 4)] == [0.010, 0.010, 0.020]
     assert profile(3) == pytest.approx(0.015)
     assert profile(8) == pytest.approx(0.040)
@@ -88,11 +88,11 @@ def test_a_profile_without_a_first_size_or_with_no_time_is_refused(
     seconds: dict[int, float],
 ) -> None:
     with pytest.raises(ValueError, match="profile"):
-        Profile(seconds)
+        LatencyProfile(seconds)
 
 
 def test_a_latency_follows_a_change_within_twenty_batches_both_ways() -> None:
-    latency = Latency(Profile({1: 0.010, 8: 0.040}))
+    latency = LatencyEstimate(LatencyProfile({1: 0.010, 8: 0.040}))
     for _ in range(20):
         latency.learn(8, 0.120, 0.0)
     assert latency.usual == pytest.approx(3)
@@ -104,7 +104,7 @@ def test_a_latency_follows_a_change_within_twenty_batches_both_ways() -> None:
 
 
 def test_one_hiccup_frightens_nobody_and_nothing_is_faster_than_at_load() -> None:
-    latency = Latency(Profile({1: 0.010}))
+    latency = LatencyEstimate(LatencyProfile({1: 0.010}))
     for seconds in (0.010, 0.500, 0.004, 0.010):
         latency.learn(1, seconds, 0.0)
     assert latency.careful == pytest.approx(1.0)
@@ -112,11 +112,11 @@ def test_one_hiccup_frightens_nobody_and_nothing_is_faster_than_at_load() -> Non
 
 
 def test_the_careful_latency_is_about_the_99th_percentile_of_an_exponential_tail() -> None:
-    draw, profile = random.Random(1), Profile({1: 1.0})
+    draw, profile = random.Random(1), LatencyProfile({1: 1.0})
     estimates = []
     for _ in range(400):
-        latency = Latency(profile)
-        for _ in range(Latency.WINDOW):
+        latency = LatencyEstimate(profile)
+        for _ in range(LatencyEstimate.WINDOW):
             latency.learn(1, 1.0 + draw.expovariate(1 / 0.1), 0.0)
         estimates.append(latency.careful)
     percentile = 1.0 + 0.1 * math.log(100)
@@ -124,13 +124,13 @@ def test_the_careful_latency_is_about_the_99th_percentile_of_an_exponential_tail
 
 
 def test_a_lane_that_has_not_run_for_a_while_is_judged_by_its_profile_again() -> None:
-    wide = Lane(2, 1, 8, Profile({1: 0.010}))
-    narrow = Lane(1, 2, 8, Profile({1: 0.018}))
-    policy = Deadline(2, 64)
+    wide = InstanceGroup(2, 1, 8, LatencyProfile({1: 0.010}))
+    narrow = InstanceGroup(1, 2, 8, LatencyProfile({1: 0.018}))
+    policy = DeadlineScheduler(2, 64)
     policy.add("net", [wide, narrow], objective_s=1.0)
 
     def ask(now_s: float) -> int:
-        call = Call(1, now_s)
+        call = Request(1, now_s)
         policy.admit("net", call, now_s)
         policy.ready("net", call, now_s)
         batch = policy.next(now_s)
@@ -149,21 +149,21 @@ def test_a_lane_that_has_not_run_for_a_while_is_judged_by_its_profile_again() ->
 
 def test_a_caller_alone_gets_the_whole_device_and_many_get_lanes_side_by_side() -> None:
     policy = deadline_policy(CPU)
-    enter(policy, Call(1, 0.0, 1.0))
+    enter(policy, Request(1, 0.0, 1.0))
     assert start(policy).units == 2
     crowd = deadline_policy(CPU)
     for _ in range(16):
-        enter(crowd, Call(1, 0.0, 10.0))
+        enter(crowd, Request(1, 0.0, 10.0))
     assert [start(crowd).units, start(crowd).units] == [1, 1]
     assert crowd.next(0.0) is None
 
 
 def test_the_earliest_deadline_goes_first_within_a_priority_and_urgent_ones_before() -> None:
     policy = deadline_policy(ONE)
-    enter(policy, Call(8, 0.0, 10.0))
+    enter(policy, Request(8, 0.0, 10.0))
     running = start(policy)
-    late, early = Call(1, 0.0, 9.0), Call(1, 0.0, 2.0)
-    urgent = Call(1, 0.0, 9.5, priority=9)
+    late, early = Request(1, 0.0, 9.0), Request(1, 0.0, 2.0)
+    urgent = Request(1, 0.0, 9.5, priority=9)
     for call in (late, early, urgent):
         enter(policy, call)
     policy.finished(running, 0.012, 0.012)
@@ -173,11 +173,11 @@ def test_the_earliest_deadline_goes_first_within_a_priority_and_urgent_ones_befo
 def test_a_batch_grows_only_as_far_as_its_tightest_deadline_allows() -> None:
     policy = deadline_policy(ONE)
     running = None
-    enter(policy, Call(1, 0.0, 10.0))
+    enter(policy, Request(1, 0.0, 10.0))
     running = start(policy)
-    tight = enter(policy, Call(1, 0.0, 0.0135))
+    tight = enter(policy, Request(1, 0.0, 0.0135))
     for _ in range(7):
-        enter(policy, Call(1, 0.0, 5.0))
+        enter(policy, Request(1, 0.0, 5.0))
     policy.finished(running, 0.005, 0.005)
     batch = start(policy, 0.005)
     assert batch.portions[0].call is tight
@@ -185,11 +185,11 @@ def test_a_batch_grows_only_as_far_as_its_tightest_deadline_allows() -> None:
 
 
 def test_a_batch_grows_no_further_than_rows_become_cheaper() -> None:
-    flat = Lane(1, 2, 8, Profile({1: 0.0081, 2: 0.0155, 4: 0.0300, 8: 0.0604}))
-    policy = Deadline(1, 1 << 10)
+    flat = InstanceGroup(1, 2, 8, LatencyProfile({1: 0.0081, 2: 0.0155, 4: 0.0300, 8: 0.0604}))
+    policy = DeadlineScheduler(1, 1 << 10)
     policy.add(MODEL, [flat], objective_s=1.0)
     for _ in range(16):
-        call = Call(1, 0.0, 1.0)
+        call = Request(1, 0.0, 1.0)
         policy.admit(MODEL, call, 0.0)
         policy.ready(MODEL, call, 0.0)
     batch = policy.next(0.0)
@@ -199,7 +199,7 @@ def test_a_batch_grows_no_further_than_rows_become_cheaper() -> None:
 
 def test_a_call_larger_than_a_batch_is_split_in_order_and_taken_whole() -> None:
     policy = deadline_policy(ONE)
-    call = enter(policy, Call(20, 0.0, 10.0))
+    call = enter(policy, Request(20, 0.0, 10.0))
     taken, now_s = [], 0.0
     while (batch := policy.next(now_s)) is not None:
         taken += [(portion.first, portion.rows) for portion in batch.portions]
@@ -211,21 +211,21 @@ def test_a_call_larger_than_a_batch_is_split_in_order_and_taken_whole() -> None:
 
 def test_a_withdrawn_call_is_in_no_batch_and_its_room_is_free_again() -> None:
     policy = deadline_policy(ONE, capacity=10)
-    calls = [enter(policy, Call(5, 0.0, 10.0)) for _ in range(2)]
-    policy.withdraw(MODEL, calls[0])
-    policy.withdraw(MODEL, calls[0])
+    calls = [enter(policy, Request(5, 0.0, 10.0)) for _ in range(2)]
+    policy.cancel(MODEL, calls[0])
+    policy.cancel(MODEL, calls[0])
     assert policy.waiting(MODEL) == 5
-    enter(policy, Call(5, 0.0, 11.0))
+    enter(policy, Request(5, 0.0, 11.0))
     assert calls[0] not in [portion.call for portion in start(policy).portions]
 
 
 def test_a_call_admitted_before_its_rows_are_there_keeps_its_place_but_does_not_run() -> None:
     policy = deadline_policy(ONE)
-    decoding = Call(1, 0.0, 5.0)
+    decoding = Request(1, 0.0, 5.0)
     policy.admit(MODEL, decoding, 0.0)
     assert policy.next(0.0) is None
     assert policy.waiting(MODEL) == 1
-    other = enter(policy, Call(1, 0.0, 9.0))
+    other = enter(policy, Request(1, 0.0, 9.0))
     running = start(policy)
     assert [portion.call for portion in running.portions] == [other]
     policy.ready(MODEL, decoding, 0.001)
@@ -235,13 +235,13 @@ def test_a_call_admitted_before_its_rows_are_there_keeps_its_place_but_does_not_
 
 def test_a_call_that_became_hopeless_is_given_up_before_it_costs_anything() -> None:
     policy = deadline_policy(ONE)
-    enter(policy, Call(8, 0.0, 10.0))
+    enter(policy, Request(8, 0.0, 10.0))
     running = start(policy)
-    doomed = enter(policy, Call(1, 0.0, 0.030))
+    doomed = enter(policy, Request(1, 0.0, 0.030))
     policy.finished(running, 0.027, 0.027)  # the engine took over twice as long as ever
     assert policy.next(0.027) is None
-    assert [call for _, call in policy.hopeless()] == [doomed]
-    assert list(policy.hopeless()) == []
+    assert [call for _, call in policy.take_expired()] == [doomed]
+    assert list(policy.take_expired()) == []
     assert policy.waiting(MODEL) == 0
 
 
@@ -251,8 +251,8 @@ def test_a_call_that_became_hopeless_is_given_up_before_it_costs_anything() -> N
 def test_a_call_that_can_not_be_in_time_behind_others_is_refused_with_the_wait() -> None:
     policy = deadline_policy(ONE)
     for _ in range(40):
-        enter(policy, Call(1, 0.0, 10.0))
-    enter(policy, Call(1, 0.0, 0.050))  # goes before them all
+        enter(policy, Request(1, 0.0, 10.0))
+    enter(policy, Request(1, 0.0, 0.050))  # goes before them all
     refusals = refused(policy, 40, deadline_s=0.050)
     assert refusals
     assert all(0.005 <= refusal.retry_after_s <= 1.0 for refusal in refusals)
@@ -260,33 +260,35 @@ def test_a_call_that_can_not_be_in_time_behind_others_is_refused_with_the_wait()
 
 def test_an_engine_that_was_slow_lately_is_called_overloaded_not_too_slow_for_ever() -> None:
     policy = deadline_policy(ONE)
-    enter(policy, Call(1, 0.0, 10.0))
+    enter(policy, Request(1, 0.0, 10.0))
     policy.finished(start(policy), 0.500, 0.500)
-    enter(policy, Call(8, 0.5, 10.0), 0.5)
+    enter(policy, Request(8, 0.5, 10.0), 0.5)
     start(policy, 0.5)
     with pytest.raises(Overloaded):
-        enter(policy, Call(1, 0.5, 0.520), 0.5)
+        enter(policy, Request(1, 0.5, 0.520), 0.5)
 
 
 def test_a_call_that_even_an_idle_engine_can_not_answer_is_told_so() -> None:
     policy = deadline_policy(ONE)
     with pytest.raises(DeadlineUnreachable, match=r"needs 5\.0 ms"):
-        enter(policy, Call(1, 0.0, 0.004))
+        enter(policy, Request(1, 0.0, 0.004))
 
 
 def test_what_a_removed_model_still_runs_is_waited_for() -> None:
-    policy = Deadline(2, 64)
-    policy.add("old", [Lane(2, 1, 8, Profile({1: 2.0}))], objective_s=1.0)
-    enter(policy, Call(1, 0.0), model="old")
+    policy = DeadlineScheduler(2, 64)
+    policy.add("old", [InstanceGroup(2, 1, 8, LatencyProfile({1: 2.0}))], objective_s=1.0)
+    enter(policy, Request(1, 0.0), model="old")
     start(policy)
     policy.remove("old")
-    policy.add("new", [Lane(1, 2, 8, Profile({1: 0.005, 8: 0.012}))], objective_s=0.1)
+    policy.add(
+        "new", [InstanceGroup(1, 2, 8, LatencyProfile({1: 0.005, 8: 0.012}))], objective_s=0.1
+    )
     with pytest.raises(Overloaded):
-        enter(policy, Call(1, 0.0, 0.050), model="new")
+        enter(policy, Request(1, 0.0, 0.050), model="new")
 
 
 def test_more_before_a_call_never_make_it_earlier_though_lanes_are_free_at_odd_times() -> None:
-    latency = Latency(Profile({1: 0.004, 32: 0.100}))
+    latency = LatencyEstimate(LatencyProfile({1: 0.004, 32: 0.100}))
     plan, begin = _Plan(latency, 1, 0.002), _Begin(0.050, [0.0, 0.100])
     finish_s = [_finish_s(plan, begin, rows, _Share(1.0, 0.0)) for rows in range(1, 40)]
     assert finish_s == sorted(finish_s)
@@ -294,26 +296,26 @@ def test_more_before_a_call_never_make_it_earlier_though_lanes_are_free_at_odd_t
 
 def test_nobody_is_admitted_who_would_make_a_promised_call_late() -> None:
     policy = deadline_policy(ONE)
-    enter(policy, Call(8, 0.0, 10.0))
+    enter(policy, Request(8, 0.0, 10.0))
     start(policy)
     promised = 0
     while True:
         try:
-            enter(policy, Call(1, 0.0, 0.080))
+            enter(policy, Request(1, 0.0, 0.080))
             promised += 1
         except Overloaded:
             break
     assert promised > 8
     with pytest.raises(Overloaded, match="others late"):
-        enter(policy, Call(8, 0.0, 0.060))
+        enter(policy, Request(8, 0.0, 0.060))
 
 
 def test_without_a_deadline_a_call_is_ordered_by_the_objective_and_never_given_up() -> None:
     policy = deadline_policy(ONE)
-    enter(policy, Call(8, 0.0, 10.0))
+    enter(policy, Request(8, 0.0, 10.0))
     running = start(policy)
-    patient = enter(policy, Call(1, 0.0))
-    assert patient.soft
+    patient = enter(policy, Request(1, 0.0))
+    assert patient.best_effort
     assert patient.deadline_s == pytest.approx(0.100)
     policy.finished(running, 0.500, 0.500)
     assert start(policy, 0.500).portions[0].call is patient
@@ -324,44 +326,44 @@ def test_a_call_without_a_deadline_waits_for_others_but_so_long_and_its_own_rows
 ):
     policy = deadline_policy(ONE)
     row_s = ONE.lanes[0].profile(8) / 8
-    many = math.ceil(1.5 * Deadline.PATIENCE_S / row_s)
-    first = enter(policy, Call(many, 0.0))  # by itself it takes longer than anybody waits
+    many = math.ceil(1.5 * DeadlineScheduler.PATIENCE_S / row_s)
+    first = enter(policy, Request(many, 0.0))  # by itself it takes longer than anybody waits
     start(policy)
     with pytest.raises(Overloaded, match="without a deadline waits 10 s at most: ") as refusal:
-        policy.admit(MODEL, Call(many, 0.0), 0.0)
+        policy.admit(MODEL, Request(many, 0.0), 0.0)
     hint_s = refusal.value.retry_after_s
-    assert 0.5 * Deadline.PATIENCE_S < hint_s < 0.51 * Deadline.PATIENCE_S
-    policy.withdraw(MODEL, first)
-    enter(policy, Call(math.floor(0.9 * Deadline.PATIENCE_S / row_s), 0.0))
-    enter(policy, Call(many, 0.0))  # however long it is itself
+    assert 0.5 * DeadlineScheduler.PATIENCE_S < hint_s < 0.51 * DeadlineScheduler.PATIENCE_S
+    policy.cancel(MODEL, first)
+    enter(policy, Request(math.floor(0.9 * DeadlineScheduler.PATIENCE_S / row_s), 0.0))
+    enter(policy, Request(many, 0.0))  # however long it is itself
     with pytest.raises(Overloaded, match="without a deadline"):
-        policy.admit(MODEL, Call(1, 0.0), 0.0)
+        policy.admit(MODEL, Request(1, 0.0), 0.0)
 
 
 def test_rows_are_bounded_for_a_model_and_for_all_of_them() -> None:
-    policy = Deadline(1, 10, 15)
+    policy = DeadlineScheduler(1, 10, 15)
     for model in ("a", "b"):
         policy.add(model, ONE.lanes, objective_s=10.0)
-    enter(policy, Call(10, 0.0, 100.0), model="a")
+    enter(policy, Request(10, 0.0, 100.0), model="a")
     with pytest.raises(Overloaded, match="queue holds 10"):
-        policy.admit("a", Call(1, 0.0, 100.0), 0.0)
-    enter(policy, Call(5, 0.0, 100.0), model="b")
+        policy.admit("a", Request(1, 0.0, 100.0), 0.0)
+    enter(policy, Request(5, 0.0, 100.0), model="b")
     with pytest.raises(Overloaded, match="all queues hold 15"):
-        policy.admit("b", Call(1, 0.0, 100.0), 0.0)
+        policy.admit("b", Request(1, 0.0, 100.0), 0.0)
 
 
 def test_after_slow_batches_an_idle_engine_is_tried_again() -> None:
     policy = deadline_policy(ONE)
     now_s = 0.0
     for _ in range(20):
-        enter(policy, Call(1, now_s, now_s + 10.0), now_s)
+        enter(policy, Request(1, now_s, now_s + 10.0), now_s)
         policy.finished(start(policy, now_s), now_s + 0.5, 0.5)
         now_s += 0.5
     for _ in range(20):  # fast again, which only running can show
-        enter(policy, Call(1, now_s, now_s + 0.100), now_s)
+        enter(policy, Request(1, now_s, now_s + 0.100), now_s)
         policy.finished(start(policy, now_s), now_s + 0.005, 0.005)
         now_s += 0.005
-    enter(policy, Call(8, now_s, now_s + 0.020), now_s)
+    enter(policy, Request(8, now_s, now_s + 0.020), now_s)
 
 
 # --- sharing ---
@@ -369,8 +371,8 @@ def test_after_slow_batches_an_idle_engine_is_tried_again() -> None:
 
 def flood(shares: dict[str, float], rates: dict[str, float], seconds: float) -> dict[str, float]:
     """The part of the device each model gets when calls arrive at these rates."""
-    policy = Deadline(1, 1 << 16)
-    lanes = {"small": Lane(1, 1, 8, Profile({1: 0.001, 8: 0.004}))}
+    policy = DeadlineScheduler(1, 1 << 16)
+    lanes = {"small": InstanceGroup(1, 1, 8, LatencyProfile({1: 0.001, 8: 0.004}))}
     for model, weight in shares.items():
         lane = lanes.get(model, ONE.lanes[0])
         policy.add(model, [lane], objective_s=0.1, weight=weight)
@@ -391,7 +393,7 @@ def test_models_that_flood_share_the_device_by_their_weights(weight: float) -> N
 
 
 def test_a_model_that_floods_can_not_take_anothers_share_and_idle_shares_are_lent() -> None:
-    policy = Deadline(1, 1 << 16)
+    policy = DeadlineScheduler(1, 1 << 16)
     for model in ("quiet", "loud"):
         policy.add(model, ONE.lanes, objective_s=0.1)
     quiet = [Arrival(time, 0.1, model="quiet") for time in poisson(150, 3.0, 1)]
@@ -439,7 +441,7 @@ def test_in_a_burst_lanes_of_one_kind_are_filled_to_its_end() -> None:
 
 
 def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() -> None:
-    policy = Deadline(CPU.units, 1 << 16)
+    policy = DeadlineScheduler(CPU.units, 1 << 16)
     for model in ("flood", "modest"):
         policy.add(model, CPU.lanes, objective_s=CPU.deadline_s)
     modest = poisson(0.4 * CPU.capacity_hz, 20.0, seed=1)
@@ -456,25 +458,25 @@ def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() ->
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_lasting_overload_is_met_with_whole_batches(seed: int) -> None:
-    class Hopeful(Deadline):
+    class Hopeful(DeadlineScheduler):
         """Takes every overload for a burst."""
 
         SPARE = -1.0
 
     lanes = (  # as measured on two slower cores: 100 ms are five batches of one row
-        Lane(2, 1, 8, Profile({1: 0.0111, 2: 0.0207, 4: 0.0402, 8: 0.0790})),
-        Lane(1, 2, 8, Profile({1: 0.0209, 2: 0.0392, 4: 0.0790, 8: 0.1580})),
+        InstanceGroup(2, 1, 8, LatencyProfile({1: 0.0111, 2: 0.0207, 4: 0.0402, 8: 0.0790})),
+        InstanceGroup(1, 2, 8, LatencyProfile({1: 0.0209, 2: 0.0392, 4: 0.0790, 8: 0.1580})),
     )
     arrivals = [Arrival(time, 0.100) for time in poisson(200, 20.0, seed=seed)]
     answered, rows = {}, {}
-    for kind in (Deadline, Hopeful):
+    for kind in (DeadlineScheduler, Hopeful):
         policy = kind(2, 1 << 16)
         policy.add(MODEL, lanes, objective_s=0.100)
         outcome = simulate(policy, lanes, arrivals, noise=0.1)
         answered[kind] = outcome.in_time
         rows[kind] = sum(batch.rows for batch in outcome.batches) / len(outcome.batches)
-    assert rows[Deadline] > 1.5 * rows[Hopeful]
-    assert answered[Deadline] > 1.02 * answered[Hopeful]
+    assert rows[DeadlineScheduler] > 1.5 * rows[Hopeful]
+    assert answered[DeadlineScheduler] > 1.02 * answered[Hopeful]
 
 
 @given(
@@ -538,10 +540,10 @@ def test_a_stall_costs_those_it_caught_and_nobody_else() -> None:
 
 def test_ten_thousand_callers_leaving_at_once_leave_nothing_behind() -> None:
     policy = deadline_policy(GPU)
-    calls = [enter(policy, Call(1, 0.0, 100.0)) for _ in range(10_000)]
+    calls = [enter(policy, Request(1, 0.0, 100.0)) for _ in range(10_000)]
     random.Random(0).shuffle(calls)
     for call in calls:
-        policy.withdraw(MODEL, call)
+        policy.cancel(MODEL, call)
     assert policy.waiting(MODEL) == 0
     assert policy.next(1.0) is None
 
@@ -559,8 +561,8 @@ def test_a_call_that_heeds_its_hint_is_admitted_once_the_burst_is_over() -> None
             now_s += seconds
             if now_s > retry_s and not math.isinf(retry_s):
                 try:
-                    policy.admit(MODEL, call := Call(1, retry_s, retry_s + 0.1), retry_s)
-                    policy.withdraw(MODEL, call)
+                    policy.admit(MODEL, call := Request(1, retry_s, retry_s + 0.1), retry_s)
+                    policy.cancel(MODEL, call)
                     kept += 1
                 except Overloaded:
                     pass
@@ -570,9 +572,9 @@ def test_a_call_that_heeds_its_hint_is_admitted_once_the_burst_is_over() -> None
 
 
 def test_the_fixed_policy_waits_for_its_size_or_its_delay() -> None:
-    policy = Fixed(1, 100, size=4, delay_s=0.002)
+    policy = FixedScheduler(1, 100, size=4, delay_s=0.002)
     policy.add(MODEL, ONE.lanes, objective_s=0.1)
-    enter(policy, Call(1, 0.0, 10.0))
+    enter(policy, Request(1, 0.0, 10.0))
     assert policy.next(0.0) is None
     assert policy.wake_s(0.0) == pytest.approx(0.002)
     assert start(policy, 0.002).rows == 1

@@ -19,13 +19,13 @@ from dataclasses import dataclass, field
 from server.errors import ServingError
 from server.scheduling.deadline import (
     Batch,
-    Call,
-    Deadline,
-    Fixed,
-    Lane,
-    Policy,
-    Portion,
-    Profile,
+    BatchPart,
+    DeadlineScheduler,
+    FixedScheduler,
+    InstanceGroup,
+    LatencyProfile,
+    Request,
+    Scheduler,
 )
 
 MODEL = "model"
@@ -38,7 +38,7 @@ class Device:
 
     name: str
     units: int
-    lanes: tuple[Lane, ...]
+    lanes: tuple[InstanceGroup, ...]
     deadline_s: float
 
     @property
@@ -56,8 +56,8 @@ CPU = Device(
     "cpu",
     2,
     (
-        Lane(2, 1, 8, Profile({1: 0.0055, 2: 0.0095, 4: 0.0175, 8: 0.0324})),
-        Lane(1, 2, 8, Profile({1: 0.0081, 2: 0.0155, 4: 0.0300, 8: 0.0604})),
+        InstanceGroup(2, 1, 8, LatencyProfile({1: 0.0055, 2: 0.0095, 4: 0.0175, 8: 0.0324})),
+        InstanceGroup(1, 2, 8, LatencyProfile({1: 0.0081, 2: 0.0155, 4: 0.0300, 8: 0.0604})),
     ),
     0.100,
 )
@@ -65,7 +65,7 @@ CPU = Device(
 GPU = Device(
     "gpu",
     2,
-    (Lane(1, 2, 32, Profile({1: 0.0020, 8: 0.0028, 16: 0.0036, 32: 0.0055})),),
+    (InstanceGroup(1, 2, 32, LatencyProfile({1: 0.0020, 8: 0.0028, 16: 0.0036, 32: 0.0055})),),
     0.030,
 )
 
@@ -134,8 +134,8 @@ Slowness = Callable[[float], float]  # virtual time -> factor on an engine's sec
 
 
 def simulate(
-    policy: Policy,
-    lanes: Sequence[Lane],
+    policy: Scheduler,
+    lanes: Sequence[InstanceGroup],
     arrivals: Iterable[Arrival],
     *,
     seed: int = 1,
@@ -159,7 +159,7 @@ def simulate(
     while events:
         now_s, _, kind, what = heapq.heappop(events)
         if isinstance(what, Arrival):
-            call = Call(what.rows, now_s, now_s + what.deadline_s, what.priority)
+            call = Request(what.rows, now_s, now_s + what.deadline_s, what.priority)
             try:
                 policy.admit(what.model, call, now_s)
             except ServingError:
@@ -176,7 +176,7 @@ def simulate(
             seconds = lane.profile(batch.rows) * slowness(now_s) * (1 + abs(draw.gauss(0, noise)))
             outcome.batches.append(batch)
             push(now_s + seconds, "finished", (batch, seconds))
-        outcome.given_up += len(list(policy.hopeless()))
+        outcome.given_up += len(list(policy.take_expired()))
         next_s = policy.wake_s(now_s)
         if next_s is not None and next_s != wake_s:
             wake_s = next_s
@@ -225,26 +225,26 @@ class Reference:
 
     def __init__(self, units: int) -> None:
         self._free = units
-        self.calls: deque[Call] = deque()
+        self.calls: deque[Request] = deque()
 
     def add(
-        self, model: str, lanes: Sequence[Lane], *, objective_s: float, weight: float = 1.0
+        self, model: str, lanes: Sequence[InstanceGroup], *, objective_s: float, weight: float = 1.0
     ) -> None:
         self._index, self.lane = min(enumerate(lanes), key=lambda entry: entry[1].units)
         self._busy = 0
         self.objective_s = objective_s
 
-    def remove(self, model: str) -> list[Call]:
+    def remove(self, model: str) -> list[Request]:
         return list(self.calls)
 
-    def admit(self, model: str, call: Call, now_s: float) -> None:
+    def admit(self, model: str, call: Request, now_s: float) -> None:
         pass
 
-    def ready(self, model: str, call: Call, now_s: float) -> None:
+    def ready(self, model: str, call: Request, now_s: float) -> None:
         self.calls.append(call)
 
-    def withdraw(self, model: str, call: Call) -> None:
-        call.withdrawn = True
+    def cancel(self, model: str, call: Request) -> None:
+        call.cancelled = True
 
     def next(self, now_s: float) -> Batch | None:
         if self._busy == self.lane.count or not self.calls:
@@ -252,7 +252,9 @@ class Reference:
         rows = self.size(now_s)
         if not self.calls or not rows:
             return None
-        portions = [Portion(self.calls.popleft(), 0, 1) for _ in range(min(rows, len(self.calls)))]
+        portions = [
+            BatchPart(self.calls.popleft(), 0, 1) for _ in range(min(rows, len(self.calls)))
+        ]
         self._busy += 1
         rows = len(portions)
         return Batch(MODEL, self._index, self.lane.units, portions, rows, 0.0)
@@ -261,7 +263,7 @@ class Reference:
         """How many calls to start now; 0 to wait."""
         raise NotImplementedError
 
-    def hopeless(self) -> Iterator[tuple[str, Call]]:
+    def take_expired(self) -> Iterator[tuple[str, Request]]:
         return iter(())
 
     def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
@@ -299,7 +301,7 @@ class StraightLine(Reference):
         super().__init__(units)
         self._seen: deque[tuple[int, float]] = deque(maxlen=50)
         self._slope, self._base = 0.0, 0.0
-        self._given_up: list[tuple[str, Call]] = []
+        self._given_up: list[tuple[str, Request]] = []
 
     def size(self, now_s: float) -> int:
         while self.calls:
@@ -312,7 +314,7 @@ class StraightLine(Reference):
             self._given_up.append((MODEL, self.calls.popleft()))
         return 0
 
-    def hopeless(self) -> Iterator[tuple[str, Call]]:
+    def take_expired(self) -> Iterator[tuple[str, Request]]:
         given_up, self._given_up = self._given_up, []
         return iter(given_up)
 
@@ -335,14 +337,14 @@ class Aimd(Reference):
     def __init__(self, units: int) -> None:
         super().__init__(units)
         self._most = 1.0
-        self._given_up: list[tuple[str, Call]] = []
+        self._given_up: list[tuple[str, Request]] = []
 
     def size(self, now_s: float) -> int:
         while self.calls and self.calls[0].deadline_s <= now_s:
             self._given_up.append((MODEL, self.calls.popleft()))
         return min(int(self._most), self.lane.max_batch)
 
-    def hopeless(self) -> Iterator[tuple[str, Call]]:
+    def take_expired(self) -> Iterator[tuple[str, Request]]:
         given_up, self._given_up = self._given_up, []
         return iter(given_up)
 
@@ -352,9 +354,9 @@ class Aimd(Reference):
         self._most = max(1.0, self._most * 0.9) if missed else self._most + 1
 
 
-POLICIES: dict[str, Callable[[Device], Policy]] = {
-    "deadline": lambda device: Deadline(device.units, 1 << 16),
-    "size+delay (Triton)": lambda device: Fixed(
+POLICIES: dict[str, Callable[[Device], Scheduler]] = {
+    "deadline": lambda device: DeadlineScheduler(device.units, 1 << 16),
+    "size+delay (Triton)": lambda device: FixedScheduler(
         device.units, 1 << 30, size=device.lanes[-1].max_batch, delay_s=0.002
     ),
     "allowed sizes (TFS)": lambda device: AllowedSizes(device.units),

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from model_repo import architectures
 from server.settings import PREFIX, Settings
 from server.telemetry.metrics import Metrics
-from server.telemetry.nvml import Gpus
+from server.telemetry.nvml import GpuMonitor
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -84,7 +84,7 @@ def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
     ours = Metrics()
     ours.read_queue_rows(lambda: {"any": 1})
     ours.read_busy(lambda: {"any": 1.0})
-    ours.read_gpus(Gpus(OneGpu()))
+    ours.read_gpus(GpuMonitor(OneGpu()))
     labels = {
         value._name: tuple(value._labelnames)  # nothing public tells those of an unused instrument
         for value in vars(ours).values()

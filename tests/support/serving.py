@@ -25,7 +25,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.app import Load, Running, running
 from server.engines import Done, Engine, Instance, Outputs, Pixels, null
 from server.execution.device import lanes_of
-from server.models.loader import Loaded, Profiles
+from server.models.loader import LoadedEngine, Profiles
 from server.repository import Golden, Manifest, Version, WeightsRecord
 from server.settings import Settings
 
@@ -186,13 +186,13 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
         profiles: Profiles,
         rebuild: bool,
         checking: Callable[[], None],
-    ) -> Loaded:
+    ) -> LoadedEngine:
         assert version.manifest is not None
         made = engine(version.manifest)
         checking()
         labels = repository.read_labels(version.folder, version.manifest)
         lanes = lanes_of(made, lambda instance, rows: batch_s)
-        return Loaded(made, version.manifest.engines[0], lanes, labels)
+        return LoadedEngine(made, version.manifest.engines[0], lanes, labels)
 
     return load
 

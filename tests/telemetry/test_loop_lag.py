@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from server.telemetry import loop_lag as backlog
-from server.telemetry.loop_lag import Backlog
+from server.telemetry.loop_lag import LoopLag
 
 
 @dataclass
@@ -25,7 +25,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def work(one: Backlog, clock: Clock, things: int, each_s: float) -> None:
+def work(one: LoopLag, clock: Clock, things: int, each_s: float) -> None:
     """So many wait, and the loop gets to one after the other."""
     for _ in range(things):
         one.waits()
@@ -35,9 +35,9 @@ def work(one: Backlog, clock: Clock, things: int, each_s: float) -> None:
 
 
 def test_what_comes_waits_for_all_that_waits_at_the_pace_of_late(clock: Clock) -> None:
-    one = Backlog()
+    one = LoopLag()
     for _ in range(20):
-        work(one, clock, Backlog.WINDOW, 0.001)
+        work(one, clock, LoopLag.WINDOW, 0.001)
     assert one.wait_s == 0
     for _ in range(5):
         one.waits()
@@ -47,7 +47,7 @@ def test_what_comes_waits_for_all_that_waits_at_the_pace_of_late(clock: Clock) -
 
 
 def test_idle_time_says_nothing_of_the_pace(clock: Clock) -> None:
-    one = Backlog()
+    one = LoopLag()
     for _ in range(1000):
         work(one, clock, 2, 0.001)
         clock.now_s += 1.0
@@ -58,7 +58,7 @@ def test_idle_time_says_nothing_of_the_pace(clock: Clock) -> None:
 def test_one_that_leaves_was_waited_for_by_the_others_and_is_none_that_the_loop_got_to(
     clock: Clock,
 ) -> None:
-    one = Backlog()
+    one = LoopLag()
     for _ in range(1000):
         one.waits()
         one.waits()
@@ -71,13 +71,13 @@ def test_one_that_leaves_was_waited_for_by_the_others_and_is_none_that_the_loop_
 
 
 def test_a_pace_that_was_slow_once_is_forgotten_by_calls_that_come_alone(clock: Clock) -> None:
-    one = Backlog()
-    work(one, clock, Backlog.WINDOW, 1.0)
+    one = LoopLag()
+    work(one, clock, LoopLag.WINDOW, 1.0)
     one.waits()
     slow_s = one.wait_s
     assert slow_s > 0.1
     one.begins()
-    for _ in range(30 * Backlog.WINDOW):
+    for _ in range(30 * LoopLag.WINDOW):
         assert one.wait_s == 0  # each of them is let in
         work(one, clock, 1, 0.0001)
     one.waits()

@@ -19,10 +19,10 @@ from server.telemetry.metrics import (
     PHASES,
     ROWS,
     SECONDS,
+    BufferedHistogram,
     Metrics,
-    Steps,
 )
-from server.telemetry.nvml import Gpus
+from server.telemetry.nvml import GpuMonitor
 from tests.benchmarks.metrics import call_cost_s
 from tests.support.doc_tables import OneGpu
 from tests.support.serving import (
@@ -162,7 +162,7 @@ def test_each_server_has_instruments_of_its_own() -> None:
 
 def test_a_gpu_is_told_in_the_units_of_its_names() -> None:
     metrics = Metrics()
-    metrics.read_gpus(Gpus(OneGpu()))
+    metrics.read_gpus(GpuMonitor(OneGpu()))
     assert {
         sample.name: (sample.labels, sample.value)
         for family in metrics.registry.collect()
@@ -182,13 +182,13 @@ def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_told() -> None:
         def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
             raise OSError("not supported")
 
-    gpus = Gpus(Mute())
+    gpus = GpuMonitor(Mute())
     assert (gpus.power_watts(), gpus.busy_ratio()) == ({}, {"0": 0.5})
 
 
 def test_values_sorted_together_stand_where_each_would_alone() -> None:
     registries = []
-    for kind in (Histogram, Steps):
+    for kind in (Histogram, BufferedHistogram):
         registries.append(CollectorRegistry())
         histogram = kind("h", "any", ["model"], buckets=SECONDS, registry=registries[-1])
         observe = histogram.labels("m").observe
@@ -228,7 +228,7 @@ def test_what_alerts_count_is_there_before_it_happens() -> None:
     metrics = Metrics()
     metrics.model("tiny")  # else the first time would be no increase to Prometheus
     text = metrics.render().decode()
-    assert 'convserve_golden_checks_total{model="tiny",outcome="wrong"} 0.0' in text
+    assert 'convserve_golden_checks_total{model="tiny",outcome="failed"} 0.0' in text
     for reason in ("engine_failure", "golden_drift", "objective", "stalled"):
         assert f'convserve_rollbacks_total{{model="tiny",reason="{reason}"}} 0.0' in text
 
@@ -263,7 +263,7 @@ async def test_metrics_are_read_while_an_engine_is_closed(tmp_path: Path) -> Non
             go_on.wait()
             super().close()
 
-    async with serve(tmp_path, load=loading(Slow), probation_s=0.0) as served:
+    async with serve(tmp_path, load=loading(Slow), bake_time_s=0.0) as served:
         publish(tmp_path)
         await asyncio.to_thread(closing.wait)
         try:

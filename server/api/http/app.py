@@ -14,7 +14,7 @@ from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.http.routes import http_problem
-from server.models.registry import Catalog
+from server.models.registry import ModelRegistry
 from server.telemetry.metrics import Metrics
 
 HEAD_S = 20.0  # for the head of a request to come whole, as long as gRPC's port waits
@@ -52,7 +52,7 @@ class Connection(H11Protocol):
 
 def application(
     metrics: Metrics,
-    catalog: Catalog,
+    catalog: ModelRegistry,
     accepting: Callable[[], bool],
     lost: Callable[[], str],
     calls: Sequence[Route],

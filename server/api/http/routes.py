@@ -30,8 +30,8 @@ from server.api.classify import Classifier
 from server.api.handlers import (
     STATUS,
     Call,
-    Intake,
-    Tally,
+    InFlightLimits,
+    MethodMetrics,
     clipped,
     told,
 )
@@ -141,7 +141,7 @@ class Rest:
         classifier: Classifier,
         open_inference: OpenInference,
         metrics: Metrics,
-        intake: Intake,
+        intake: InFlightLimits,
         limits: BodyLimits,
         *,
         shared_memory: bool = False,
@@ -343,7 +343,7 @@ class Rest:
     def _get(self, path: str, method: str, answering: Answering) -> Route:
         """A question that is answered at once, from memory; it holds nothing and is never too
         much."""
-        tally = Tally(method, self._metrics)
+        tally = MethodMetrics(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
             call = Call(clock(), math.inf, self._intake.after)
@@ -358,7 +358,7 @@ class Rest:
 
     def _post(self, path: str, method: str, answering: Answering, limit: int) -> Route:
         """A question with a body of so many bytes at most."""
-        tally = Tally(method, self._metrics)
+        tally = MethodMetrics(method, self._metrics)
 
         async def endpoint(request: Request) -> Response:
             call = Call(clock(), math.inf, self._intake.after)
@@ -458,7 +458,7 @@ class Rest:
             raise ModelNotReady("the server has stopped")
         return working.result()
 
-    def _failed(self, error: Exception, call: Call, tally: Tally, method: str) -> Response:
+    def _failed(self, error: Exception, call: Call, tally: MethodMetrics, method: str) -> Response:
         if isinstance(error, ServingError):
             tally.refused(call, error)
             members: dict[str, Any] = {}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server import repository
-from server.api.handlers import Call, Intake
+from server.api.handlers import Call, InFlightLimits
 from server.api.inference import (
     REQUEST_ID_LIMIT,
     Inference,
@@ -31,9 +31,9 @@ from server.api.v2.shared_memory import Regions, Window, WindowRows
 from server.engines import Outputs, Pixels, Rows
 from server.errors import InvalidInput, ModelNotFound
 from server.images.decode import batch_from_pixels, decode
-from server.models.registry import Catalog, Ready, Status
+from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.models.state import State
-from server.models.watcher import Rollout
+from server.models.watcher import RepositoryWatcher
 from server.repository.serving_config import LABELS
 from server.scheduling.deadline import PRIORITIES
 
@@ -112,12 +112,12 @@ class OpenInference:
 
     def __init__(
         self,
-        catalog: Catalog,
+        catalog: ModelRegistry,
         inference: Inference,
         accepting: Callable[[], bool],
-        intake: Intake,
+        intake: InFlightLimits,
         regions: Regions | None = None,
-        rollout: Rollout | None = None,
+        rollout: RepositoryWatcher | None = None,
     ) -> None:
         self._catalog = catalog
         self._inference = inference
@@ -209,7 +209,7 @@ class OpenInference:
         self,
         request: pb.ModelInferRequest,
         call: Call,
-        model: Ready,
+        model: LoadedModel,
         beside: Elements | None,
         windows: list[Window],
     ) -> pb.ModelInferResponse:
@@ -306,7 +306,7 @@ class OpenInference:
         self,
         request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
         allowed: Sequence[str],
-    ) -> Rollout:
+    ) -> RepositoryWatcher:
         """What loads and unloads, where the request may ask for it. Raises InvalidInput."""
         _check_repository(request.repository_name)
         for name in sorted(request.parameters):
@@ -375,7 +375,7 @@ class OpenInference:
         windows.append(self._regions.window(place, name, offset, byte_size))
         return windows[-1]
 
-    def _named(self, request: _Name, call: Call) -> Ready:
+    def _named(self, request: _Name, call: Call) -> LoadedModel:
         """The version asked about. Raises what `Catalog.shown` does."""
         model = self._catalog.shown(request.name, *version_or_label("version", request.version))
         call.model, call.version = model.name, model.version_text
@@ -384,7 +384,7 @@ class OpenInference:
     def _wanted(
         self,
         outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor],
-        model: Ready,
+        model: LoadedModel,
         windows: list[Window],
     ) -> list[Wanted]:
         """What is to be answered, in the order asked; all where nothing is named."""
@@ -425,7 +425,7 @@ class OpenInference:
         self,
         request: pb.ModelInferRequest,
         position: int,
-        model: Ready,
+        model: LoadedModel,
         beside: Elements | None,
         windows: list[Window],
     ) -> tuple[int, Callable[[], Awaitable[Pixels | Rows]]]:
@@ -454,7 +454,7 @@ class OpenInference:
         return shape[0], partial(make, tensor, field, elements, model)
 
     async def _from_pixels(
-        self, tensor: _Tensor, place: str, elements: Elements | None, model: Ready
+        self, tensor: _Tensor, place: str, elements: Elements | None, model: LoadedModel
     ) -> Pixels | Rows:
         count = tensor.shape[0]
         needed = count * math.prod(model.spec.shape)
@@ -477,7 +477,7 @@ class OpenInference:
         return batch_from_pixels(data, count, *model.spec.shape, model.spec, limits, IMAGE)
 
     async def _from_files(
-        self, tensor: _Tensor, place: str, elements: Elements | None, model: Ready
+        self, tensor: _Tensor, place: str, elements: Elements | None, model: LoadedModel
     ) -> Pixels:
         count = tensor.shape[0]
         files: Sequence[bytes]
@@ -502,7 +502,7 @@ class OpenInference:
         return await self._inference.decoded([None] * count, work)
 
     async def _from_lent_files(
-        self, tensor: _Tensor, field: str, window: Window, model: Ready
+        self, tensor: _Tensor, field: str, window: Window, model: LoadedModel
     ) -> Pixels:
         """Files are read whole before they are decoded, and held as if the message had brought
         them."""
@@ -540,7 +540,7 @@ def _check_repository(name: str) -> None:
         )
 
 
-def _index_reason(status: Status) -> str:
+def _index_reason(status: ModelVersion) -> str:
     """The reason, with the state's own name where the index has none for it."""
     if status.state in (State.CHECKING, State.UNLOADED, State.FAILED):
         return f"{status.state.name}: {status.reason}" if status.reason else status.state.name
@@ -563,11 +563,11 @@ def version_or_label(field: str, text: str) -> tuple[int, str]:
     return int(text), ""
 
 
-def _platform(model: Ready) -> str:
+def _platform(model: LoadedModel) -> str:
     return f"{SERVER}_{model.record.backend}"
 
 
-def _dimensions(model: Ready) -> dict[str, tuple[int, ...]]:
+def _dimensions(model: LoadedModel) -> dict[str, tuple[int, ...]]:
     """Of each tensor, those after the batch."""
     manifest = model.manifest
     return {
@@ -734,7 +734,7 @@ def _elements_in(
     return Elements(field, window)
 
 
-def _check_room(field: str, output: Wanted, images: int, model: Ready) -> None:
+def _check_room(field: str, output: Wanted, images: int, model: LoadedModel) -> None:
     """Raises InvalidInput where a tensor will not fit into its window."""
     if output.window is None:
         return
@@ -809,7 +809,7 @@ def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> bytes:
     return bytes(found)
 
 
-def _config(model: Ready, max_images: int) -> pb.ModelConfig:
+def _config(model: LoadedModel, max_images: int) -> pb.ModelConfig:
     """The configuration, calls bringing up to `max_images`."""
     manifest = model.manifest
     dimensions = _dimensions(model)
@@ -851,7 +851,7 @@ def _config(model: Ready, max_images: int) -> pb.ModelConfig:
     )
 
 
-def _statistics(model: Ready) -> pb.ModelStatistics:
+def _statistics(model: LoadedModel) -> pb.ModelStatistics:
     totals = model.metrics.totals
     decode, queue, compute, respond = (
         _duration(totals.calls, seconds) for seconds in totals.phases_s

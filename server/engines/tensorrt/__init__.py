@@ -142,7 +142,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     return Compiled(name, [path.name], " ".join(wanted), f"{flavour} {trt.__version__}")
 
 
-def unfit(record: EngineRecord) -> str | None:
+def incompatibility(record: EngineRecord) -> str | None:
     try:
         gpu = Cuda().gpu()
     except (Absent, CudaError) as error:
