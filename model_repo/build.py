@@ -36,29 +36,25 @@ from model_repo.download import Patience
 from model_repo.export import TOP_K, ExportError, Served, export, traced
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
-from server import repository
-from server.engines import (
-    BACKENDS,
-    Backend,
-    Engine,
-    Pixels,
-    Target,
-    backend,
-    cores,
-    infer,
-    tensorrt,
-)
 from server.engines import golden_check as golden
+from server.engines import tensorrt
+from server.engines.base import BACKENDS, Backend, Engine, Target, backend, cores, infer
+from server.engines.record import engine_record
 from server.errors import EngineFailure
-from server.images.decode import InputSpec
-from server.repository import (
+from server.images.decode import InputSpec, Pixels
+from server.repository import reader, writer
+from server.repository.manifest import (
+    FORMAT,
+    GOLDEN,
+    LABELS_FILE,
+    ONNX,
     EngineRecord,
-    Golden,
     InputRecord,
     InvalidVersion,
     Manifest,
     WeightsRecord,
 )
+from server.repository.reader import Golden
 
 STAGES = ("card", "weights", "answers", "export", "compile", "check", "publish")
 SPELLINGS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
@@ -171,9 +167,9 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
         probabilities = served(torch.from_numpy(pixels))[2].numpy()
     truth = Golden(pixels, probabilities)
 
-    with repository.staging(order.repo, name) as staged:
+    with writer.staging(order.repo, name) as staged:
         watcher.stage("export")
-        onnx = staged / repository.ONNX
+        onnx = staged / ONNX
         export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
 
         records = []
@@ -194,11 +190,11 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             records.append(record)
 
         watcher.stage("publish")
-        repository.write_golden(staged / repository.GOLDEN, truth)
+        writer.write_golden(staged / GOLDEN, truth)
         labels = "".join(f"{label}\n" for label in card.labels)
-        (staged / repository.LABELS).write_text(labels, "utf-8")
+        (staged / LABELS_FILE).write_text(labels, "utf-8")
         manifest = Manifest(
-            format=repository.FORMAT,
+            format=FORMAT,
             model=name,
             version=1,  # until it gets its own
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -213,12 +209,12 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             top_k=min(TOP_K, card.classes),
             objective_ms=card.objective_ms,
             share=card.share,
-            onnx=repository.record(onnx),
-            golden=repository.record(staged / repository.GOLDEN),
-            labels=repository.record(staged / repository.LABELS),
+            onnx=writer.record(onnx),
+            golden=writer.record(staged / GOLDEN),
+            labels=writer.record(staged / LABELS_FILE),
             engines=tuple(records),
         )
-        return repository.publish(order.repo, staged, manifest)
+        return writer.publish(order.repo, staged, manifest)
 
 
 def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
@@ -226,7 +222,7 @@ def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
     watcher.stage("card")
     card = cards.load(name)
     precisions = {each: _precisions(backend(each), each, order) for each in order.backends}
-    versions = [version for version in repository.scan(order.repo) if version.model == name]
+    versions = [version for version in reader.scan(order.repo) if version.model == name]
     sound = [version for version in versions if version.manifest is not None]
     if not sound:
         raise BuildError(
@@ -235,10 +231,10 @@ def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
         )
     folder, manifest = sound[0].folder, sound[0].manifest
     assert manifest is not None
-    repository.verify(folder, manifest)
-    truth = repository.read_golden(folder, manifest)
+    reader.verify(folder, manifest)
+    truth = reader.read_golden(folder, manifest)
     for each in order.backends:
-        with repository.staging(order.repo, name) as staged:
+        with writer.staging(order.repo, name) as staged:
             job = _Job(
                 backend=each,
                 target=_target(order, each, card),
@@ -249,7 +245,7 @@ def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
             )
             record, _ = _first_sound(job, precisions[each], truth)
             watcher.stage("publish")
-            manifest = repository.add_engine(order.repo, staged, manifest, record)
+            manifest = writer.add_engine(order.repo, staged, manifest, record)
     return manifest
 
 
@@ -315,7 +311,7 @@ def _sound(job: _Job, precision: str, truth: Golden) -> tuple[EngineRecord, Gold
     target = job.target._replace(precision=precision)
     job.watcher.stage("compile")
     compiled = compiler.compile(job.onnx, staged, target, job.watcher.progress)
-    record = repository.engine_record(staged, job.backend, compiled, target, deviation={})
+    record = engine_record(staged, job.backend, compiled, target, deviation={})
     job.watcher.stage("check")
     if job.backend in ON_GPU and (reason := compiler.incompatibility(record)):
         job.watcher.warn(

@@ -38,10 +38,10 @@ from typing import Any
 
 from model_repo import architectures
 from server.images.decode import InputSpec
-from server.repository import SHARES
+from server.repository.manifest import SHARES
 
 CARDS = Path(__file__).parent / "cards"
-LABELS = Path(__file__).parent / "labels"
+LABELS_FOLDER = Path(__file__).parent / "labels"
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")  # it becomes a folder, a label and an argument
 
@@ -132,7 +132,7 @@ def names(folder: Path = CARDS) -> list[str]:
     return sorted(path.stem for path in folder.glob("*.toml"))
 
 
-def load(name: str, folder: Path = CARDS, labels: Path = LABELS) -> Card:
+def load(name: str, folder: Path = CARDS, labels: Path = LABELS_FOLDER) -> Card:
     """The card of that name. Raises CardError."""
     if name not in names(folder):
         raise CardError(

@@ -14,8 +14,7 @@ import numpy as np
 from PIL import Image
 
 from model_repo import digits
-from server.engines import Pixels
-from server.images.decode import InputSpec, decode
+from server.images.decode import InputSpec, Pixels, decode
 
 
 class Photograph(NamedTuple):

@@ -29,7 +29,7 @@ from server.api.inference import Inference
 from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_refusal
 from server.api.v2.shared_memory import Regions
-from server.engines import BACKENDS, Engine, cores
+from server.engines.base import BACKENDS, Engine, cores
 from server.execution.device import DeviceExecutor
 from server.images.decode import ImageLimits
 from server.models.golden_monitor import GoldenMonitor
@@ -37,7 +37,7 @@ from server.models.loader import LoadedEngine, Profiles, load
 from server.models.registry import ModelRegistry
 from server.models.watcher import RepositoryWatcher
 from server.process.idle_priority import idle_priority
-from server.repository import Version
+from server.repository.reader import Version
 from server.repository.serving_config import Found, VersionPolicy, look
 from server.scheduling.deadline import DeadlineScheduler, FixedScheduler, Scheduler
 from server.settings import Settings

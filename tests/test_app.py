@@ -25,7 +25,8 @@ from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe, Load, Running, running
 from server.errors import DeviceLost, EngineFailure
 from server.models.loader import LoadedEngine
-from server.repository import InvalidVersion, Manifest, Version
+from server.repository.manifest import InvalidVersion, Manifest
+from server.repository.reader import Version
 from server.settings import Settings
 from tests.support.serving import (
     SERVICE,

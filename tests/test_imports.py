@@ -40,7 +40,6 @@ LAYERS = (
     {"app"},
     {"__main__"},
 )
-EXCEPTIONS = {("repository", "engines")}  # to be removed
 
 LIBRARIES = {  # each is seen by one file
     "openvino": "server/engines/openvino.py",
@@ -137,7 +136,7 @@ def test_a_room_of_the_server_imports_only_from_layers_below_its_own() -> None:
         for name in imported(source):
             package, _, rest = name.partition(".")
             other = rest.partition(".")[0]
-            if package == "server" and other != room and (room, other) not in EXCEPTIONS:
+            if package == "server" and other != room:
                 assert layer_of[other] < layer_of[room], f"{name_of(source)} imports {name}"
 
 

@@ -14,10 +14,11 @@ from server.api.inference import (
     check_request_id,
 )
 from server.api.stubs import classify_pb2 as pb
-from server.engines import Outputs, Pixels
+from server.engines.base import Outputs
 from server.errors import InvalidInput
 from server.images.decode import (
     InputSpec,
+    Pixels,
     batch_from_pixels,
     decode,
     from_pixels,

@@ -11,10 +11,10 @@ from typing import Any, cast
 import numpy as np
 
 from server.api.handlers import Call
-from server.engines import Outputs, Pixels, Rows
+from server.engines.base import Outputs, Rows
 from server.errors import InvalidInput, Overloaded
 from server.execution.device import Answer, clock
-from server.images.decode import ImageLimits
+from server.images.decode import ImageLimits, Pixels
 from server.models.registry import LoadedModel
 
 REQUEST_ID_LIMIT = 128

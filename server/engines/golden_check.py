@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engines import Engine, Instance, Outputs, Pixels, infer
-from server.repository import Golden
+from server.engines.base import Engine, Instance, Outputs, infer
+from server.images.decode import Pixels
+from server.repository.reader import Golden
 
 # Largest deviation allowed, by precision, see `deviation`. Measured over the networks, untrained
 # ones among them, which amplify rounding most: see docs of each build's passport.

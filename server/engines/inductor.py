@@ -26,11 +26,10 @@ import numpy as np
 import torch
 import torch._inductor
 
-from server.engines import (
+from server.engines.base import (
     Compiled,
     Done,
     Outputs,
-    Pixels,
     Progress,
     Target,
     quietly,
@@ -38,9 +37,10 @@ from server.engines import (
     sizes_of,
 )
 from server.errors import DeviceLost, EngineFailure
+from server.images.decode import Pixels
 
 if TYPE_CHECKING:
-    from server.repository import EngineRecord
+    from server.repository.manifest import EngineRecord
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,12 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, quietly
+from server.engines.base import Compiled, Done, Outputs, Progress, Target, quietly
 from server.errors import EngineFailure
+from server.images.decode import Pixels
 
 if TYPE_CHECKING:
-    from server.repository import EngineRecord
+    from server.repository.manifest import EngineRecord
 
 FILE = "null.json"
 

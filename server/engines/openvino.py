@@ -17,8 +17,9 @@ from weakref import WeakMethod
 
 import numpy as np
 
-from server.engines import Compiled, Done, Outputs, Pixels, Progress, Target, infer, quietly
+from server.engines.base import Compiled, Done, Outputs, Progress, Target, infer, quietly
 from server.errors import EngineFailure
+from server.images.decode import Pixels
 
 # OpenVINO's package reports its import to an outside address, from a forked process. Ours doesn't:
 # without that module it takes a stub of its own.
@@ -27,7 +28,7 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 import openvino as ov  # noqa: E402
 
 if TYPE_CHECKING:
-    from server.repository import EngineRecord
+    from server.repository.manifest import EngineRecord
 
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # ours: OpenVINO's
 NATIVE = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}

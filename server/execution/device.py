@@ -15,8 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.engines import Engine, Instance, Outputs, Pixels, Rows, instances_by_units
+from server.engines.base import Engine, Instance, Outputs, Rows, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
+from server.images.decode import Pixels
 from server.scheduling.deadline import (
     Batch,
     InstanceGroup,

@@ -11,13 +11,14 @@ import asyncio
 import logging
 from concurrent.futures import Executor
 
-from server import repository
-from server.engines import Outputs
 from server.engines import golden_check as golden
+from server.engines.base import Outputs
 from server.errors import ServingError
 from server.execution.device import clock
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
-from server.repository import Golden, InvalidVersion, Version
+from server.repository import reader
+from server.repository.manifest import InvalidVersion
+from server.repository.reader import Golden, Version
 from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -87,5 +88,5 @@ async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
 def _golden_of(version: Version) -> Golden:
     """The golden inputs and answers, if they are still those published. Raises Unsound."""
     assert version.manifest is not None
-    repository.verify_file(version.folder, version.manifest.golden)
-    return repository.read_golden(version.folder, version.manifest)
+    reader.verify_file(version.folder, version.manifest.golden)
+    return reader.read_golden(version.folder, version.manifest)

@@ -16,13 +16,23 @@ from typing import NamedTuple
 
 import msgspec
 
-from server import repository
-from server.engines import Engine, Instance, Outputs, Target, backend, infer, instances_by_units
 from server.engines import golden_check as golden
+from server.engines.base import (
+    Engine,
+    Instance,
+    Outputs,
+    Target,
+    backend,
+    infer,
+    instances_by_units,
+)
+from server.engines.record import engine_record
 from server.errors import EngineFailure
 from server.execution.device import lanes_of
 from server.models.memory_budget import check_memory
-from server.repository import EngineRecord, InvalidVersion, Manifest, Version
+from server.repository import reader, writer
+from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
+from server.repository.reader import Version
 from server.scheduling.deadline import InstanceGroup
 
 log = logging.getLogger(__name__)
@@ -168,17 +178,17 @@ def _rebuilt(
     target = Target(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
     log.info("rebuilding", extra={"model": version.model, "version": version.version, "to": name})
     root = version.folder.parent.parent
-    with repository.staging(root, version.model) as staged:
+    with writer.staging(root, version.model) as staged:
         onnx = version.folder / manifest.onnx.name
-        repository.verify(version.folder, msgspec.structs.replace(manifest, engines=()))
+        reader.verify(version.folder, msgspec.structs.replace(manifest, engines=()))
         compiled = chosen.compile(onnx, staged, target)
-        record = repository.engine_record(staged, name, compiled, target, deviation={})
+        record = engine_record(staged, name, compiled, target, deviation={})
         if reason := chosen.incompatibility(record):
             raise InvalidVersion(reason)
         loaded, deviation = _proved(staged, version, manifest, record, how)
         record = msgspec.structs.replace(record, deviation=deviation)
         try:
-            repository.add_engine(root, staged, manifest, record)
+            writer.add_engine(root, staged, manifest, record)
         except BaseException:
             loaded.engine.close()
             raise
@@ -204,7 +214,7 @@ def _load(
         raise InvalidVersion(reason)
     if record.precision not in golden.LIMITS:
         raise InvalidVersion(f"nothing is known of precision {record.precision!r}")
-    repository.verify(version.folder, manifest, record)
+    reader.verify(version.folder, manifest, record)
     return _proved(version.folder, version, manifest, record, how)[0]
 
 
@@ -216,8 +226,8 @@ def _proved(
     how: _How,
 ) -> tuple[LoadedEngine, dict[str, float]]:
     """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
-    labels = repository.read_labels(version.folder, manifest)
-    answers = repository.read_golden(version.folder, manifest)
+    labels = reader.read_labels(version.folder, manifest)
+    answers = reader.read_golden(version.folder, manifest)
     row = manifest.input.spec().shape
     _go_on(how)
     check_memory(record, row, how.threads)

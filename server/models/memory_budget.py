@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from server.process import allocator
-from server.repository import EngineRecord, InvalidVersion
+from server.repository.manifest import EngineRecord, InvalidVersion
 
 KEPT_FREE_BYTES = 64 << 20  # for all that is not an engine
 

@@ -22,17 +22,18 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from server.engines import Engine
+from server.engines.base import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
 from server.execution.device import DeviceExecutor, clock
 from server.images.decode import InputSpec
 from server.models.loader import LoadedEngine
 from server.models.rollback import CallCounts, RollbackPolicy
 from server.models.state import State, VersionState
-from server.repository import EngineRecord, InvalidVersion, Manifest, Version
+from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
+from server.repository.reader import Version
 from server.repository.serving_config import (
-    LABELS,
     SERVE_LATEST,
+    VERSION_LABELS,
     ServingConfig,
     VersionPolicy,
 )
@@ -245,7 +246,7 @@ class ModelRegistry:
         model = self._models[status.model]
         return [
             label
-            for label in LABELS
+            for label in VERSION_LABELS
             if model.plan.version(label) == status.version
             or (label == "stable" and model.stable is status and label not in model.plan.labels)
         ]
@@ -511,8 +512,10 @@ class ModelRegistry:
         return model.canary if chosen else model.stable
 
     def _labelled(self, model: _Model, label: str) -> int:
-        if label not in LABELS:
-            raise InvalidInput("label", f"is {label[:80]!r}; {' or '.join(LABELS)} is allowed")
+        if label not in VERSION_LABELS:
+            raise InvalidInput(
+                "label", f"is {label[:80]!r}; {' or '.join(VERSION_LABELS)} is allowed"
+            )
         version = model.plan.version(label)
         if not version and label == "stable" and model.stable is not None:
             return model.stable.version

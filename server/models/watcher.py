@@ -14,7 +14,7 @@ from watchfiles import Change, awatch
 from server.errors import ModelNotReady
 from server.execution.device import clock
 from server.models.registry import ModelRegistry
-from server.repository import MODEL_NAME
+from server.repository.manifest import MODEL_NAME
 from server.repository.serving_config import Found, look
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,12 @@ from pathlib import Path
 
 import msgspec
 
-from server import repository
-from server.repository import InvalidVersion, Version
+from server.repository import reader, writer
+from server.repository.manifest import InvalidVersion
+from server.repository.reader import IgnoredEntry, Version
 from server.repository.serving_config import (
-    LABELS,
     SERVE_LATEST,
+    VERSION_LABELS,
     ServingConfig,
     VersionPolicy,
     look,
@@ -34,7 +35,7 @@ from server.repository.serving_config import (
 )
 
 STALE = re.compile(r"\.(staging|gone)-.*")  # what writers leave that died
-ASSIGNMENT = re.compile(rf"({'|'.join(LABELS)})=([1-9][0-9]{{0,17}})?")
+ASSIGNMENT = re.compile(rf"({'|'.join(VERSION_LABELS)})=([1-9][0-9]{{0,17}})?")
 
 
 class Refused(Exception):
@@ -125,13 +126,13 @@ def _list(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     unsound = 0
-    for version in _named(repository.scan(args.repo), args.names):
+    for version in _named(reader.scan(args.repo), args.names):
         try:
             if version.manifest is None:
                 raise InvalidVersion(version.reason)
-            repository.verify(version.folder, version.manifest)
-            repository.read_labels(version.folder, version.manifest)
-            repository.read_golden(version.folder, version.manifest)
+            reader.verify(version.folder, version.manifest)
+            reader.read_labels(version.folder, version.manifest)
+            reader.read_golden(version.folder, version.manifest)
         except InvalidVersion as error:
             unsound += 1
             print(f"{version.model}/{version.version}: UNSOUND: {error}")
@@ -162,9 +163,9 @@ def _gc(args: argparse.Namespace) -> int:
 
 def _label(args: argparse.Namespace) -> int:
     home = args.repo / args.model
-    versions = {one.version: one for one in repository.scan(args.repo) if one.model == args.model}
+    versions = {one.version: one for one in reader.scan(args.repo) if one.model == args.model}
     if not versions:
-        there = ", ".join(sorted({one.model for one in repository.scan(args.repo)})) or "none"
+        there = ", ".join(sorted({one.model for one in reader.scan(args.repo)})) or "none"
         raise Refused(f"{args.repo} has no model {args.model!r}; it has {there}")
     try:
         old = read_plan(home)
@@ -174,7 +175,7 @@ def _label(args: argparse.Namespace) -> int:
     for text in args.labels:
         match = ASSIGNMENT.fullmatch(text)
         if match is None:
-            names = " or ".join(LABELS)
+            names = " or ".join(VERSION_LABELS)
             raise Refused(f"{text!r} is no LABEL=VERSION; a label is {names}, as in stable=3")
         name: str = match[1]
         if match[2] is None:
@@ -228,7 +229,7 @@ def _facts(version: Version, plan: ServingConfig) -> Facts:
         created=manifest.created if manifest else "",
         engines=[engine.name for engine in manifest.engines] if manifest else [],
         trained=manifest.weights.trained if manifest else False,
-        labels=[label for label in LABELS if plan.version(label) == version.version],
+        labels=[label for label in VERSION_LABELS if plan.version(label) == version.version],
     )
 
 
@@ -271,7 +272,7 @@ def _left_by_writers(home: Path) -> list[tuple[Path, str]]:
     left = []
     for path in sorted(home.iterdir()):
         if STALE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with suppress(OSError), repository.locked(path, wait=False):
+            with suppress(OSError), writer.locked(path, wait=False):
                 left.append((path, "left by a writer that died"))
     return left
 
@@ -282,7 +283,7 @@ def _delete(path: Path) -> None:
     if not path.name.startswith("."):
         hidden = Path(tempfile.mkdtemp(prefix=".gone-", dir=path.parent))
         path.rename(hidden / path.name)
-        repository.sync(path.parent)
+        writer.sync(path.parent)
     shutil.rmtree(hidden, ignore_errors=True)  # another one may be at it
 
 
@@ -294,7 +295,7 @@ def _plan(plan: ServingConfig) -> str:
     return ", ".join(parts)
 
 
-def _told(stray: repository.IgnoredEntry) -> str:
+def _told(stray: IgnoredEntry) -> str:
     return f"{stray.path}: {stray.reason}"
 
 

@@ -20,12 +20,14 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from server import repository
-from server.repository import MODEL_NAME, IgnoredEntry, InvalidVersion, Version, locked, sync
+from server.repository import reader
+from server.repository.manifest import MODEL_NAME, InvalidVersion
+from server.repository.reader import IgnoredEntry, Version
+from server.repository.writer import locked, sync
 
 SERVING = "serving.json"
 LIMIT_BYTES = 64 << 10  # of that file; it has a hundred
-LABELS = ("stable", "canary")
+VERSION_LABELS = ("stable", "canary")
 POLICIES = "latest:N, all, or named:N,N,..."
 
 
@@ -84,7 +86,7 @@ class Found(NamedTuple):
 
 def look(root: Path) -> Found:
     """All that is in the repository. Raises OSError when `root` can't be read."""
-    versions, strays = repository.scan(root), repository.strays(root)
+    versions, strays = reader.scan(root), reader.strays(root)
     plans: dict[str, ServingConfig] = {}
     for model in dict.fromkeys(version.model for version in versions):
         try:

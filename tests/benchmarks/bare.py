@@ -9,8 +9,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from statistics import median
 
-from server import repository
-from server.engines import Instance, Outputs
+from server.engines.base import Instance, Outputs
+from server.repository import reader
+from server.repository.reader import Version
 
 
 def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
@@ -41,9 +42,9 @@ def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[flo
     return len(durations) * rows / (ended_s - began_s), median(durations)
 
 
-def newest_version(repo: Path, model: str) -> repository.Version:
+def newest_version(repo: Path, model: str) -> Version:
     """The version that a server would serve."""
-    for version in repository.scan(repo):
+    for version in reader.scan(repo):
         if version.model == model and version.manifest is not None:
             return version
     raise SystemExit(f"bench: {repo} has no sound version of {model}")

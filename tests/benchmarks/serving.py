@@ -38,10 +38,10 @@ from rich.table import Table
 from convserve_client.loadgen.arguments import at_least, positive
 from convserve_client.loadgen.images import picture
 from convserve_client.stubs import classify_pb2_grpc
-from server import repository
 from server.api.stubs import classify_pb2 as pb
-from server.engines import cores, instances_by_units
+from server.engines.base import cores, instances_by_units
 from server.models import loader as loading
+from server.repository import reader
 from tests.benchmarks.bare import keep_busy, newest_version
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -445,7 +445,7 @@ def parser_of(description: str | None, *, rounds: int, seconds: float) -> argpar
 
 def build_if_missing(repo: Path, model: str, console: Console) -> None:
     if repo.is_dir() and any(
-        version.model == model and version.manifest for version in repository.scan(repo)
+        version.model == model and version.manifest for version in reader.scan(repo)
     ):
         return
     console.print(f"building {model}, with random weights where there are no others")

@@ -30,10 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from convserve_client.loadgen.arguments import at_least, positive
-from server import repository
 from server.api.stubs import classify_pb2 as pb
-from server.engines import cores
-from server.repository import Version
+from server.engines.base import cores
+from server.repository import writer
+from server.repository.reader import Version
 from tests.benchmarks.bare import newest_version
 from tests.benchmarks.serving import (
     CALLERS,
@@ -130,10 +130,10 @@ def _until(there: Callable[[], bool], otherwise: str) -> None:
 def _publish(repo: Path, sample: Version) -> int:
     """The next version, a copy of the sample, as a builder publishes it."""
     assert sample.manifest is not None
-    with repository.staging(repo, sample.model) as staged:
+    with writer.staging(repo, sample.model) as staged:
         for file in sample.manifest.files():
             shutil.copyfile(sample.folder / file.name, staged / file.name)
-        return repository.publish(repo, staged, sample.manifest).version
+        return writer.publish(repo, staged, sample.manifest).version
 
 
 def _by_status(reports: Sequence[dict[str, Any]]) -> str:

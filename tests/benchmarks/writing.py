@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from server.engines import cores
+from server.engines.base import cores
 from tests.benchmarks.bare import processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -12,8 +12,9 @@ import pytest
 
 from convserve_client.loadgen.measure import BOUND_SHARE, measure
 from convserve_client.loadgen.plan import Kind, Plan
-from server.engines import Done, Pixels
-from server.repository import Manifest
+from server.engines.base import Done
+from server.images.decode import Pixels
+from server.repository.manifest import Manifest
 from tests.benchmarks.generator import null_server
 from tests.support.serving import (
     Mirror,

@@ -14,24 +14,23 @@ import msgspec
 import numpy as np
 import pytest
 
-from server import engines, repository
-from server.engines import (
+from server.engines import base, openvino, tensorrt
+from server.engines.base import (
     BACKENDS,
     Backend,
     Done,
     Engine,
     Outputs,
-    Pixels,
     Target,
     backend,
     cores,
     infer,
-    openvino,
-    tensorrt,
 )
 from server.engines.golden_check import ROW_LIMITS, deviation, yardsticks
 from server.errors import EngineFailure
-from server.repository import EngineRecord, Manifest
+from server.images.decode import Pixels
+from server.repository import reader, writer
+from server.repository.manifest import ONNX, EngineRecord, Manifest
 
 MAX_BATCH = 5
 CLASSES = 10
@@ -44,8 +43,8 @@ class Compiled:
         self.backend: Backend = backend(name)
         self.folder = folder
         self.published = root / "lenet5" / "1"
-        self.manifest: Manifest = repository.read(self.published)
-        self.onnx = self.published / repository.ONNX
+        self.manifest: Manifest = reader.read(self.published)
+        self.onnx = self.published / ONNX
         precision = self.backend.best_precision()
         made = self.backend.compile(self.onnx, folder, Target(precision, MAX_BATCH))
         self.record = EngineRecord(
@@ -55,7 +54,7 @@ class Compiled:
             precision=precision,
             hardware=self.backend.hardware(),
             max_batch=MAX_BATCH,
-            files=tuple(repository.record(folder / file) for file in made.files),
+            files=tuple(writer.record(folder / file) for file in made.files),
             deviation={},
         )
 
@@ -86,12 +85,12 @@ def engine(compiled: Compiled) -> Iterator[Engine]:
 def pixels(built_repository: Path) -> Pixels:
     """The golden digits: [10, 32, 32, 1]."""
     folder = built_repository / "lenet5" / "1"
-    return repository.read_golden(folder, repository.read(folder)).pixels
+    return reader.read_golden(folder, reader.read(folder)).pixels
 
 
 def test_every_backend_has_a_file_and_every_file_is_a_backend() -> None:
-    folder = Path(engines.__file__).parent
-    shared = {"__init__", "__pycache__", "golden_check", "onnx_precision"}
+    folder = Path(base.__file__).parent
+    shared = {"__init__", "__pycache__", "base", "golden_check", "onnx_precision", "record"}
     assert {path.stem for path in folder.iterdir()} - shared == set(BACKENDS)
 
 

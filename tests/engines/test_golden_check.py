@@ -11,16 +11,18 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from server import repository
-from server.engines import Done, Engine, Instance, Outputs, Pixels, Target, backend, infer
 from server.engines import golden_check as golden
+from server.engines.base import Done, Engine, Instance, Outputs, Target, backend, infer
 from server.engines.golden_check import (
     GoldenMismatch,
     check,
     deviation,
     yardsticks,
 )
-from server.repository import EngineRecord, FileRecord, Golden
+from server.images.decode import Pixels
+from server.repository import reader
+from server.repository.manifest import EngineRecord, FileRecord
+from server.repository.reader import Golden
 
 Probabilities = NDArray[np.float32]
 openvino = backend("openvino")
@@ -262,8 +264,8 @@ class Sound:
     def __init__(self, root: Path, model: str, folder: Path) -> None:
         self.folder = folder
         self.version = root / model / "1"
-        self.manifest = repository.read(self.version)
-        self.golden = repository.read_golden(self.version, self.manifest)
+        self.manifest = reader.read(self.version)
+        self.golden = reader.read_golden(self.version, self.manifest)
 
     def load(
         self, precision: str, change: Callable[[onnx.GraphProto], None] | None = None

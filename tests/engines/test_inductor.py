@@ -18,13 +18,15 @@ import torch._inductor
 from model_repo import architectures, cards
 from model_repo.build import BuildError, Order, build
 from model_repo.export import Served, traced
-from server import repository
 from server.api.stubs import classify_pb2 as pb
-from server.engines import Engine, Target, inductor, infer
 from server.engines import golden_check as golden
+from server.engines import inductor
+from server.engines.base import Engine, Target, infer
 from server.engines.golden_check import ROW_LIMITS, deviation, yardsticks
 from server.errors import DeviceLost, EngineFailure
-from server.repository import EngineRecord, Golden
+from server.repository import reader
+from server.repository.manifest import EngineRecord
+from server.repository.reader import Golden
 from tests.support.serving import serve
 
 MAX_BATCH = 5
@@ -46,12 +48,12 @@ def folder(published: Path) -> Path:
 
 @pytest.fixture
 def record(folder: Path) -> EngineRecord:
-    return repository.read(folder).engines[1]
+    return reader.read(folder).engines[1]
 
 
 @pytest.fixture
 def truth(folder: Path) -> Golden:
-    return repository.read_golden(folder, repository.read(folder))
+    return reader.read_golden(folder, reader.read(folder))
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from server.engines import Done, Instance, Outputs, Pixels, Rows
+from server.engines.base import Done, Instance, Outputs, Rows
 from server.errors import (
     DeadlineUnreachable,
     DeviceLost,
@@ -30,6 +30,7 @@ from server.execution.device import (
     clock,
     lanes_of,
 )
+from server.images.decode import Pixels
 from server.scheduling.deadline import DeadlineScheduler, Scheduler
 from server.telemetry.metrics import Metrics
 

@@ -28,14 +28,15 @@ from model_repo import architectures, cards, weights
 from model_repo.build import Order, build
 from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
-from server import repository
-from server.engines import Engine, Outputs, Pixels, Target, backend, cores, infer
 from server.engines import golden_check as golden
+from server.engines.base import Engine, Outputs, Target, backend, cores, infer
 from server.engines.tensorrt.cuda import Absent, Cuda, CudaError
 from server.errors import EngineFailure
-from server.images.decode import InputSpec
+from server.images.decode import InputSpec, Pixels
 from server.models import loader as loading
-from server.repository import EngineRecord
+from server.repository import reader
+from server.repository.manifest import EngineRecord
+from server.repository.reader import Version
 from tests.benchmarks.bare import keep_busy, newest_version, processor
 from tests.gpu import lane as gpu_lane
 from tests.support.multiplications import multiplications
@@ -215,7 +216,7 @@ def newest(
     lane: Lane,
     name: str,
     choose: Callable[[Sequence[EngineRecord]], EngineRecord] = built_last,
-) -> Iterator[tuple[Engine, repository.Version]]:
+) -> Iterator[tuple[Engine, Version]]:
     """An engine of the version that was built last."""
     version = newest_version(lane.repo, name)
     assert version.manifest is not None
@@ -229,23 +230,23 @@ def newest(
         gc.collect()
 
 
-def parity(engine: Engine, version: repository.Version) -> dict[str, float]:
+def parity(engine: Engine, version: Version) -> dict[str, float]:
     """The largest deviation from eager float32, by every size that the engine computes, and that
     the same image gets the same answer in every row. Raises golden.Deviates."""
     assert version.manifest is not None
-    truth = repository.read_golden(version.folder, version.manifest)
+    truth = reader.read_golden(version.folder, version.manifest)
     sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
     precision = version.manifest.engines[-1].precision
     return golden.check(engine, truth, precision, sizes)
 
 
-def contract(engine: Engine, version: repository.Version) -> None:
+def contract(engine: Engine, version: Version) -> None:
     """What server.engines promises of every engine: forms, answers to keep, instances side by side.
 
     Raises AssertionError.
     """
     assert version.manifest is not None
-    pixels = repository.read_golden(version.folder, version.manifest).pixels
+    pixels = reader.read_golden(version.folder, version.manifest).pixels
     first = engine.instances[0]
     for rows in range(1, min(len(pixels), engine.max_batch) + 1):
         answer = infer(first, pixels[:rows])
@@ -394,7 +395,7 @@ def damaged(plan: bytes) -> dict[str, bytes]:
     }
 
 
-def load_damaged(folder: Path, version: repository.Version) -> Results:
+def load_damaged(folder: Path, version: Version) -> Results:
     """How many loads there were, how many were refused, and what the device's memory lost.
 
     A plan carries no sum of its own, so one with a hole may be taken: servers compare the hash.

@@ -14,7 +14,7 @@ from server.models import memory_budget as memory
 from server.models.memory_budget import check_memory, free_bytes, needed_bytes
 from server.process import allocator
 from server.process import idle_priority as priority
-from server.repository import EngineRecord, FileRecord, InvalidVersion
+from server.repository.manifest import EngineRecord, FileRecord, InvalidVersion
 
 GIB = 1 << 30
 ROOT = Path(__file__).resolve().parent.parent.parent

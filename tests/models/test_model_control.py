@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tritonclient.utils import InferenceServerException
 
 from server.models.loader import LoadedEngine
-from server.repository import Version
+from server.repository.reader import Version
 from tests.models.test_watcher import once, states, under_load
 from tests.support import triton_clients as triton
 from tests.support.serving import (

@@ -14,14 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from server import repository
-from server.engines import Engine
+from server.engines.base import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
 from server.execution.device import DeviceExecutor, clock, lanes_of
 from server.models.loader import LoadedEngine
 from server.models.registry import ModelRegistry
 from server.models.state import State
-from server.repository import InvalidVersion, Version
+from server.repository import reader
+from server.repository.manifest import InvalidVersion
+from server.repository.reader import Version
 from server.repository.serving_config import look
 from server.scheduling.deadline import DeadlineScheduler, InstanceGroup
 from server.telemetry.metrics import Metrics, ModelMetrics
@@ -45,7 +46,7 @@ class Shop:
         assert version.manifest is not None
         engine = self.engines[key] = Mirror(version.manifest)
         lanes = lanes_of(engine, lambda instance, rows: 0.001)
-        labels = repository.read_labels(version.folder, version.manifest)
+        labels = reader.read_labels(version.folder, version.manifest)
         checking()
         return LoadedEngine(engine, version.manifest.engines[0], lanes, labels)
 

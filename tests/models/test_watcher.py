@@ -19,13 +19,14 @@ import pytest
 from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from server import repository
 from server.api.stubs import classify_pb2 as pb
 from server.engines import null
 from server.errors import EngineFailure
 from server.models import watcher as rollout
-from server.repository import Manifest
+from server.repository import writer
 from server.repository.__main__ import main as command
+from server.repository.manifest import GOLDEN, LABELS_FILE, MANIFEST, ONNX, Manifest
+from server.repository.reader import Golden
 from server.repository.serving_config import ServingConfig, write_plan
 from tests.support import triton_clients as triton
 from tests.support.serving import (
@@ -220,7 +221,7 @@ Break = Callable[[Path], None]
 
 def republished(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes a manifest, with the hashes of the files as they are now."""
-    path = folder / repository.MANIFEST
+    path = folder / MANIFEST
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
@@ -228,7 +229,7 @@ def republished(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def with_hash(folder: Path, part: str, name: str) -> None:
     """Has the manifest say that a file is as it should be."""
-    record = msgspec.to_builtins(repository.record(folder / name))
+    record = msgspec.to_builtins(writer.record(folder / name))
 
     def change(manifest: dict[str, Any]) -> None:
         if part == "engine":
@@ -281,7 +282,7 @@ def engine(**fields: Any) -> Break:
 
 def text(content: str) -> Break:
     def broken(folder: Path) -> None:
-        (folder / repository.MANIFEST).write_text(content)
+        (folder / MANIFEST).write_text(content)
 
     return broken
 
@@ -296,14 +297,14 @@ def golden_of_another(folder: Path) -> None:
 
     answers = np.zeros((2, CLASSES), np.float32)
     answers[:, 1] = 1
-    truth = repository.Golden(np.zeros((2, *SHAPE), np.uint8), answers)
-    repository.write_golden(folder / repository.GOLDEN, truth)
-    with_hash(folder, "golden", repository.GOLDEN)
+    truth = Golden(np.zeros((2, *SHAPE), np.uint8), answers)
+    writer.write_golden(folder / GOLDEN, truth)
+    with_hash(folder, "golden", GOLDEN)
 
 
 def golden_that_is_none(folder: Path) -> None:
-    (folder / repository.GOLDEN).write_bytes(b"PK\x03\x04 no archive")
-    with_hash(folder, "golden", repository.GOLDEN)
+    (folder / GOLDEN).write_bytes(b"PK\x03\x04 no archive")
+    with_hash(folder, "golden", GOLDEN)
 
 
 def pipe(folder: Path) -> None:
@@ -324,18 +325,18 @@ BROKEN: dict[str, Break] = {
     "engine named outside": engine(files=[{"name": "../x", "bytes": 1, "sha256": "0" * 64}]),
     "engine with a batch beyond reason": engine(max_batch=1 << 30),
     "engine without files": engine(files=[]),
-    "graph truncated": truncate(repository.ONNX),
-    "graph flipped": flip(repository.ONNX),
-    "graph linked": linked(repository.ONNX),
+    "graph truncated": truncate(ONNX),
+    "graph flipped": flip(ONNX),
+    "graph linked": linked(ONNX),
     "golden wrong": golden_of_another,
     "golden no archive": golden_that_is_none,
-    "golden flipped": flip(repository.GOLDEN),
-    "golden missing": missing(repository.GOLDEN),
-    "golden linked": linked(repository.GOLDEN),
-    "labels truncated": truncate(repository.LABELS),
-    "labels missing": missing(repository.LABELS),
-    "manifest missing": missing(repository.MANIFEST),
-    "manifest linked": linked(repository.MANIFEST),
+    "golden flipped": flip(GOLDEN),
+    "golden missing": missing(GOLDEN),
+    "golden linked": linked(GOLDEN),
+    "labels truncated": truncate(LABELS_FILE),
+    "labels missing": missing(LABELS_FILE),
+    "manifest missing": missing(MANIFEST),
+    "manifest linked": linked(MANIFEST),
     "manifest empty": text(""),
     "manifest no JSON": text("{"),
     "manifest a thousand deep": text("[" * 100_000),
@@ -385,13 +386,13 @@ async def test_a_version_that_is_mended_is_served(tmp_path: Path) -> None:
     async with serve(tmp_path, bake_time_s=0.0) as served:
         publish(tmp_path / "workshop")
         folder = tmp_path / "workshop/tiny/1"
-        labels = (folder / repository.LABELS).read_text()
+        labels = (folder / LABELS_FILE).read_text()
         republished(folder, lambda found: found.update(version=2))
-        (folder / repository.LABELS).write_text(labels[::-1])
+        (folder / LABELS_FILE).write_text(labels[::-1])
         folder.rename(tmp_path / "tiny/2")
         await once(served, {1: "READY", 2: "FAILED"})
         assert "labels.txt is not what was published" in (await reasons(served))[2]
-        (tmp_path / "tiny/2" / repository.LABELS).write_text(labels)
+        (tmp_path / "tiny/2" / LABELS_FILE).write_text(labels)
         await once(served, {2: "READY"})
 
 

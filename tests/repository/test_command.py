@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from server.repository import InvalidVersion
 from server.repository.__main__ import main
+from server.repository.manifest import InvalidVersion
 from server.repository.serving_config import (
     ServingConfig,
     VersionPolicy,

@@ -22,25 +22,16 @@ import msgspec
 import numpy as np
 import pytest
 
-from server import repository
-from server.repository import (
+from server.repository.manifest import (
+    FORMAT,
     EngineRecord,
-    Golden,
     InputRecord,
     InvalidVersion,
     Manifest,
     WeightsRecord,
-    publish,
-    read,
-    read_golden,
-    read_labels,
-    record,
-    scan,
-    staging,
-    strays,
-    verify,
-    write_golden,
 )
+from server.repository.reader import Golden, read, read_golden, read_labels, scan, strays, verify
+from server.repository.writer import publish, record, staging, write_golden
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINE = b"engine" * 1000
@@ -63,7 +54,7 @@ def fill(staged: Path, model: str = "tiny", engine: bytes = ENGINE) -> Manifest:
     (staged / "engine.bin").write_bytes(engine)
     write_golden(staged / "golden.npz", Golden(pixels, probabilities))
     return Manifest(
-        format=repository.FORMAT,
+        format=FORMAT,
         model=model,
         version=1,
         created="2026-01-02T03:04:05Z",

@@ -20,13 +20,25 @@ import numpy as np
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
-from server import repository
 from server.api.stubs import classify_pb2 as pb
 from server.app import Load, Running, running
-from server.engines import Done, Engine, Instance, Outputs, Pixels, null
+from server.engines import null
+from server.engines.base import Done, Engine, Instance, Outputs
 from server.execution.device import lanes_of
+from server.images.decode import Pixels
 from server.models.loader import LoadedEngine, Profiles
-from server.repository import Golden, Manifest, Version, WeightsRecord
+from server.repository import reader, writer
+from server.repository.manifest import (
+    FORMAT,
+    GOLDEN,
+    LABELS_FILE,
+    ONNX,
+    EngineRecord,
+    InputRecord,
+    Manifest,
+    WeightsRecord,
+)
+from server.repository.reader import Golden, Version
 from server.settings import Settings
 
 SHAPE: tuple[int, int, Literal[1, 3]] = (8, 6, 3)
@@ -46,28 +58,28 @@ def publish(
     share: float = 1.0,
 ) -> Manifest:
     """The next version of a model with a null engine; its labels are "class 0", "class 1", ..."""
-    with repository.staging(root, model) as staged:
+    with writer.staging(root, model) as staged:
         top_k = min(10, classes)
-        (staged / repository.ONNX).write_bytes(b"no graph: the null engine computes nothing")
+        (staged / ONNX).write_bytes(b"no graph: the null engine computes nothing")
         labels = "".join(f"class {index}\n" for index in range(classes))
-        (staged / repository.LABELS).write_text(labels)
+        (staged / LABELS_FILE).write_text(labels)
         (staged / null.FILE).write_bytes(msgspec.json.encode(null.Sizes(classes, top_k)))
         answers = np.zeros((2, classes), np.float32)
         answers[:, 0] = 1
         golden = Golden(np.zeros((2, *shape), np.uint8), answers)
-        repository.write_golden(staged / repository.GOLDEN, golden)
-        engine = repository.EngineRecord(
+        writer.write_golden(staged / GOLDEN, golden)
+        engine = EngineRecord(
             name="null-fp32",
             backend="null",
             backend_version=null.version(),
             precision="fp32",
             hardware=null.hardware(),
             max_batch=max_batch,
-            files=(repository.record(staged / null.FILE),),
+            files=(writer.record(staged / null.FILE),),
             deviation={},
         )
         manifest = Manifest(
-            format=repository.FORMAT,
+            format=FORMAT,
             model=model,
             version=1,
             created="2026-01-01T00:00:00Z",
@@ -75,7 +87,7 @@ def publish(
             parameters=1,
             weights=WeightsRecord(source="random:0", sha256="0" * 64, trained=trained),
             card_sha256="0" * 64,
-            input=repository.InputRecord(
+            input=InputRecord(
                 height=shape[0],
                 width=shape[1],
                 channels=shape[2],
@@ -86,12 +98,12 @@ def publish(
             top_k=top_k,
             objective_ms=100.0,
             share=share,
-            onnx=repository.record(staged / repository.ONNX),
-            golden=repository.record(staged / repository.GOLDEN),
-            labels=repository.record(staged / repository.LABELS),
+            onnx=writer.record(staged / ONNX),
+            golden=writer.record(staged / GOLDEN),
+            labels=writer.record(staged / LABELS_FILE),
             engines=(engine,),
         )
-        return repository.publish(root, staged, manifest)
+        return writer.publish(root, staged, manifest)
 
 
 class Mirror:
@@ -190,7 +202,7 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
         assert version.manifest is not None
         made = engine(version.manifest)
         checking()
-        labels = repository.read_labels(version.folder, version.manifest)
+        labels = reader.read_labels(version.folder, version.manifest)
         lanes = lanes_of(made, lambda instance, rows: batch_s)
         return LoadedEngine(made, version.manifest.engines[0], lanes, labels)
 

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server import repository
 from server.api.handlers import Call, InFlightLimits
 from server.api.inference import (
     REQUEST_ID_LIMIT,
@@ -28,13 +27,14 @@ from server.api.inference import (
 from server.api.stubs import open_inference_pb2 as pb
 from server.api.v2.json_tensors import files_from_json, numbers_from_json
 from server.api.v2.shared_memory import Regions, Window, WindowRows
-from server.engines import Outputs, Pixels, Rows
+from server.engines.base import Outputs, Rows
 from server.errors import InvalidInput, ModelNotFound
-from server.images.decode import batch_from_pixels, decode
+from server.images.decode import Pixels, batch_from_pixels, decode
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.models.state import State
 from server.models.watcher import RepositoryWatcher
-from server.repository.serving_config import LABELS
+from server.repository.manifest import LABELS_FILE
+from server.repository.serving_config import VERSION_LABELS
 from server.scheduling.deadline import PRIORITIES
 
 log = logging.getLogger(__name__)
@@ -552,12 +552,13 @@ def version_or_label(field: str, text: str) -> tuple[int, str]:
     InvalidInput."""
     if not text:
         return 0, ""
-    if text in LABELS:
+    if text in VERSION_LABELS:
         return 0, text
     if not (text.isascii() and text.isdecimal() and len(text) <= VERSION_DIGITS and int(text)):
         raise InvalidInput(
             field,
-            f"is {text[:NAME_LIMIT]!r}; a whole number from 1 is allowed, {' or '.join(LABELS)}, "
+            f"is {text[:NAME_LIMIT]!r}; a whole number from 1 is allowed, "
+            f"{' or '.join(VERSION_LABELS)}, "
             "or nothing for the one that answers",
         )
     return int(text), ""
@@ -842,7 +843,7 @@ def _config(model: LoadedModel, max_images: int) -> pb.ModelConfig:
                 name=name,
                 data_type=pb.TYPE_INT32 if datatype == "INT32" else pb.TYPE_FP32,
                 dims=dimensions[name],
-                label_filename=repository.LABELS if name in CLASSIFIABLE else "",
+                label_filename=LABELS_FILE if name in CLASSIFIABLE else "",
             )
             for name, datatype in OUTPUTS.items()
         ],

@@ -20,8 +20,9 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.engines import Pixels, Rows
+from server.engines.base import Rows
 from server.errors import InvalidInput, Overloaded
+from server.images.decode import Pixels
 
 FOLDER = Path("/dev/shm")
 NAME_LIMIT = 128  # characters of a region's name

@@ -25,11 +25,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.engines import (
+from server.engines.base import (
     Compiled,
     Done,
     Outputs,
-    Pixels,
     Progress,
     Target,
     quietly,
@@ -44,9 +43,10 @@ from server.engines.tensorrt.cuda import (
     Gpu,
 )
 from server.errors import DeviceLost, EngineFailure
+from server.images.decode import Pixels
 
 if TYPE_CHECKING:
-    from server.repository import EngineRecord
+    from server.repository.manifest import EngineRecord
 
 log = logging.getLogger(__name__)
 

@@ -24,8 +24,8 @@ from server.api.http import routes as rest
 from server.api.http.routes import HTTP_STATUS
 from server.api.stubs import classify_pb2
 from server.api.v2 import json_tensors
-from server.engines import Pixels
 from server.errors import EngineFailure
+from server.images.decode import Pixels
 from tests.api.v2.test_service import png, rows
 from tests.support import triton_clients as triton
 from tests.support.serving import (
