@@ -38,7 +38,7 @@ from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server.engines import golden_check as golden
 from server.engines import tensorrt
-from server.engines.base import BACKENDS, Backend, Engine, Target, backend, cores, infer
+from server.engines.base import BACKENDS, Backend, CompileOptions, Engine, backend, cores, infer
 from server.engines.record import engine_record
 from server.errors import EngineFailure
 from server.images.decode import InputSpec, Pixels
@@ -80,7 +80,7 @@ class Order:
     opt_batch: int | None = None  # None: as the card says, for engines on a GPU
     max_batch: int | None = None  # None: as the card says
     hardware: tuple[str, ...] = ()  # compute capabilities; empty: see server.engines.tensorrt
-    flavour: str = "auto"  # of TensorRT
+    variant: str = "auto"  # of TensorRT
     or_random: bool = False
     images: Callable[[InputSpec], Pixels] = golden_pixels  # what answers are compared on
     add: bool = False  # to the newest published version, instead of publishing a new one
@@ -262,18 +262,18 @@ def _precisions(compiler: Backend, name: str, order: Order) -> Sequence[str]:
     return tuple(dict.fromkeys((compiler.best_precision(), "fp32")))
 
 
-def _target(order: Order, name: str, card: Card) -> Target:
+def _target(order: Order, name: str, card: Card) -> CompileOptions:
     """What to compile for, all but the precision."""
     if name not in ON_GPU and not backend(name).hardware().startswith("cuda"):
-        return Target("", order.max_batch or card.max_batch)
+        return CompileOptions("", order.max_batch or card.max_batch)
     max_batch = order.max_batch or card.gpu_max_batch
-    return Target(
+    return CompileOptions(
         "",
         max_batch,
         opt_batch=min(order.opt_batch or card.gpu_opt_batch, max_batch),
         min_batch=order.min_batch,
         hardware=order.hardware,
-        flavour=order.flavour,
+        variant=order.variant,
         cache=weights.cache_folder(),
     )
 
@@ -283,7 +283,7 @@ class _Job:
     """A graph that is to be compiled into `staged`, for `target` but for the precision."""
 
     backend: str
-    target: Target
+    target: CompileOptions
     onnx: Path
     staged: Path
     shape: tuple[int, int, int]
@@ -484,8 +484,8 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
         "that TensorRT-RTX knows from 8.0 on",
     )
     parser.add_argument(
-        "--tensorrt-flavour",
-        choices=tensorrt.FLAVOURS,
+        "--tensorrt-variant",
+        choices=tensorrt.VARIANTS,
         default="auto",
         help="tensorrt for datacenters or rtx; auto takes what is installed, in that order",
     )
@@ -513,7 +513,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
             opt_batch=given.opt_batch,
             max_batch=given.max_batch,
             hardware=tuple(filter(None, given.compute_capability.split(","))),
-            flavour=given.tensorrt_flavour,
+            variant=given.tensorrt_variant,
             or_random=given.or_random,
             add=given.add_engine,
         )
@@ -610,7 +610,7 @@ def _table(built: dict[str, Built]) -> Table:
                 f"{engine.name} x{engine.max_batch}",
                 "  ".join(f"{size}: {share:.2%}" for size, share in engine.deviation.items())
                 or "not run here",
-                f"{golden.LIMITS[engine.precision]:.1%}",
+                f"{golden.MAX_DEVIATION[engine.precision]:.1%}",
                 f"{sum(file.bytes for file in engine.files) / 1e6:,.1f}",
                 f"{result.peak_bytes / 1e6:,.0f}",
                 f"{result.seconds:,.1f}",

@@ -11,7 +11,7 @@ from typing import Any, cast
 import numpy as np
 
 from server.api.handlers import Call
-from server.engines.base import Outputs, Rows
+from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, Overloaded
 from server.execution.device import Answer, clock
 from server.images.decode import ImageLimits, Pixels
@@ -73,7 +73,7 @@ class Inference:
         model: LoadedModel,
         call: Call,
         images: int,
-        pixels: Callable[[], Pixels | Rows | Awaitable[Pixels | Rows]],
+        pixels: Callable[[], Pixels | RowSource | Awaitable[Pixels | RowSource]],
         *,
         deadline_s: float,
         priority: int,
@@ -90,7 +90,7 @@ class Inference:
                 place.trace(call.trace)
             try:
                 found = pixels()
-                rows = found if isinstance(found, (np.ndarray, Rows)) else await found
+                rows = found if isinstance(found, (np.ndarray, RowSource)) else await found
             except BaseException:
                 place.leave()
                 raise

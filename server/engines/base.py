@@ -37,7 +37,7 @@ class Outputs(NamedTuple):
         )
 
     @classmethod
-    def joined(cls, parts: Sequence[Outputs]) -> Outputs:
+    def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
         """All rows of the parts, in their order."""
         return cls(
             np.concatenate([part.classes for part in parts]),
@@ -46,7 +46,7 @@ class Outputs(NamedTuple):
         )
 
 
-class Rows(ABC):
+class RowSource(ABC):
     """[N, H, W, C] that stand elsewhere until a batch takes them, which is their only copy."""
 
     @abstractmethod
@@ -57,11 +57,11 @@ class Rows(ABC):
         """Fills the target with the rows from there on. Raises InvalidInput where they are gone."""
 
 
-Done = Callable[["Outputs | Exception"], None]
+OnDone = Callable[["Outputs | Exception"], None]
 Progress = Callable[[int, "int | None"], None]  # steps done, and of how many where that is known
 
 
-class Target(NamedTuple):
+class CompileOptions(NamedTuple):
     """What to compile a network for."""
 
     precision: str
@@ -69,14 +69,14 @@ class Target(NamedTuple):
     opt_batch: int = 0  # rows that it is tuned for; 0 is max_batch
     min_batch: int = 1  # fewer rows are filled up to these
     hardware: tuple[str, ...] = ()  # other machines' features; empty is this machine
-    flavour: str = "auto"  # of a backend that comes in several
+    variant: str = "auto"  # of a backend that comes in several
     cache: Path | None = None  # a folder for what makes the next compilation faster
     # The traced network by precision, kind of device ("cpu", "cuda") and how many rows it is tuned
     # for, where it is at hand, for a backend that does not compile the graph.
     program: Callable[[str, str, int], Any] | None = None
 
 
-class Compiled(NamedTuple):
+class CompiledEngine(NamedTuple):
     """What became of it."""
 
     name: str  # of the engine, unlike that of any other from the same network
@@ -94,7 +94,7 @@ class Instance(Protocol):
     pixels: Pixels  # [max_batch, H, W, C]
     units: int  # how many of the device's units it occupies while it runs
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         """Runs the first `rows` rows of `pixels`, 1 <= rows <= max_batch, and returns at once.
 
         `done` is called exactly once, maybe from a thread of the backend's and maybe before `start`
@@ -112,7 +112,7 @@ class Engine(Protocol):
     units: int  # what that device has
     instances: Sequence[Instance]
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         """How many rows the device computes where it is given so many: more where it fills up."""
 
     def close(self) -> None:
@@ -135,8 +135,8 @@ class Backend(Protocol):
         """The precisions this machine can compile for."""
 
     def compile(
-        self, onnx: Path, folder: Path, target: Target, progress: Progress = ...
-    ) -> Compiled:
+        self, onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ...
+    ) -> CompiledEngine:
         """Compiles an ONNX file into `folder`. Raises EngineFailure."""
 
     def incompatibility(self, record: EngineRecord) -> str | None:
@@ -162,7 +162,7 @@ def backend(name: str) -> Backend:
     return cast(Backend, import_module(f"server.engines.{name}"))
 
 
-def quietly(done: int, of: int | None) -> None:
+def ignore_progress(done: int, of: int | None) -> None:
     """Progress that nobody follows."""
 
 
@@ -185,14 +185,14 @@ def instances_by_units(engine: Engine) -> list[list[Instance]]:
     return list(groups.values())
 
 
-def sizes_of(record: EngineRecord) -> list[int]:
+def graph_sizes(record: EngineRecord) -> list[int]:
     """The batch sizes that get a graph of their own: powers of two, and the ends of the range."""
     least, most = record.min_batch, record.max_batch
     sizes = {1 << power for power in range(most.bit_length())} | {record.opt_batch}
     return sorted({size for size in sizes if least <= size <= most} | {least, most})
 
 
-def size_for(rows: int, sizes: Sequence[int]) -> int:
+def padded_size(rows: int, sizes: Sequence[int]) -> int:
     """The least of the sizes, which ascend, that holds so many rows."""
     return next(size for size in sizes if size >= rows)
 

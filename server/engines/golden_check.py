@@ -21,11 +21,11 @@ from server.repository.reader import Golden
 
 # Largest deviation allowed, by precision, see `deviation`. Measured over the networks, untrained
 # ones among them, which amplify rounding most: see docs of each build's passport.
-LIMITS = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.25}
+MAX_DEVIATION = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.25}
 
 # The same image in every row must give the same answer up to this share: kernels block a batch in
 # different ways, and sums in another order round differently.
-ROW_LIMITS = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
+MAX_ROW_DEVIATION = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
 
 # Below this a probability is as good as none: half precision has no smaller numbers to speak of.
 NOTHING = 1e-6
@@ -64,11 +64,11 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
     """
     _check_form(answer, golden, len(golden.pixels))
     truth = golden.probabilities
-    found = deviation(truth, answer.probabilities, yardsticks(truth))
-    if not found <= LIMITS[precision]:
+    found = deviation(truth, answer.probabilities, deviation_scale(truth))
+    if not found <= MAX_DEVIATION[precision]:
         raise GoldenMismatch(
             f"an answer is {found:.2%} of the way from eager PyTorch's to a wrong one; "
-            f"{precision} allows {LIMITS[precision]:.2%}"
+            f"{precision} allows {MAX_DEVIATION[precision]:.2%}"
         )
     return found
 
@@ -76,11 +76,11 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
 def deviation(
     truth: NDArray[np.float32], answers: NDArray[np.float32], yardstick: NDArray[np.float32]
 ) -> float:
-    """The largest distance between rows of [N, classes], as a share of their yardsticks [N]."""
+    """The largest distance between rows of [N, classes], as a share of the scale [N]."""
     return float((_distance(truth, answers) / yardstick).max())
 
 
-def yardsticks(truth: NDArray[np.float32]) -> NDArray[np.float32]:
+def deviation_scale(truth: NDArray[np.float32]) -> NDArray[np.float32]:
     """[G, classes] -> [G]: the distance from each answer to the nearest other one.
 
     An answer that has no other is measured by its distance from knowing nothing.
@@ -100,8 +100,8 @@ def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[n
 
 
 def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -> float:
-    limit, row_limit = LIMITS[precision], ROW_LIMITS[precision]
-    scale = yardsticks(golden.probabilities)
+    limit, row_limit = MAX_DEVIATION[precision], MAX_ROW_DEVIATION[precision]
+    scale = deviation_scale(golden.probabilities)
     rows = len(golden.pixels)
     worst = 0.0
     for first in range(0, rows, size):  # a short end is filled from the beginning

@@ -27,14 +27,14 @@ import torch
 import torch._inductor
 
 from server.engines.base import (
-    Compiled,
-    Done,
+    CompiledEngine,
+    CompileOptions,
+    OnDone,
     Outputs,
     Progress,
-    Target,
-    quietly,
-    size_for,
-    sizes_of,
+    graph_sizes,
+    ignore_progress,
+    padded_size,
 )
 from server.errors import DeviceLost, EngineFailure
 from server.images.decode import Pixels
@@ -82,7 +82,9 @@ def precisions() -> Sequence[str]:
     return PRECISIONS
 
 
-def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
+def compile(
+    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+) -> CompiledEngine:
     """Compiles the network itself, not the graph. Needs a C++ compiler. Raises EngineFailure.
 
     On a GPU a network with pointwise convolutions is compiled in two ways, and what is faster here
@@ -107,7 +109,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
         raise EngineFailure(f"inductor can't compile {onnx.name}: {_first_line(error)}") from error
     if device == "cuda":
         _take_fused(program, path)
-    return Compiled(name, [path.name], where, version())
+    return CompiledEngine(name, [path.name], where, version())
 
 
 def _package(program: torch.export.ExportedProgram, path: Path, options: dict[str, Any]) -> None:
@@ -207,11 +209,11 @@ class _Instance:
     def __init__(self, pixels: torch.Tensor, units: int) -> None:
         self.pixels: Pixels = pixels.numpy()
         self.units = units
-        self._jobs: SimpleQueue[tuple[int, Done] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[int, OnDone] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._attend, name="inductor", daemon=True)
         self._thread.start()
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         self._jobs.put((rows, done))
 
     def close(self) -> None:
@@ -288,7 +290,7 @@ class GpuInstance(_Instance):
 
     def _run(self, rows: int) -> Outputs:
         with torch.cuda.stream(self._stream):
-            self._graphs[size_for(rows, self._sizes)].replay()
+            self._graphs[padded_size(rows, self._sizes)].replay()
             self._event.record(self._stream)
         self._event.synchronize()
         return Outputs(*(answer[:rows].numpy().copy() for answer in self._answers))
@@ -305,7 +307,7 @@ class InductorEngine:
         self.device = "gpu" if on_gpu else "cpu"
         self.units = INSTANCES if on_gpu else threads
         self._network = network  # the graphs read its weights
-        self._sizes = sizes_of(record) if on_gpu else []
+        self._sizes = graph_sizes(record) if on_gpu else []
         self.instances: list[_Instance] = []
         size = (self.max_batch, *shape)
         if not on_gpu:
@@ -320,8 +322,8 @@ class InductorEngine:
             self.close()
             raise
 
-    def computed(self, rows: int) -> int:
-        return size_for(rows, self._sizes) if self._sizes else rows
+    def computed_rows(self, rows: int) -> int:
+        return padded_size(rows, self._sizes) if self._sizes else rows
 
     def close(self) -> None:
         instances, self.instances = self.instances, []

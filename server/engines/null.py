@@ -14,7 +14,14 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from server.engines.base import Compiled, Done, Outputs, Progress, Target, quietly
+from server.engines.base import (
+    CompiledEngine,
+    CompileOptions,
+    OnDone,
+    Outputs,
+    Progress,
+    ignore_progress,
+)
 from server.errors import EngineFailure
 from server.images.decode import Pixels
 
@@ -47,7 +54,9 @@ def precisions() -> list[str]:
     return ["fp32"]
 
 
-def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
+def compile(
+    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+) -> CompiledEngine:
     """Keeps the widths of the graph's outputs, read by the library `onnx`."""
     from onnx import load_model
 
@@ -58,7 +67,7 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     except Exception as error:  # protobuf's own, and what a strange graph makes of the lines above
         raise EngineFailure(f"null: {onnx.name} has no such outputs: {error!r}") from error
     (folder / FILE).write_bytes(msgspec.json.encode(sizes))
-    return Compiled(f"null-{target.precision}", [FILE], hardware(), version())
+    return CompiledEngine(f"null-{target.precision}", [FILE], hardware(), version())
 
 
 def incompatibility(record: EngineRecord) -> str | None:
@@ -85,7 +94,7 @@ class NullInstance:
         self.pixels = pixels
         self._answer = answer
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         classes, scores, probabilities = self._answer
         done(Outputs(classes[:rows], scores[:rows], probabilities[:rows]))
 
@@ -108,7 +117,7 @@ class NullEngine:
             array.flags.writeable = False  # shared by all who ask
         self.instances = [NullInstance(np.zeros((max_batch, *shape), np.uint8), answer)]
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         return rows
 
     def close(self) -> None:

@@ -22,7 +22,7 @@ LAYERS = ("Conv", "Gemm", "MatMul")
 KEPT = ("LRN",)  # stay float32 amid the rest
 
 
-def typed(path: Path, precision: str) -> bytes:
+def convert_precision(path: Path, precision: str) -> bytes:
     """The graph at `path`, serialised, its body computing in "fp16", "bf16" or "fp32".
 
     The graph is one of model_repo.export's: cast, normalisation, transpose, the network, softmax,

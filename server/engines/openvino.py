@@ -17,7 +17,15 @@ from weakref import WeakMethod
 
 import numpy as np
 
-from server.engines.base import Compiled, Done, Outputs, Progress, Target, infer, quietly
+from server.engines.base import (
+    CompiledEngine,
+    CompileOptions,
+    OnDone,
+    Outputs,
+    Progress,
+    ignore_progress,
+    infer,
+)
 from server.errors import EngineFailure
 from server.images.decode import Pixels
 
@@ -59,7 +67,9 @@ def precisions() -> Sequence[str]:
     return ["fp32", *(name for name, flags in NATIVE.items() if flags & _flags())]
 
 
-def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
+def compile(
+    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+) -> CompiledEngine:
     """Writes OpenVINO's own representation; the last step, to machine code, is made at load.
 
     So one engine serves every CPU that has its precision natively.
@@ -78,7 +88,9 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
         ov.save_model(model, path, compress_to_fp16=precision != "fp32")
     except RuntimeError as error:
         raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
-    return Compiled(path.stem, [path.name, path.with_suffix(".bin").name], hardware(), version())
+    return CompiledEngine(
+        path.stem, [path.name, path.with_suffix(".bin").name], hardware(), version()
+    )
 
 
 def incompatibility(record: EngineRecord) -> str | None:
@@ -119,7 +131,7 @@ class OpenVinoInstance:
         ]
         self._rows = 0  # of the input tensor that is set
         self._outputs = [request.model_outputs.index(_port(request, name)) for name in OUTPUTS]
-        self._done: Done | None = None
+        self._done: OnDone | None = None
         finish = WeakMethod(self._finish)  # a request that held us would be held by us for ever
 
         def finished(_: object) -> None:
@@ -128,7 +140,7 @@ class OpenVinoInstance:
 
         request.set_callback(finished, None)
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         self._done = done
         try:
             if rows != self._rows:
@@ -176,7 +188,7 @@ class OpenVinoEngine:
             else:
                 self.instances[:0] = self._instances(core, model, streams=1, threads=threads)
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         return rows
 
     def close(self) -> None:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from server.engines.base import Compiled, Target
+from server.engines.base import CompiledEngine, CompileOptions
 from server.repository.manifest import EngineRecord
 from server.repository.writer import record
 
 
 def engine_record(
-    folder: Path, backend: str, compiled: Compiled, target: Target, deviation: dict[str, float]
+    folder: Path,
+    backend: str,
+    compiled: CompiledEngine,
+    target: CompileOptions,
+    deviation: dict[str, float],
 ) -> EngineRecord:
     """The record of an engine that has just been compiled into `folder`."""
     return EngineRecord(

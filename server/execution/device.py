@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from server.engines.base import Engine, Instance, Outputs, Rows, instances_by_units
+from server.engines.base import Engine, Instance, Outputs, RowSource, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
 from server.images.decode import Pixels
 from server.scheduling.deadline import (
@@ -91,7 +91,7 @@ class _PendingRequest(Request):
     """A call with what the mechanism needs to answer it."""
 
     answer: asyncio.Future[Answer] = field(kw_only=True)
-    pixels: Pixels | Rows | None = None
+    pixels: Pixels | RowSource | None = None
     submitted_s: float = 0.0
     started_s: float = 0.0
     done_rows: int = 0
@@ -144,11 +144,11 @@ class Reservation:
         """Whether a batch with some of its rows has started."""
         return self._job.started_s > 0
 
-    async def answer(self, pixels: Pixels | Rows) -> Answer:
+    async def answer(self, pixels: Pixels | RowSource) -> Answer:
         """Classifies [N, H, W, C] uint8, as many rows as were admitted, and waits for the answer.
 
         Raises Overloaded where it has become too late for one, EngineFailure, ModelNotReady, or
-        what `Rows` do. A caller that is cancelled costs nothing more.
+        what `RowSource` do. A caller that is cancelled costs nothing more.
         """
         job = self._job
         assert len(pixels) == job.rows, "as many rows as were admitted"
@@ -377,7 +377,7 @@ class DeviceExecutor:
         for call, first, rows in batch.portions:
             assert isinstance(call, _PendingRequest)
             assert call.pixels is not None
-            if isinstance(call.pixels, Rows):
+            if isinstance(call.pixels, RowSource):
                 self._fetch(batch.model, call, instance.pixels[row : row + rows], first)
             else:
                 instance.pixels[row : row + rows] = call.pixels[first : first + rows]
@@ -401,7 +401,7 @@ class DeviceExecutor:
 
     def _fetch(self, model: str, call: _PendingRequest, target: Pixels, first: int) -> None:
         """Rows of a call that stand elsewhere; a call whose rows are gone fails alone."""
-        assert isinstance(call.pixels, Rows)
+        assert isinstance(call.pixels, RowSource)
         try:
             call.pixels.copy_into(target, first)
         except Exception as error:
@@ -463,7 +463,7 @@ class DeviceExecutor:
             self._dispatch(clock())
         served, batch = run.served, run.batch
         seconds = done_s - run.started_s
-        served.metrics.batch(batch.rows, seconds, served.engine.computed(batch.rows))
+        served.metrics.batch(batch.rows, seconds, served.engine.computed_rows(batch.rows))
         if self.tracing is not None:
             jobs = [call for call, _, _ in batch.portions if isinstance(call, _PendingRequest)]
             if traces := [job.trace for job in jobs if job.trace is not None]:
@@ -486,7 +486,7 @@ class DeviceExecutor:
                 if call.done_rows < call.rows:
                     continue
                 ordered = [outputs for _, outputs in sorted(call.parts, key=lambda part: part[0])]
-                part = Outputs.joined(ordered)
+                part = Outputs.concatenate(ordered)
             self._backlog.waits()
             call.answer.set_result(
                 Answer(

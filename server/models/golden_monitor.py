@@ -82,7 +82,7 @@ async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
     for first in range(0, len(truth.pixels), ready.engine.max_batch):
         pixels = truth.pixels[first : first + ready.engine.max_batch]
         parts.append((await ready.host.submit(ready.key, pixels)).outputs)
-    return Outputs.joined(parts)
+    return Outputs.concatenate(parts)
 
 
 def _golden_of(version: Version) -> Golden:

@@ -18,10 +18,10 @@ import msgspec
 
 from server.engines import golden_check as golden
 from server.engines.base import (
+    CompileOptions,
     Engine,
     Instance,
     Outputs,
-    Target,
     backend,
     infer,
     instances_by_units,
@@ -175,7 +175,7 @@ def _rebuilt(
     for record in manifest.engines:
         if record.backend == name:
             opt_batch, max_batch = record.opt_batch, record.max_batch
-    target = Target(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
+    target = CompileOptions(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
     log.info("rebuilding", extra={"model": version.model, "version": version.version, "to": name})
     root = version.folder.parent.parent
     with writer.staging(root, version.model) as staged:
@@ -212,7 +212,7 @@ def _load(
         ) from None
     if reason := chosen.incompatibility(record):
         raise InvalidVersion(reason)
-    if record.precision not in golden.LIMITS:
+    if record.precision not in golden.MAX_DEVIATION:
         raise InvalidVersion(f"nothing is known of precision {record.precision!r}")
     reader.verify(version.folder, manifest, record)
     return _proved(version.folder, version, manifest, record, how)[0]
@@ -254,7 +254,7 @@ def _warm(engine: Engine, how: _How) -> None:
 
     Instances of a kind run side by side, so that each of the threads behind them gets its turn.
     """
-    sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
+    sizes = sorted({engine.computed_rows(rows) for rows in range(1, engine.max_batch + 1)})
     for group in instances_by_units(engine):
         for rows in sizes:
             _go_on(how)

@@ -12,7 +12,7 @@ import pytest
 
 from convserve_client.loadgen.measure import BOUND_SHARE, measure
 from convserve_client.loadgen.plan import Kind, Plan
-from server.engines.base import Done
+from server.engines.base import OnDone
 from server.images.decode import Pixels
 from server.repository.manifest import Manifest
 from tests.benchmarks.generator import null_server
@@ -35,10 +35,10 @@ class Steady(Mirror):
         super().__init__(manifest)
         self._thread = ThreadPoolExecutor(1)
 
-    def run(self, pixels: Pixels, done: Done) -> None:
+    def run(self, pixels: Pixels, done: OnDone) -> None:
         self._thread.submit(self._serve, pixels, done)
 
-    def _serve(self, pixels: Pixels, done: Done) -> None:
+    def _serve(self, pixels: Pixels, done: OnDone) -> None:
         time.sleep(SERVICE_S)
         super().run(pixels, done)
 

@@ -18,15 +18,15 @@ from server.engines import base, openvino, tensorrt
 from server.engines.base import (
     BACKENDS,
     Backend,
-    Done,
+    CompileOptions,
     Engine,
+    OnDone,
     Outputs,
-    Target,
     backend,
     cores,
     infer,
 )
-from server.engines.golden_check import ROW_LIMITS, deviation, yardsticks
+from server.engines.golden_check import MAX_ROW_DEVIATION, deviation, deviation_scale
 from server.errors import EngineFailure
 from server.images.decode import Pixels
 from server.repository import reader, writer
@@ -46,7 +46,7 @@ class Compiled:
         self.manifest: Manifest = reader.read(self.published)
         self.onnx = self.published / ONNX
         precision = self.backend.best_precision()
-        made = self.backend.compile(self.onnx, folder, Target(precision, MAX_BATCH))
+        made = self.backend.compile(self.onnx, folder, CompileOptions(precision, MAX_BATCH))
         self.record = EngineRecord(
             name=f"{name}-{precision}",
             backend=name,
@@ -137,11 +137,11 @@ def test_an_engine_answers_every_number_of_rows_in_the_promised_form(
 def test_a_row_is_answered_alike_alone_in_company_and_at_every_place(
     compiled: Compiled, engine: Engine, pixels: Pixels
 ) -> None:
-    limit = ROW_LIMITS[compiled.record.precision]
+    limit = MAX_ROW_DEVIATION[compiled.record.precision]
     instance = engine.instances[0]
     chosen = pixels[:MAX_BATCH]
     together = infer(instance, chosen)
-    scale = yardsticks(together.probabilities)
+    scale = deviation_scale(together.probabilities)
     alone = [infer(instance, chosen[row : row + 1]).probabilities for row in range(MAX_BATCH)]
     assert deviation(together.probabilities, np.concatenate(alone), scale) <= limit
     order = np.array([3, 0, 4, 1, 2])
@@ -218,7 +218,7 @@ def test_what_is_no_network_can_not_be_compiled(compiled: Compiled, tmp_path: Pa
     for content in (b"", b"no network"):
         bad.write_bytes(content)
         with pytest.raises(EngineFailure, match=r"bad\.onnx"):
-            compiled.backend.compile(bad, tmp_path, Target("fp32", 1))
+            compiled.backend.compile(bad, tmp_path, CompileOptions("fp32", 1))
 
 
 def test_openvino_says_why_an_engine_does_not_fit_this_machine(
@@ -259,7 +259,7 @@ def test_a_network_is_tiny_where_one_run_was_brief_whatever_held_up_the_others(
             self.pixels = np.zeros((1, 2, 2, 1), np.uint8)
             self.runs = 0
 
-        def start(self, rows: int, done: Done) -> None:
+        def start(self, rows: int, done: OnDone) -> None:
             self.runs += 1
             scores = np.zeros((rows, 1), np.float32)
             done(Outputs(scores.astype(np.int32), scores, scores))

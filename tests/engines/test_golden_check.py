@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from server.engines import golden_check as golden
-from server.engines.base import Done, Engine, Instance, Outputs, Target, backend, infer
+from server.engines.base import CompileOptions, Engine, Instance, OnDone, Outputs, backend, infer
 from server.engines.golden_check import (
     GoldenMismatch,
     check,
     deviation,
-    yardsticks,
+    deviation_scale,
 )
 from server.images.decode import Pixels
 from server.repository import reader
@@ -56,11 +56,11 @@ class Computed:
         self.sizes: set[int] = set()
         self._answer = answer
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         self.sizes.add(rows)
         done(self._answer(self.pixels[:rows].copy()))
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         return rows
 
     def close(self) -> None:
@@ -90,7 +90,7 @@ def truth() -> Golden:
 
 
 def test_the_answer_to_another_picture_is_all_the_way_off(truth: Golden) -> None:
-    scale = yardsticks(truth.probabilities)
+    scale = deviation_scale(truth.probabilities)
     assert deviation(truth.probabilities, truth.probabilities, scale) == 0
     for shift in (1, 2, 3):
         assert deviation(truth.probabilities, np.roll(truth.probabilities, shift, 0), scale) >= 1
@@ -98,7 +98,7 @@ def test_the_answer_to_another_picture_is_all_the_way_off(truth: Golden) -> None
 
 def test_knowing_nothing_is_all_the_way_off(truth: Golden) -> None:
     unsure = np.full_like(truth.probabilities, 1 / CLASSES)
-    assert deviation(truth.probabilities, unsure, yardsticks(truth.probabilities)) >= 1
+    assert deviation(truth.probabilities, unsure, deviation_scale(truth.probabilities)) >= 1
 
 
 def test_a_network_that_is_unsure_is_measured_as_finely_as_one_that_is_sure() -> None:
@@ -106,7 +106,7 @@ def test_a_network_that_is_unsure_is_measured_as_finely_as_one_that_is_sure() ->
     error = np.random.default_rng(3).normal(0, 0.01, (3, 1000))
     found = [
         deviation(
-            softmax(k * logits), softmax(k * (logits + error)), yardsticks(softmax(k * logits))
+            softmax(k * logits), softmax(k * (logits + error)), deviation_scale(softmax(k * logits))
         )
         for k in (0.1, 1, 2)
     ]
@@ -118,15 +118,15 @@ def test_what_half_precision_loses_of_tiny_probabilities_is_forgiven() -> None:
     probabilities = softmax(logits)
     assert probabilities.min() < 1e-12
     halves = probabilities.astype(np.float16).astype(np.float32)
-    assert deviation(probabilities, halves, yardsticks(probabilities)) < 0.01
+    assert deviation(probabilities, halves, deviation_scale(probabilities)) < 0.01
 
 
 def test_pictures_that_get_the_same_answer_are_no_yardstick_for_each_other() -> None:
     one, other = softmax(np.random.default_rng(5).normal(0, 1, (2, 8)))
-    scale = yardsticks(np.stack([one, one, other]))
+    scale = deviation_scale(np.stack([one, one, other]))
     assert scale[0] == scale[1] > 0.1
     sure = np.tile(np.eye(8, dtype=np.float32)[:1], (2, 1))  # as the null engine answers
-    assert yardsticks(sure).min() > 1
+    assert deviation_scale(sure).min() > 1
 
 
 # --- what is run -----------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class Sound:
             change(graph.graph)
         onnx.save_model(graph, self.folder / "changed.onnx")
         compiled = openvino.compile(
-            self.folder / "changed.onnx", self.folder, Target(precision, MAX_BATCH)
+            self.folder / "changed.onnx", self.folder, CompileOptions(precision, MAX_BATCH)
         )
         record = EngineRecord(
             name="changed",
@@ -400,5 +400,5 @@ def test_what_bf16_loses_is_more_than_fp32_may_lose(built_repository: Path, tmp_
     engine = model.load("bf16")
     with pytest.raises(GoldenMismatch, match="fp32 allows"):
         check(engine, model.golden, "fp32")
-    assert max(check(engine, model.golden, "bf16").values()) < golden.LIMITS["bf16"]
+    assert max(check(engine, model.golden, "bf16").values()) < golden.MAX_DEVIATION["bf16"]
     engine.close()

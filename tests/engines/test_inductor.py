@@ -21,8 +21,8 @@ from model_repo.export import Served, traced
 from server.api.stubs import classify_pb2 as pb
 from server.engines import golden_check as golden
 from server.engines import inductor
-from server.engines.base import Engine, Target, infer
-from server.engines.golden_check import ROW_LIMITS, deviation, yardsticks
+from server.engines.base import CompileOptions, Engine, infer
+from server.engines.golden_check import MAX_ROW_DEVIATION, deviation, deviation_scale
 from server.errors import DeviceLost, EngineFailure
 from server.repository import reader
 from server.repository.manifest import EngineRecord
@@ -67,7 +67,7 @@ def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
     assert record.name.startswith("inductor-bf16-")
     assert (record.backend_version, record.hardware) == (inductor.version(), inductor.hardware())
     assert set(record.deviation) == {"1", "3", str(MAX_BATCH)}
-    assert 0 < max(record.deviation.values()) <= golden.LIMITS["bf16"]
+    assert 0 < max(record.deviation.values()) <= golden.MAX_DEVIATION["bf16"]
     assert inductor.incompatibility(record) is None
 
 
@@ -79,15 +79,15 @@ def test_weights_are_part_of_what_is_compiled(folder: Path, record: EngineRecord
 
 def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -> None:
     (instance,) = engine.instances
-    scale = yardsticks(truth.probabilities)
+    scale = deviation_scale(truth.probabilities)
     for rows in range(1, MAX_BATCH + 1):
         classes, scores, probabilities = infer(instance, truth.pixels[:rows])
         assert [a.dtype.name for a in (classes, scores)] == ["int32", "float32"]
         assert classes.shape == scores.shape == (rows, 10)
         alone = infer(instance, truth.pixels[rows - 1 : rows]).probabilities
         far = deviation(alone, probabilities[rows - 1 :], scale[rows - 1 : rows])
-        assert far <= ROW_LIMITS["bf16"]
-        assert engine.computed(rows) == rows
+        assert far <= MAX_ROW_DEVIATION["bf16"]
+        assert engine.computed_rows(rows) == rows
 
 
 def test_answers_are_kept_and_closing_twice_is_safe(
@@ -226,7 +226,7 @@ def test_it_is_compiled_for_the_batch_it_is_tuned_for(
         asked.append(given)
         raise ValueError("no network")
 
-    target = Target("bf16", 128, opt_batch=opt_batch, program=program)
+    target = CompileOptions("bf16", 128, opt_batch=opt_batch, program=program)
     with pytest.raises(EngineFailure, match="can't compile x.onnx: no network"):
         inductor.compile(tmp_path / "x.onnx", tmp_path, target)
     assert asked == [("bf16", inductor.hardware().split()[0], rows)]

@@ -21,8 +21,8 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export
 from server.engines import golden_check as golden
 from server.engines import tensorrt
-from server.engines.base import Outputs, Target, infer, sizes_of
-from server.engines.onnx_precision import typed
+from server.engines.base import CompileOptions, Outputs, graph_sizes, infer
+from server.engines.onnx_precision import convert_precision
 from server.engines.tensorrt import cuda
 from server.engines.tensorrt.cuda import Absent, Gpu
 from server.errors import DeviceLost, EngineFailure
@@ -63,7 +63,7 @@ def test_every_network_compiles_to_a_plan_without_a_gpu(
 ) -> None:
     onnx = exported(name, tmp_path, built_repository)
     steps: list[tuple[int, int | None]] = []
-    target = Target("fp16", max_batch=64, opt_batch=8)
+    target = CompileOptions("fp16", max_batch=64, opt_batch=8)
     compiled = tensorrt.compile(onnx, tmp_path, target, lambda *step: steps.append(step))
     assert compiled.name == f"tensorrt-fp16-sm80-121-rtx{tensorrt.version().split()[1]}"
     assert compiled.hardware == "sm80 sm86 sm89 sm120 sm121"
@@ -84,7 +84,7 @@ def test_the_precision_and_the_gpus_are_in_the_name(built_repository: Path, tmp_
         (("75", "120"), "fp16", f"tensorrt-fp16-sm75-120-{release}", "sm75 sm120"),
     ):
         compiled = tensorrt.compile(
-            onnx, tmp_path, Target(precision, 4, hardware=asked, flavour="rtx")
+            onnx, tmp_path, CompileOptions(precision, 4, hardware=asked, variant="rtx")
         )
         assert (compiled.name, compiled.hardware) == (name, hardware)
     assert len(list(tmp_path.iterdir())) == 3
@@ -103,7 +103,7 @@ def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
 
     monkeypatch.setattr(trt, "Builder", Builder)
     onnx = built_repository / "lenet5" / "1" / ONNX
-    tensorrt.compile(onnx, tmp_path, Target("fp32", 4))
+    tensorrt.compile(onnx, tmp_path, CompileOptions("fp32", 4))
     (config,) = configs
     assert not config.get_flag(trt.BuilderFlag.TF32)
     assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -112,15 +112,18 @@ def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
 @pytest.mark.parametrize(
     ("target", "why"),
     [
-        (Target("fp16", 4, hardware=("90",)), r"no compute capability sm90; it has sm75, sm80"),
         (
-            Target("fp16", 4, flavour="tensorrt"),
+            CompileOptions("fp16", 4, hardware=("90",)),
+            r"no compute capability sm90; it has sm75, sm80",
+        ),
+        (
+            CompileOptions("fp16", 4, variant="tensorrt"),
             r"no TensorRT is installed: pip install 'convserve\[gpu-datacenter\]'",
         ),
     ],
 )
 def test_what_can_not_be_compiled_for_is_told(
-    target: Target, why: str, built_repository: Path, tmp_path: Path
+    target: CompileOptions, why: str, built_repository: Path, tmp_path: Path
 ) -> None:
     onnx = built_repository / "lenet5" / "1" / ONNX
     with pytest.raises(EngineFailure, match=why):
@@ -138,7 +141,7 @@ def test_a_layer_that_tensorrt_refuses_is_named_with_what_to_change(
     node.op_type, node.domain = "ConvOfTomorrow", "tomorrow"
     onnx.save_model(model, tmp_path / "odd.onnx")
     with pytest.raises(EngineFailure, match=r"odd\.onnx") as caught:
-        tensorrt.compile(tmp_path / "odd.onnx", tmp_path, Target("fp32", 4))
+        tensorrt.compile(tmp_path / "odd.onnx", tmp_path, CompileOptions("fp32", 4))
     assert node.name in str(caught.value)
     assert "ConvOfTomorrow" in str(caught.value)
     assert "Change that layer" in str(caught.value)
@@ -149,7 +152,7 @@ def test_what_is_no_graph_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "bad.onnx").write_bytes(content)
     for precision in ("fp32", "fp16"):
         with pytest.raises(EngineFailure, match=r"bad\.onnx is no graph to compile"):
-            tensorrt.compile(tmp_path / "bad.onnx", tmp_path, Target(precision, 1))
+            tensorrt.compile(tmp_path / "bad.onnx", tmp_path, CompileOptions(precision, 1))
 
 
 # --- precision -------------------------------------------------------------------------------
@@ -165,15 +168,17 @@ def test_a_graph_in_half_precision_gives_the_answers_its_precision_promises(
     manifest = reader.read(folder)
     truth = reader.read_golden(folder, manifest)
     path = tmp_path / "typed.onnx"
-    path.write_bytes(typed(folder / ONNX, precision))
+    path.write_bytes(convert_precision(folder / ONNX, precision))
     core = openvino.Core()
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(path), "CPU", hint).create_infer_request()
     request.infer([truth.pixels])
     answers = request.get_tensor("probabilities").data
     assert answers.dtype == np.float32
-    far = golden.deviation(truth.probabilities, answers, golden.yardsticks(truth.probabilities))
-    assert 0 < far < golden.LIMITS[precision]
+    far = golden.deviation(
+        truth.probabilities, answers, golden.deviation_scale(truth.probabilities)
+    )
+    assert 0 < far < golden.MAX_DEVIATION[precision]
 
 
 @pytest.mark.parametrize("name", ["lenet5", "googlenet2014"])
@@ -183,7 +188,7 @@ def test_only_the_body_of_a_graph_is_in_half_precision(
     import onnx
 
     path = exported(name, tmp_path, built_repository)
-    graph = onnx.load_from_string(typed(path, "fp16")).graph
+    graph = onnx.load_from_string(convert_precision(path, "fp16")).graph
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     half, single = onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT
     layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
@@ -286,7 +291,7 @@ def test_a_library_that_can_not_be_loaded_is_not_installed(
     here(monkeypatch, ADA)
     plan = msgspec.structs.replace(record, backend_version="tensorrt 11.4.0")
     assert "not installed here" in (tensorrt.incompatibility(plan) or "")
-    assert tensorrt.version().startswith("rtx "), "the other flavour is taken"
+    assert tensorrt.version().startswith("rtx "), "the other variant is taken"
 
 
 def test_a_machine_without_a_gpu_says_so(added: Path, record: EngineRecord) -> None:
@@ -386,10 +391,10 @@ def rows(*classes: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 def test_sizes_are_powers_of_two_and_the_ends_of_the_range() -> None:
-    assert sizes_of(record_of(max_batch=6)) == [1, 2, 4, 6]
-    assert sizes_of(record_of(max_batch=8, opt_batch=5)) == [1, 2, 4, 5, 8]
-    assert sizes_of(record_of(max_batch=1)) == [1]
-    assert sizes_of(record_of(max_batch=16, min_batch=3)) == [3, 4, 8, 16]
+    assert graph_sizes(record_of(max_batch=6)) == [1, 2, 4, 6]
+    assert graph_sizes(record_of(max_batch=8, opt_batch=5)) == [1, 2, 4, 5, 8]
+    assert graph_sizes(record_of(max_batch=1)) == [1]
+    assert graph_sizes(record_of(max_batch=16, min_batch=3)) == [3, 4, 8, 16]
 
 
 def test_every_number_of_rows_gets_its_own_answers(engine: tensorrt.TensorRtEngine) -> None:
@@ -456,7 +461,7 @@ def test_one_batch_is_copied_while_the_other_computes_and_nothing_is_read_before
 def test_a_batch_between_two_sizes_is_filled_up_and_the_filling_is_told(
     engine: tensorrt.TensorRtEngine,
 ) -> None:
-    assert [engine.computed(count) for count in range(1, 7)] == [1, 2, 4, 4, 6, 6]
+    assert [engine.computed_rows(count) for count in range(1, 7)] == [1, 2, 4, 4, 6, 6]
 
 
 def test_answers_are_the_callers_to_keep(engine: tensorrt.TensorRtEngine) -> None:
@@ -614,7 +619,7 @@ def library(kind: type[TapedLibrary], tape: Tape, monkeypatch: pytest.MonkeyPatc
     """From now on that is TensorRT, and the tape CUDA."""
     made = kind(tape, SHAPE, CLASSES)
     monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
-    monkeypatch.setattr(tensorrt, "_library", lambda flavour: made)
+    monkeypatch.setattr(tensorrt, "_library", lambda variant: made)
     return made
 
 

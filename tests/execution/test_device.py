@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
-from server.engines.base import Done, Instance, Outputs, Rows
+from server.engines.base import Instance, OnDone, Outputs, RowSource
 from server.errors import (
     DeadlineUnreachable,
     DeviceLost,
@@ -57,7 +57,7 @@ class Scripted:
         self.instances: Sequence[Instance] = [_Instance(self, max_batch) for _ in range(instances)]
         self._waiting: list[Callable[[], None]] = []
 
-    def run(self, rows: Pixels, done: Done) -> None:
+    def run(self, rows: Pixels, done: OnDone) -> None:
         if self.broken:
             raise RuntimeError("it does not start")
         first = rows[:, 0, 0, 0].astype(np.int32)
@@ -79,7 +79,7 @@ class Scripted:
         for start in reversed(waiting) if last_first else waiting:
             start()
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         return rows
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class _Instance:
         self.pixels = np.zeros((max_batch, *SHAPE), np.uint8)
         self._engine = engine
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         self._engine.run(self.pixels[:rows], done)
 
 
@@ -149,7 +149,7 @@ async def test_every_caller_gets_its_own_rows() -> None:
         assert [found(answer) for answer in answers] == [[n, n + 1] for n in range(30)]
 
 
-class Elsewhere(Rows):
+class Elsewhere(RowSource):
     """Rows of that class, which remember what they were copied into; it breaks at a `failure`."""
 
     def __init__(self, count: int, of: int, failure: Exception | None = None) -> None:
@@ -410,7 +410,7 @@ async def test_a_lost_device_fails_what_runs_there_and_gives_up_all_its_engines_
 
 async def test_rows_that_are_computed_for_nobody_are_counted() -> None:
     class Filling(Scripted):
-        def computed(self, rows: int) -> int:
+        def computed_rows(self, rows: int) -> int:
             return 4
 
     async with hosting(Filling()) as bench:

@@ -29,7 +29,7 @@ from model_repo.build import Order, build
 from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
 from server.engines import golden_check as golden
-from server.engines.base import Engine, Outputs, Target, backend, cores, infer
+from server.engines.base import CompileOptions, Engine, Outputs, backend, cores, infer
 from server.engines.tensorrt.cuda import Absent, Cuda, CudaError
 from server.errors import EngineFailure
 from server.images.decode import InputSpec, Pixels
@@ -235,7 +235,7 @@ def parity(engine: Engine, version: Version) -> dict[str, float]:
     the same image gets the same answer in every row. Raises golden.Deviates."""
     assert version.manifest is not None
     truth = reader.read_golden(version.folder, version.manifest)
-    sizes = sorted({engine.computed(rows) for rows in range(1, engine.max_batch + 1)})
+    sizes = sorted({engine.computed_rows(rows) for rows in range(1, engine.max_batch + 1)})
     precision = version.manifest.engines[-1].precision
     return golden.check(engine, truth, precision, sizes)
 
@@ -478,7 +478,7 @@ def compiled_only(lane: Lane, names: Sequence[str]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             export(served, folder / "model.onnx", shape=card.input.shape, max_batch=MAX_BATCH)
             began_s = time.monotonic()
-            target = Target("fp16", card.gpu_max_batch, opt_batch=card.gpu_opt_batch)
+            target = CompileOptions("fp16", card.gpu_max_batch, opt_batch=card.gpu_opt_batch)
             made = backend("tensorrt").compile(folder / "model.onnx", folder, target)
             plans[name] = {
                 "engine": made.name,

@@ -52,7 +52,7 @@ def published(repo: Path) -> dict[str, Manifest]:
 def allow_nothing(monkeypatch: pytest.MonkeyPatch, precisions: Sequence[str]) -> None:
     """From now on every rounding is too much in these precisions."""
     for precision in precisions:
-        monkeypatch.setitem(golden.LIMITS, precision, 0.0)
+        monkeypatch.setitem(golden.MAX_DEVIATION, precision, 0.0)
 
 
 # --- what is published -----------------------------------------------------------------------
@@ -73,7 +73,7 @@ def test_what_is_published_says_what_it_is(built_repository: Path) -> None:
         )
         assert engine.max_batch == card.max_batch
         assert set(engine.deviation) == {"1", "3", str(card.max_batch)}
-        assert 0 < max(engine.deviation.values()) <= golden.LIMITS[engine.precision]
+        assert 0 < max(engine.deviation.values()) <= golden.MAX_DEVIATION[engine.precision]
         assert openvino.incompatibility(engine) is None
         folder = built_repository / name / "1"
         reader.verify(folder, manifest)
@@ -168,7 +168,7 @@ def test_a_precision_that_was_asked_for_is_kept_or_refused(
 def test_an_engine_that_is_wrong_in_every_precision_is_not_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    allow_nothing(monkeypatch, list(golden.LIMITS))
+    allow_nothing(monkeypatch, list(golden.MAX_DEVIATION))
     assert "fp32 allows 0.00%" in refused(Order(repo=tmp_path, weights=UNTRAINED))
 
 

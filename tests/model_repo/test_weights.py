@@ -16,7 +16,7 @@ from model_repo import cards, weights
 from model_repo.architectures import create
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import WeightsError, WeightsUnavailable, WrongCheckpoint, WrongHash
-from server.engines.golden_check import LIMITS, deviation, yardsticks
+from server.engines.golden_check import MAX_DEVIATION, deviation, deviation_scale
 
 LENET5 = cards.load("lenet5")
 TWO_CLASSES = ("yes", "no")
@@ -249,7 +249,7 @@ def test_an_untrained_residual_network_is_calm_enough_for_half_precision() -> No
         truth = network(images).softmax(1).numpy()
         with torch.autocast("cpu", torch.bfloat16):
             rounded = network(images).float().softmax(1).numpy()
-    assert deviation(truth, rounded, yardsticks(truth)) < LIMITS["bf16"] / 2
+    assert deviation(truth, rounded, deviation_scale(truth)) < MAX_DEVIATION["bf16"] / 2
 
 
 def test_a_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:

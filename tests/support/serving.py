@@ -23,7 +23,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from server.api.stubs import classify_pb2 as pb
 from server.app import Load, Running, running
 from server.engines import null
-from server.engines.base import Done, Engine, Instance, Outputs
+from server.engines.base import Engine, Instance, OnDone, Outputs
 from server.execution.device import lanes_of
 from server.images.decode import Pixels
 from server.models.loader import LoadedEngine, Profiles
@@ -136,13 +136,13 @@ class Mirror:
         for finish in waiting:
             finish()
 
-    def computed(self, rows: int) -> int:
+    def computed_rows(self, rows: int) -> int:
         return rows
 
     def close(self) -> None:
         self.closed = True
 
-    def run(self, pixels: Pixels, done: Done) -> None:
+    def run(self, pixels: Pixels, done: OnDone) -> None:
         self.batches.append(int(pixels[0, 0, 0, 0]))
         outcome: Outputs | Exception = self.failure or self._answer(pixels)
         self.started.set()
@@ -169,7 +169,7 @@ class _MirrorInstance:
         self.pixels = pixels
         self._engine = engine
 
-    def start(self, rows: int, done: Done) -> None:
+    def start(self, rows: int, done: OnDone) -> None:
         self._engine.run(self.pixels[:rows], done)
 
 

@@ -27,7 +27,7 @@ from server.api.inference import (
 from server.api.stubs import open_inference_pb2 as pb
 from server.api.v2.json_tensors import files_from_json, numbers_from_json
 from server.api.v2.shared_memory import Regions, Window, WindowRows
-from server.engines.base import Outputs, Rows
+from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, ModelNotFound
 from server.images.decode import Pixels, batch_from_pixels, decode
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
@@ -428,7 +428,7 @@ class OpenInference:
         model: LoadedModel,
         beside: Elements | None,
         windows: list[Window],
-    ) -> tuple[int, Callable[[], Awaitable[Pixels | Rows]]]:
+    ) -> tuple[int, Callable[[], Awaitable[Pixels | RowSource]]]:
         """How many images a call brings in the input at that position, and what makes their pixels.
         Raises InvalidInput."""
         tensor, field = request.inputs[position], f"inputs[{position}]"
@@ -455,7 +455,7 @@ class OpenInference:
 
     async def _from_pixels(
         self, tensor: _Tensor, place: str, elements: Elements | None, model: LoadedModel
-    ) -> Pixels | Rows:
+    ) -> Pixels | RowSource:
         count = tensor.shape[0]
         needed = count * math.prod(model.spec.shape)
         if elements is None:

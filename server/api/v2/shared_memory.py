@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.engines.base import Rows
+from server.engines.base import RowSource
 from server.errors import InvalidInput, Overloaded
 from server.images.decode import Pixels
 
@@ -106,7 +106,7 @@ class Window:
         )
 
 
-class WindowRows(Rows):
+class WindowRows(RowSource):
     """Pixels [N, H, W, C] in a window of as many bytes."""
 
     def __init__(self, window: Window, shape: tuple[int, ...]) -> None:

@@ -1,6 +1,6 @@
 """TensorRT on a GPU, in both its flavours: `tensorrt` for datacenters, `rtx` (TensorRT-RTX).
 
-Their Python interfaces are nearly the same. A plan belongs to the flavour and the exact version
+Their Python interfaces are nearly the same. A plan belongs to the variant and the exact version
 that compiled it, so it says itself which library runs it. TensorRT-RTX compiles on a machine
 without a GPU; its plans get their machine code when they are loaded.
 
@@ -26,16 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engines.base import (
-    Compiled,
-    Done,
+    CompiledEngine,
+    CompileOptions,
+    OnDone,
     Outputs,
     Progress,
-    Target,
-    quietly,
-    size_for,
-    sizes_of,
+    graph_sizes,
+    ignore_progress,
+    padded_size,
 )
-from server.engines.onnx_precision import typed
+from server.engines.onnx_precision import convert_precision
 from server.engines.tensorrt.cuda import (
     Absent,
     Cuda,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FLAVOURS = ("auto", "tensorrt", "rtx")
+VARIANTS = ("auto", "tensorrt", "rtx")
 NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT-RTX"}
 PRECISIONS = ("fp32", "bf16", "fp16")
 OUTPUTS: dict[str, np.dtype[Any]] = {
@@ -74,8 +74,8 @@ ADVICE = "compile one here: python -m model_repo.build MODEL --add-engine --back
 
 def version() -> str:
     """Flavour and exact version, for example "rtx 1.6.1.120". Raises ImportError."""
-    flavour = _installed("auto")
-    return f"{flavour} {_library(flavour).__version__}"
+    variant = _installed("auto")
+    return f"{variant} {_library(variant).__version__}"
 
 
 def hardware() -> str:
@@ -92,7 +92,9 @@ def precisions() -> Sequence[str]:
     return PRECISIONS
 
 
-def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quietly) -> Compiled:
+def compile(
+    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+) -> CompiledEngine:
     """Compiles for the GPU here; with TensorRT-RTX also without one, or for others by their compute
     capabilities ("sm89", "89").
 
@@ -101,19 +103,19 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     and what to change.
     """
     try:
-        flavour = _installed(target.flavour)
+        variant = _installed(target.variant)
     except ImportError as error:
         raise EngineFailure(str(error)) from None
-    trt = _library(flavour)
+    trt = _library(variant)
     gpu = _gpu_or_none()
-    wanted = _capabilities(trt, flavour, target.hardware, gpu)
+    wanted = _capabilities(trt, variant, target.hardware, gpu)
     notes = _notes(trt)
     builder = trt.Builder(notes)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, notes)
-    if not parser.parse(typed(onnx, target.precision)):
+    if not parser.parse(convert_precision(onnx, target.precision)):
         why = _complaints(parser) or notes.last()
-        raise EngineFailure(f"{NAMES[flavour]} can't compile {onnx.name}: {why}")
+        raise EngineFailure(f"{NAMES[variant]} can't compile {onnx.name}: {why}")
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # what is left in float32 is so for its digits
     config.progress_monitor = monitor = _monitor(trt, progress)
@@ -124,22 +126,22 @@ def compile(onnx: Path, folder: Path, target: Target, progress: Progress = quiet
     sizes = (target.min_batch, opt_batch, target.max_batch)
     profile.set_shape(pixels.name, *((rows, *row) for rows in sizes))
     config.add_optimization_profile(profile)
-    if flavour == "rtx":
+    if variant == "rtx":
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)  # what allocates is not captured
         named = wanted if gpu is None or target.hardware else ("CURRENT",)
         config.num_compute_capabilities = len(named)
         for place, name in enumerate(named):
             config.set_compute_capability(getattr(trt.ComputeCapability, name.upper()), place)
-    with _TimingCache(trt, config, flavour, gpu, target.cache):
+    with _TimingCache(trt, config, variant, gpu, target.cache):
         plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise EngineFailure(f"{NAMES[flavour]} can't compile {onnx.name}: {notes.last()}")
+        raise EngineFailure(f"{NAMES[variant]} can't compile {onnx.name}: {notes.last()}")
     del monitor  # it must outlive what uses it
-    release = f"{'rtx' if flavour == 'rtx' else ''}{trt.__version__}"
+    release = f"{'rtx' if variant == 'rtx' else ''}{trt.__version__}"
     name = f"tensorrt-{target.precision}-{_span(trt, wanted)}-{release}"
     path = folder / f"{name}.plan"
     path.write_bytes(plan)
-    return Compiled(name, [path.name], " ".join(wanted), f"{flavour} {trt.__version__}")
+    return CompiledEngine(name, [path.name], " ".join(wanted), f"{variant} {trt.__version__}")
 
 
 def incompatibility(record: EngineRecord) -> str | None:
@@ -147,15 +149,15 @@ def incompatibility(record: EngineRecord) -> str | None:
         gpu = Cuda().gpu()
     except (Absent, CudaError) as error:
         return str(error)
-    flavour, _, compiled_by = record.backend_version.partition(" ")
-    if flavour not in NAMES:
+    variant, _, compiled_by = record.backend_version.partition(" ")
+    if variant not in NAMES:
         return f"it was compiled by {record.backend_version!r}, which is unknown here"
     try:
-        here = str(_library(flavour).__version__)
+        here = str(_library(variant).__version__)
     except ImportError:
-        return f"it needs {NAMES[flavour]} {compiled_by}, which is not installed here"
+        return f"it needs {NAMES[variant]} {compiled_by}, which is not installed here"
     if here != compiled_by:
-        return f"it was compiled by {NAMES[flavour]} {compiled_by} and this is {here}; {ADVICE}"
+        return f"it was compiled by {NAMES[variant]} {compiled_by} and this is {here}; {ADVICE}"
     if gpu.cuda < gpu.needed:
         return (
             f"the NVIDIA driver runs CUDA {_dotted(gpu.cuda)} and the libraries here need "
@@ -250,7 +252,7 @@ class TensorRtInstance:
         self._pinned: list[int] = []
         self._memory: list[int] = []
         # Rows, who is to be told, and what went wrong at the start.
-        self._jobs: SimpleQueue[tuple[int, Done, Exception | None] | None] = SimpleQueue()
+        self._jobs: SimpleQueue[tuple[int, OnDone, Exception | None] | None] = SimpleQueue()
         self._waiter: threading.Thread | None = None
         self._stream = self._event = 0
         try:
@@ -270,8 +272,8 @@ class TensorRtInstance:
             self.close()
             raise
 
-    def start(self, rows: int, done: Done) -> None:
-        size = size_for(rows, self._sizes)
+    def start(self, rows: int, done: OnDone) -> None:
+        size = padded_size(rows, self._sizes)
         failed: Exception | None = None
         try:
             graph = self._graphs[size]
@@ -409,7 +411,7 @@ class TensorRtEngine:
         keep: Any = None,
     ) -> None:
         self.max_batch = record.max_batch
-        self._sizes = sizes_of(record)
+        self._sizes = graph_sizes(record)
         self._keep = keep
         self.instances: list[TensorRtInstance] = []
         try:
@@ -421,8 +423,8 @@ class TensorRtEngine:
             self.close()
             raise
 
-    def computed(self, rows: int) -> int:
-        return size_for(rows, self._sizes)
+    def computed_rows(self, rows: int) -> int:
+        return padded_size(rows, self._sizes)
 
     def close(self) -> None:
         instances, self.instances = self.instances, []
@@ -438,36 +440,36 @@ def _failure(error: CudaError, message: str) -> EngineFailure:
 # --- the libraries -----------------------------------------------------------------------------
 
 
-def _library(flavour: str) -> Any:
+def _library(variant: str) -> Any:
     """TensorRT's module. Raises ImportError, of shared libraries that can't be loaded too."""
     try:
-        if flavour == "tensorrt":
+        if variant == "tensorrt":
             import tensorrt
 
             return tensorrt
-        if flavour == "rtx":
+        if variant == "rtx":
             import tensorrt_rtx_libs  # noqa: F401, I001 (first: it loads what the bindings link to)
             import tensorrt_rtx_bindings
 
             return tensorrt_rtx_bindings
     except OSError as error:
         raise ImportError(str(error)) from error
-    raise ImportError(f"TensorRT's flavour {flavour!r} is unknown; there are {', '.join(NAMES)}")
+    raise ImportError(f"TensorRT's variant {variant!r} is unknown; there are {', '.join(NAMES)}")
 
 
-def _installed(flavour: str) -> str:
-    """The flavour asked for, or of "auto" the one for datacenters before the other.
+def _installed(variant: str) -> str:
+    """The variant asked for, or of "auto" the one for datacenters before the other.
 
     Raises ImportError, with what to install.
     """
-    for candidate in NAMES if flavour == "auto" else (flavour,):
+    for candidate in NAMES if variant == "auto" else (variant,):
         try:
             _library(candidate)
         except ImportError:
             continue
         return candidate
-    wanted = "neither TensorRT nor TensorRT-RTX" if flavour == "auto" else f"no {NAMES[flavour]}"
-    extra = "gpu-datacenter" if flavour == "tensorrt" else "gpu"
+    wanted = "neither TensorRT nor TensorRT-RTX" if variant == "auto" else f"no {NAMES[variant]}"
+    extra = "gpu-datacenter" if variant == "tensorrt" else "gpu"
     raise ImportError(f"{wanted} is installed: pip install 'convserve[{extra}]'")
 
 
@@ -478,13 +480,13 @@ def _gpu_or_none() -> Gpu | None:
         return None
 
 
-def _capabilities(trt: Any, flavour: str, asked: Sequence[str], gpu: Gpu | None) -> tuple[str, ...]:
+def _capabilities(trt: Any, variant: str, asked: Sequence[str], gpu: Gpu | None) -> tuple[str, ...]:
     """What to compile for, as "sm89". Raises EngineFailure."""
-    if flavour == "tensorrt":
+    if variant == "tensorrt":
         if gpu is None:
             raise EngineFailure(
                 "TensorRT compiles on the GPU that is to run the engine, and there is none here; "
-                "--tensorrt-flavour rtx compiles without"
+                "--tensorrt-variant rtx compiles without"
             )
         if asked and set(map(_sm, asked)) != {gpu.capability}:
             raise EngineFailure(
@@ -634,11 +636,11 @@ class _TimingCache:
     """
 
     def __init__(
-        self, trt: Any, config: Any, flavour: str, gpu: Gpu | None, folder: Path | None
+        self, trt: Any, config: Any, variant: str, gpu: Gpu | None, folder: Path | None
     ) -> None:
         self._config = config
         self._path: Path | None = None
-        if flavour == "tensorrt" and gpu is not None and folder is not None:
+        if variant == "tensorrt" and gpu is not None and folder is not None:
             self._path = folder / f"tensorrt-{trt.__version__}-{gpu.capability}.timing"
 
     def __enter__(self) -> None:
