@@ -38,10 +38,11 @@ from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server.engines import golden_check as golden
 from server.engines import tensorrt
-from server.engines.base import BACKENDS, Backend, CompileOptions, Engine, backend, cores, infer
+from server.engines.base import BACKENDS, Backend, CompileOptions, Engine, backend, infer
 from server.engines.record import engine_record
 from server.errors import EngineFailure
 from server.images.decode import InputSpec, Pixels
+from server.process.cores import available_cores
 from server.repository import reader, writer
 from server.repository.manifest import (
     FORMAT,
@@ -371,7 +372,7 @@ def _weights(card: Card, order: Order, pixels: Pixels, watcher: Watcher) -> Weig
 def _loaded(
     compiler: Backend, folder: Path, record: EngineRecord, shape: tuple[int, int, int]
 ) -> Iterator[Engine]:
-    engine = compiler.load(folder, record, shape, threads=cores())
+    engine = compiler.load(folder, record, shape, threads=available_cores())
     try:
         yield engine
     finally:

@@ -29,13 +29,15 @@ from server.api.inference import Inference
 from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_refusal
 from server.api.v2.shared_memory import Regions
-from server.engines.base import BACKENDS, Engine, cores
+from server.engines.base import BACKENDS, Engine
 from server.execution.device import DeviceExecutor
 from server.images.decode import ImageLimits
+from server.models.changes import ChangeNotifier
 from server.models.golden_monitor import GoldenMonitor
 from server.models.loader import LoadedEngine, Profiles, load
 from server.models.registry import ModelRegistry
 from server.models.watcher import RepositoryWatcher
+from server.process.cores import available_cores
 from server.process.idle_priority import idle_priority
 from server.repository.reader import Version
 from server.repository.serving_config import Found, VersionPolicy, look
@@ -119,7 +121,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     into an engine, on a thread of its own.
     """
     policy, lying = _policy_of_versions(settings), _found(settings)
-    threads = settings.threads or cores()
+    threads = settings.threads or available_cores()
     metrics = Metrics()
     if (found := gpus()) is not None:
         metrics.read_gpus(found)
@@ -167,12 +169,13 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     with idle_priority():
                         return load_one(version, checking)
 
+                changes = ChangeNotifier()
                 catalog = ModelRegistry(
                     load=load_behind,
                     loader=loader,
                     host_for=host_for,
                     metrics=metrics,
-                    changed=lambda: health.changed(),
+                    changes=changes,
                     policy=policy,
                     bake_time_s=settings.bake_time_s,
                     wanted=settings.serves,
@@ -180,6 +183,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 rollout = RepositoryWatcher(settings.repo, catalog, loader, settings.serves)
                 guard = GoldenMonitor(catalog, metrics, loader, settings.golden_interval_s)
                 health = Health(partial(_serving, catalog))
+                changes.subscribe(health.changed)
                 metrics.read_queue_rows(catalog.waiting)
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
                 inference = Inference(

@@ -6,7 +6,6 @@ nothing else, so a backend's library is needed only where that backend is chosen
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -195,13 +194,3 @@ def graph_sizes(record: EngineRecord) -> list[int]:
 def padded_size(rows: int, sizes: Sequence[int]) -> int:
     """The least of the sizes, which ascend, that holds so many rows."""
     return next(size for size in sizes if size >= rows)
-
-
-def cores() -> int:
-    """How many processor cores this process may keep busy: its affinity and its cgroup's quota."""
-    available = len(os.sched_getaffinity(0))
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(available, int(quota) // int(period)))
-    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
-        return available

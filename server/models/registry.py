@@ -26,6 +26,7 @@ from server.engines.base import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
 from server.execution.device import DeviceExecutor, clock
 from server.images.decode import InputSpec
+from server.models.changes import ChangeNotifier
 from server.models.loader import LoadedEngine
 from server.models.rollback import CallCounts, RollbackPolicy
 from server.models.state import State, VersionState
@@ -155,7 +156,7 @@ class ModelRegistry:
 
     `load` blocks and runs on the loader's thread, one version at a time; there it calls what it is
     given once an engine is there to be checked. `host_for` gives the host of an engine's device;
-    `changed` is called whenever a model, or the catalog as a whole, begins or ceases to answer.
+    `changes` notifies whenever a model, or the catalog as a whole, begins or ceases to answer.
     Versions that began to answer are on probation for `bake_time_s`; models not `wanted` are loaded
     by request only. `tend` is run by whoever owns the catalog and ends when cancelled.
     """
@@ -167,7 +168,7 @@ class ModelRegistry:
         loader: Executor,
         host_for: Callable[[Engine], DeviceExecutor],
         metrics: Metrics,
-        changed: Callable[[], None],
+        changes: ChangeNotifier,
         policy: VersionPolicy = SERVE_LATEST,
         bake_time_s: float = 0.0,
         wanted: Callable[[str], bool] = lambda name: True,
@@ -176,14 +177,14 @@ class ModelRegistry:
         self._loader = loader
         self._host_for = host_for
         self._metrics = metrics
-        self._changed = changed
+        self._changes = changes
         self._policy = policy
         self._bake_time_s = bake_time_s
         self._wanted = wanted
         self._models: dict[str, _Model] = {}
         self._changing = asyncio.Lock()  # versions come and go one at a time
         self._unsettled = asyncio.Event()
-        self._told: object = None  # what `changed` was last called for
+        self._told: object = None  # what `changes` last notified of
         self.loading = True  # until the first `follow` is through
 
     # --- what there is -----------------------------------------------------------------------
@@ -677,7 +678,7 @@ class ModelRegistry:
         told = self.ready, {name for name, model in self._models.items() if model.stable}
         if told != self._told:
             self._told = told
-            self._changed()
+            self._changes.notify()
 
     def _known(self) -> str:
         return f"there are {_listed(sorted(self._models))}" if self._models else "there are none"

@@ -39,8 +39,9 @@ from convserve_client.loadgen.arguments import at_least, positive
 from convserve_client.loadgen.images import picture
 from convserve_client.stubs import classify_pb2_grpc
 from server.api.stubs import classify_pb2 as pb
-from server.engines.base import cores, instances_by_units
+from server.engines.base import instances_by_units
 from server.models import loader as loading
+from server.process.cores import available_cores
 from server.repository import reader
 from tests.benchmarks.bare import keep_busy, newest_version
 
@@ -118,7 +119,7 @@ class Comparison:
 def bare_process(repo: Path, model: str) -> None:
     """Loads the engine, then answers each line that `BareEngine.measure` writes."""
     version = newest_version(repo, model)
-    loaded = loading.load(version, only="", threads=cores(), stopping=threading.Event())
+    loaded = loading.load(version, only="", threads=available_cores(), stopping=threading.Event())
     groups = {group[0].units: group for group in instances_by_units(loaded.engine)}
     kinds = [{"units": units, "instances": len(group)} for units, group in groups.items()]
     assert version.manifest is not None
@@ -408,7 +409,7 @@ def _table(found: Comparison) -> Table:
             name, f"{median(values):{form}}", f"{low:{form}} to {high:{form}}", extremes, **style
         )
 
-    title = f"{found.model}, {found.engine}, {cores()} cores"
+    title = f"{found.model}, {found.engine}, {available_cores()} cores"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for heading in ("median", "middle half", "range"):

@@ -31,7 +31,7 @@ from rich.table import Table
 
 from convserve_client.loadgen.arguments import at_least, positive
 from server.api.stubs import classify_pb2 as pb
-from server.engines.base import cores
+from server.process.cores import available_cores
 from server.repository import writer
 from server.repository.reader import Version
 from tests.benchmarks.bare import newest_version
@@ -153,7 +153,8 @@ def _failed(reports: Sequence[dict[str, Any]]) -> int:
 
 
 def _table(rounds: Sequence[dict[str, Any]], args: argparse.Namespace) -> Table:
-    title = f"{args.model}, {args.swaps} swaps at {args.factor:.0%} of capacity, {cores()} cores"
+    load = f"{args.swaps} swaps at {args.factor:.0%} of capacity"
+    title = f"{args.model}, {load}, {available_cores()} cores"
     table = Table(title=title, title_justify="left")
     for heading in ("round", "", "calls", "failed", "p50", "p99", "p99 to before"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from server.engines.base import cores
+from server.process.cores import available_cores
 from tests.benchmarks.bare import processor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -33,7 +33,7 @@ STYLE: Any = {  # matplotlib types it by the name of every setting there is
 def machine() -> dict[str, str]:
     """What figures depend on besides the code: those of two machines don't belong in one table."""
     return {
-        "processor": f"{processor()}, {cores()} cores",
+        "processor": f"{processor()}, {available_cores()} cores",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("openvino", "grpcio", "protobuf", "numpy")

@@ -23,7 +23,6 @@ from server.engines.base import (
     OnDone,
     Outputs,
     backend,
-    cores,
     infer,
 )
 from server.engines.golden_check import MAX_ROW_DEVIATION, deviation, deviation_scale
@@ -242,10 +241,6 @@ def test_openvino_says_why_an_engine_does_not_fit_this_machine(
         assert "build it with --precision fp32" in reason
     assert incompatibility(changed(precision="fp32")) is None
     assert compiled.backend.precisions() == ["fp32"]
-
-
-def test_cores_are_those_this_process_may_use() -> None:
-    assert cores() >= 1
 
 
 @pytest.mark.parametrize(("takes_s", "tiny"), [([0.03, 0.002, 0.0001], True), ([0.03], False)])

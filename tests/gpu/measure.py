@@ -29,11 +29,12 @@ from model_repo.build import Order, build
 from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
 from server.engines import golden_check as golden
-from server.engines.base import CompileOptions, Engine, Outputs, backend, cores, infer
+from server.engines.base import CompileOptions, Engine, Outputs, backend, infer
 from server.engines.tensorrt.cuda import Absent, Cuda, CudaError
 from server.errors import EngineFailure
 from server.images.decode import InputSpec, Pixels
 from server.models import loader as loading
+from server.process.cores import available_cores
 from server.repository import reader
 from server.repository.manifest import EngineRecord
 from server.repository.reader import Version
@@ -138,7 +139,7 @@ def machine() -> Results:
     found: Results = {
         "system": platform.platform(),
         "processor": processor(),
-        "cores": cores(),
+        "cores": available_cores(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "gpu": None,
@@ -222,7 +223,7 @@ def newest(
     assert version.manifest is not None
     record = choose(version.manifest.engines)
     shape = version.manifest.input.spec().shape
-    engine = backend(record.backend).load(version.folder, record, shape, threads=cores())
+    engine = backend(record.backend).load(version.folder, record, shape, threads=available_cores())
     try:
         yield engine, version
     finally:
@@ -438,7 +439,7 @@ def behind_grpc(lane: Lane, name: str) -> list[Results]:
             for batch in BATCHES
             if batch <= engine.max_batch
         ]
-    processes = max(1, min(8, cores() // 2))
+    processes = max(1, min(8, available_cores() // 2))
     rows = []
     with served_engine(lane.repo, name, start_s=60.0) as server:
         for images in IMAGES_A_CALL:

@@ -12,7 +12,8 @@ import torch
 from model_repo import architectures, build, cards
 from model_repo.build import BuildError, Order, Watcher
 from server.engines import golden_check as golden
-from server.engines.base import backend, cores, infer
+from server.engines.base import backend, infer
+from server.process.cores import available_cores
 from server.repository import reader
 from server.repository.manifest import Manifest
 from server.repository.reader import Golden
@@ -103,7 +104,9 @@ def test_golden_answers_are_those_of_the_networks_parameters(tmp_path: Path) -> 
     with torch.inference_mode():
         expected = network.eval()(pixels.permute(0, 3, 1, 2)).softmax(1).numpy()
     np.testing.assert_allclose(truth.probabilities, expected, atol=1e-6)
-    engine = openvino.load(folder, manifest.engines[0], truth.pixels.shape[1:], threads=cores())
+    engine = openvino.load(
+        folder, manifest.engines[0], truth.pixels.shape[1:], threads=available_cores()
+    )
     answer = infer(engine.instances[0], truth.pixels[:3])
     engine.close()
     np.testing.assert_allclose(answer.probabilities, expected[:3], atol=1e-5)
@@ -218,7 +221,7 @@ def test_golden_answers_of_another_network_are_noticed_when_loaded(built_reposit
     truth = reader.read_golden(folder, manifest)
     other = Golden(truth.pixels, np.roll(truth.probabilities, 1, axis=1))
     (record,) = manifest.engines
-    engine = openvino.load(folder, record, truth.pixels.shape[1:], threads=cores())
+    engine = openvino.load(folder, record, truth.pixels.shape[1:], threads=available_cores())
     try:
         golden.check(engine, truth, record.precision)
         with pytest.raises(golden.GoldenMismatch, match="way from eager PyTorch's"):

@@ -17,6 +17,7 @@ import pytest
 from server.engines.base import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
 from server.execution.device import DeviceExecutor, clock, lanes_of
+from server.models.changes import ChangeNotifier
 from server.models.loader import LoadedEngine
 from server.models.registry import ModelRegistry
 from server.models.state import State
@@ -57,7 +58,12 @@ class Shop:
             )
         return self.hosts[0]
 
-    def changed(self) -> None:
+    def notifier(self) -> ChangeNotifier:
+        notifier = ChangeNotifier()
+        notifier.subscribe(self.count_change)
+        return notifier
+
+    def count_change(self) -> None:
         self.changes += 1
 
     def ready_by_metrics(self) -> dict[str, float]:
@@ -78,7 +84,7 @@ async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Mo
             loader=loader,
             host_for=shop.host_for,
             metrics=shop.metrics,
-            changed=shop.changed,
+            changes=shop.notifier(),
             **options,
         )
         await follow(catalog, root)
@@ -188,7 +194,7 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
             loader=loader,
             host_for=shop.host_for,
             metrics=shop.metrics,
-            changed=shop.changed,
+            changes=shop.notifier(),
         )
         loading = asyncio.create_task(follow(catalog, tmp_path))
         await asyncio.sleep(0)  # lets it begin
