@@ -47,7 +47,8 @@ from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import gpus
 from server.telemetry.tracing import Tracing, TracingMissing
-from server.transport import grpc_server as grpc
+from server.transport.calls_in_progress import TransportLimits
+from server.transport.grpc_server import GrpcServer
 
 log = logging.getLogger(__name__)
 
@@ -227,7 +228,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         without=unserved,
                         tracing=tracing,
                     )
-                server = grpc.Server(methods, _limits(settings), backlog)
+                server = GrpcServer(methods, _limits(settings), backlog)
                 state = Running(
                     port=grpc_socket.getsockname()[1],
                     http_port=http_socket.getsockname()[1],
@@ -392,8 +393,8 @@ def _tracing(settings: Settings) -> Tracing | None:
         raise CannotServe(str(error)) from None
 
 
-def _limits(settings: Settings) -> grpc.Limits:
-    return grpc.Limits(
+def _limits(settings: Settings) -> TransportLimits:
+    return TransportLimits(
         message_bytes=settings.max_message_bytes,
         receiving_bytes=settings.max_bytes_in_progress,
         streams=settings.max_calls + CALLS_BEYOND,

@@ -40,14 +40,9 @@ from server.errors import (
 from server.execution.device import clock
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Trace, Tracing
-from server.transport import grpc_server as grpc
-from server.transport.grpc_server import (
-    BUSY_RETRY_S,
-    STOPPING,
-    Abort,
-    Streaming,
-    Unary,
-)
+from server.transport.grpc_call import BUSY_RETRY_S, STOPPING
+from server.transport.methods import Abort, StreamingMethod, UnaryMethod, WireCall
+from server.transport.methods import Method as WireMethod
 
 log = logging.getLogger(__name__)
 
@@ -188,10 +183,10 @@ def methods(
     streams: Streams | None = None,
     without: Set[str] = frozenset(),
     tracing: Tracing | None = None,
-) -> dict[str, grpc.Method]:
+) -> dict[str, WireMethod]:
     """The methods of `service`, by path, from the coroutines of `implementation`; those it is to do
     `without` are UNIMPLEMENTED."""
-    found: dict[str, grpc.Method] = {}
+    found: dict[str, WireMethod] = {}
     for method in service.methods:
         if method.name in without:
             continue
@@ -204,7 +199,7 @@ def methods(
         )
         if method.client_streaming:
             assert streams is not None, f"{method.name} needs to know how streams are answered"
-            answer: grpc.Method = _streaming(answering, streams)
+            answer: WireMethod = _streaming(answering, streams)
         else:
             answer = _unary(answering, tracing)
         found[f"/{service.full_name}/{method.name}"] = answer
@@ -309,8 +304,8 @@ class _Unexpected(Exception):
     MESSAGE = "internal error"
 
 
-def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
-    async def answer(data: bytes, wire: grpc.Call) -> bytes:
+def _unary(answering: _Answering, tracing: Tracing | None) -> UnaryMethod:
+    async def answer(data: bytes, wire: WireCall) -> bytes:
         arrived_s = clock()
         call = Call(arrived_s, wire.deadline_s, answering.intake.after)
         if tracing is not None:
@@ -326,7 +321,7 @@ def _unary(answering: _Answering, tracing: Tracing | None) -> Unary:
         answering.tally.shed()
         return _busy(math.ceil(wait_s / BUSY_STEP_S))
 
-    return Unary(answer, busy, answering.tally.turned_away)
+    return UnaryMethod(answer, busy, answering.tally.turned_away)
 
 
 @lru_cache(maxsize=1024)
@@ -340,7 +335,7 @@ def _busy(steps: int) -> Abort:
     return refusal(Overloaded(why, retry_after_s=wait_s), "")
 
 
-def _streaming(answering: _Answering, streams: Streams) -> Streaming:
+def _streaming(answering: _Answering, streams: Streams) -> StreamingMethod:
     """Up to `STREAM_DEPTH` calls of a stream are answered at a time, and their answers are sent in
     the order of the requests. The stream itself counts as a call in progress too."""
 
@@ -354,7 +349,7 @@ def _streaming(answering: _Answering, streams: Streams) -> Streaming:
             why = f"{StatusCode.INTERNAL.name}: {_Unexpected.MESSAGE}"
         return streams.refused(call, why).SerializeToString()
 
-    async def stream(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+    async def stream(requests: AsyncIterator[bytes], wire: WireCall) -> None:
         left_s, deadline_s = wire.time_remaining(), wire.deadline_s
         answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()
         room = asyncio.Semaphore(STREAM_DEPTH)
@@ -391,11 +386,11 @@ def _streaming(answering: _Answering, streams: Streams) -> Streaming:
                 other.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def answer(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+    async def answer(requests: AsyncIterator[bytes], wire: WireCall) -> None:
         with counted(answering.name, answering.intake):
             await stream(requests, wire)
 
-    return Streaming(answer, answering.tally.turned_away)
+    return StreamingMethod(answer, answering.tally.turned_away)
 
 
 @contextmanager
@@ -427,7 +422,7 @@ def refusal(error: ServingError, method: str) -> Abort:
     code = STATUS[type(error)]
     message = told(error, method)
     if isinstance(error, Overloaded):
-        return Abort.again(_overloaded(message, math.ceil(error.retry_after_s * 1e3)))
+        return Abort.of_block(_overloaded(message, math.ceil(error.retry_after_s * 1e3)))
     trailers: list[tuple[str, str | bytes]] = []
     if isinstance(error, InvalidInput):
         status = Status(code=code.value[0], message=message)

@@ -26,8 +26,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
 
 from server.api.handlers import InFlightLimits, counted
 from server.api.stubs.pool import POOL
-from server.transport import grpc_server as grpc
-from server.transport.grpc_server import Abort, Streaming, Unary
+from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
 
@@ -135,38 +134,36 @@ class Reflection(aio.ReflectionServicer):  # type: ignore[misc, name-defined]
             await asyncio.gather(*waiting, return_exceptions=True)
 
 
-def methods(
-    health: Health, reflection: Reflection, intake: InFlightLimits
-) -> dict[str, grpc.Method]:
+def methods(health: Health, reflection: Reflection, intake: InFlightLimits) -> dict[str, Method]:
     """Both services, by path.
 
     Streams count among the calls of `intake`. A Check does not: it holds nothing, and a server
     that has much to do must not be taken for dead.
     """
 
-    async def check(data: bytes, wire: grpc.Call) -> bytes:
+    async def check(data: bytes, wire: WireCall) -> bytes:
         response: Message = health.check(_parsed(HealthCheckRequest, data))
         return response.SerializeToString()
 
-    async def watch(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+    async def watch(requests: AsyncIterator[bytes], wire: WireCall) -> None:
         with counted("Watch", intake):
             async for data in requests:  # there is one
                 await _write(health.watch(_parsed(HealthCheckRequest, data)), wire)
                 return
 
-    async def info(requests: AsyncIterator[bytes], wire: grpc.Call) -> None:
+    async def info(requests: AsyncIterator[bytes], wire: WireCall) -> None:
         with counted("ServerReflectionInfo", intake):
             asked = (_parsed(ServerReflectionRequest, data) async for data in requests)
             await _write(reflection.answer(asked), wire)
 
     return {
-        f"/{HEALTH}/Check": Unary(check),
-        f"/{HEALTH}/Watch": Streaming(watch),
-        f"/{REFLECTION}/ServerReflectionInfo": Streaming(info),
+        f"/{HEALTH}/Check": UnaryMethod(check),
+        f"/{HEALTH}/Watch": StreamingMethod(watch),
+        f"/{REFLECTION}/ServerReflectionInfo": StreamingMethod(info),
     }
 
 
-async def _write(responses: AsyncIterator[Message], wire: grpc.Call) -> None:
+async def _write(responses: AsyncIterator[Message], wire: WireCall) -> None:
     async for response in responses:
         await wire.write(response.SerializeToString())
 

@@ -1,31 +1,35 @@
-"""Compressed requests, by gRPC or HTTP: small ones may become large, so all has a limit."""
+"""Decompression of requests with a limit on the result."""
 
 from __future__ import annotations
 
 import zlib
 
-WINDOW_BITS = {"gzip": 31, "deflate": 15}  # of zlib
+WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's `wbits`
 
 
-class Damaged(Exception):
-    """The bytes are not what they are said to be; the message says in which way."""
+class DecompressionError(Exception):
+    """The bytes are not valid in the named encoding; the message says why."""
 
 
-class TooLarge(Exception):
-    """It would be more than is allowed."""
+class TooLargeError(Exception):
+    """The result would exceed the limit."""
 
 
 def inflate(data: bytes, encoding: str, limit: int) -> bytes:
-    """What was compressed by one of `WINDOW_BITS`, at most so many bytes. Raises Damaged and
-    TooLarge."""
+    """Decompresses gzip or deflate.
+
+    Raises DecompressionError, and TooLargeError for a result of more than `limit` bytes.
+    """
     inflater = zlib.decompressobj(WINDOW_BITS[encoding])
     try:
         inflated = inflater.decompress(data, limit + 1)
     except zlib.error as error:
-        raise Damaged(f"is no {encoding}: {error}") from None
+        raise DecompressionError(f"is not valid {encoding}: {error}") from None
     if len(inflated) > limit:
-        raise TooLarge(f"is more than {limit:,} bytes when inflated, which is all that is allowed")
+        raise TooLargeError(
+            f"is more than {limit:,} bytes when decompressed; at most {limit:,} are allowed"
+        )
     if not inflater.eof or inflater.unused_data:
-        where = "goes on behind its end" if inflater.eof else "ends too early"
-        raise Damaged(f"its {encoding} {where}")
+        where = "continues after its end" if inflater.eof else "ends too early"
+        raise DecompressionError(f"its {encoding} {where}")
     return inflated

@@ -13,29 +13,29 @@ import sys
 import uvloop
 
 from server.api.stubs import classify_pb2 as pb
-from server.transport.grpc_server import (
-    Call,
-    Limits,
-    Server,
-    Unary,
-)
+from server.transport.calls_in_progress import TransportLimits
+from server.transport.grpc_server import GrpcServer
+from server.transport.methods import UnaryMethod, WireCall
 from tests.support.scripted_classifier import ANSWER, SMALL
 
-LIMITS = Limits(message_bytes=64 << 20, receiving_bytes=256 << 20, streams=10_000)
+LIMITS = TransportLimits(message_bytes=64 << 20, receiving_bytes=256 << 20, streams=10_000)
 
 
 async def main() -> None:
     answer, model = ANSWER.SerializeToString(), SMALL.SerializeToString()
 
-    async def classify(request: bytes, call: Call) -> bytes:
+    async def classify(request: bytes, call: WireCall) -> bytes:
         return answer
 
-    async def get_model(request: bytes, call: Call) -> bytes:
+    async def get_model(request: bytes, call: WireCall) -> bytes:
         return model
 
     service = pb.DESCRIPTOR.services_by_name["Classifier"].full_name
-    methods = {f"/{service}/Classify": Unary(classify), f"/{service}/GetModel": Unary(get_model)}
-    server = Server(methods, LIMITS)
+    methods = {
+        f"/{service}/Classify": UnaryMethod(classify),
+        f"/{service}/GetModel": UnaryMethod(get_model),
+    }
+    server = GrpcServer(methods, LIMITS)
     listener = socket.create_server(("127.0.0.1", 0))
     await server.start(listener)
     print(listener.getsockname()[1], flush=True)

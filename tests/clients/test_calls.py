@@ -56,14 +56,14 @@ from convserve_client.loadgen.http2 import (
     WINDOW_UPDATE,
     WITH_PRIORITY,
 )
-from tests.support.scripted_classifier import retry_info
-from tests.transport.test_http2 import (
+from tests.support.http2_peers import (
     Raw,
     bare,
     ended_with,
     frame,
     message,
 )
+from tests.support.scripted_classifier import retry_info
 
 WAIT_S = 20
 ECHO = "/test/Echo"

@@ -264,7 +264,7 @@ async def test_a_message_over_the_servers_limit_is_invalid_input() -> None:
     "message",
     [
         "request: is 75,264,033 bytes; at most 67,108,864 are allowed",
-        "request: is more than 67,108,864 bytes when inflated, which is all that is allowed",
+        "request: is more than 67,108,864 bytes when decompressed; at most 67,108,864 are allowed",
         "metadata: is 20,000 bytes; at most 16,384 are allowed",
     ],
 )

@@ -53,8 +53,8 @@ from server.execution.device import clock
 from server.telemetry.metrics import Metrics
 from server.transport.compression import (
     WINDOW_BITS,
-    Damaged,
-    TooLarge,
+    DecompressionError,
+    TooLargeError,
     inflate,
 )
 from server.transport.metadata import timeout_s
@@ -510,9 +510,9 @@ async def _inflated(body: bytes, encoding: str, limit: int) -> bytes:
     may become a large one."""
     try:
         return await asyncio.to_thread(inflate, body, encoding, limit)
-    except TooLarge as error:
+    except TooLargeError as error:
         raise HTTPException(413, f"the body {error}") from None
-    except Damaged as error:
+    except DecompressionError as error:
         raise InvalidInput("body", str(error)) from None
 
 

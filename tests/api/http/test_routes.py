@@ -670,11 +670,16 @@ async def test_compressed_bodies_are_read_as_far_as_is_allowed(tmp_path: Path) -
             body = picture if encoding == "Identity" else gzip.compress(picture)
             assert (await post(body, encoding)).json()["classes"][0]["index"] == 3
         for body, encoding, status, words in (
-            (gzip.compress(bytes(1 << 20)), "gzip", 413, "more than 10,000 bytes when inflated"),
-            (picture, "gzip", 400, "is no gzip"),
+            (
+                gzip.compress(bytes(1 << 20)),
+                "gzip",
+                413,
+                "more than 10,000 bytes when decompressed",
+            ),
+            (picture, "gzip", 400, "is not valid gzip"),
             (gzip.compress(picture)[:-1], "gzip", 400, "its gzip ends too early"),
             (gzip.compress(picture), "br", 415, "'br'; identity, gzip, deflate are understood"),
-            (zlib.compress(picture) + b"more", "deflate", 400, "goes on behind its end"),
+            (zlib.compress(picture) + b"more", "deflate", 400, "continues after its end"),
         ):
             refused = await post(body, encoding)
             assert refused.status_code == status

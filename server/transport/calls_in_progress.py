@@ -1,0 +1,48 @@
+"""Calls in progress on one server, and the limits they share."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from server.telemetry.loop_lag import LoopLag
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True, slots=True)
+class TransportLimits:
+    """Limits on what a server accepts."""
+
+    message_bytes: int  # of one message, request or response
+    receiving_bytes: int  # of all messages that are not complete or not read
+    streams: int  # per connection
+
+
+class CallsInProgress(Generic[C]):
+    """Set of the calls in progress. Used on the event loop's thread only."""
+
+    def __init__(self, limits: TransportLimits, loop_lag: LoopLag) -> None:
+        self.limits = limits
+        self.loop_lag = loop_lag
+        self.loop = asyncio.get_running_loop()
+        self.receiving_bytes = 0  # of messages that are not complete or not read
+        self.is_refusing = False  # new calls end UNAVAILABLE
+        self.idle = asyncio.Event()  # no call is in progress
+        self.idle.set()
+        self._calls: set[C] = set()
+
+    def __iter__(self) -> Iterator[C]:
+        """The calls now in progress; they may end while they are visited."""
+        return iter(list(self._calls))
+
+    def add(self, call: C) -> None:
+        self._calls.add(call)
+        self.idle.clear()
+
+    def remove(self, call: C) -> None:
+        self._calls.discard(call)
+        if not self._calls:
+            self.idle.set()

@@ -1,0 +1,345 @@
+"""A gRPC call on an HTTP/2 stream (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md).
+
+Requests may be compressed (gzip, deflate). Responses are not compressed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import re
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+
+from grpc import StatusCode
+
+from server.transport.calls_in_progress import CallsInProgress
+from server.transport.compression import WINDOW_BITS
+from server.transport.connection import CANCEL, GRANT_BYTES, STREAM_WINDOW, ServerConnection, Stream
+from server.transport.messages import (
+    PREFIX_BYTES,
+    MessageError,
+    MessageReader,
+    decompressed,
+    framed,
+)
+from server.transport.metadata import (
+    MAX_HEADERS_BYTES,
+    RequestHead,
+    Trailer,
+    block,
+    trailer_block,
+)
+from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod
+
+log = logging.getLogger(__name__)
+
+MESSAGE_COST_BYTES = 128  # memory that a waiting message takes beside its bytes
+
+RESPONSE_HEAD = block([("content-type", "application/grpc")])
+OK_TRAILERS = trailer_block(StatusCode.OK.value[0])
+
+GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
+
+ENCODINGS = ("identity", *WINDOW_BITS)
+
+STOPPING = "the server is stopping"
+
+BUSY_RETRY_S = 0.1  # pushback of a call refused for memory: most calls take less
+
+
+class GrpcCall(Stream):
+    """A call: reads the request's messages, runs the method, writes its responses."""
+
+    __slots__ = (
+        "_abort",
+        "_calls",
+        "_has_started",
+        "_head",
+        "_is_responding",
+        "_message_came",
+        "_messages",
+        "_method",
+        "_reader",
+        "_task",
+        "_timer",
+        "_unread_bytes",
+        "_written",
+        "arrived_s",
+        "deadline_s",
+    )
+
+    def __init__(
+        self,
+        calls: CallsInProgress[GrpcCall],
+        connection: ServerConnection,
+        stream_id: int,
+        head: RequestHead,
+        method: Method | None,
+    ) -> None:
+        super().__init__(connection, stream_id)
+        self.arrived_s = time.monotonic()
+        self.deadline_s = math.inf
+        self._calls = calls
+        self._head = head
+        self._method = method
+        self._reader = MessageReader(head.encoding, calls.limits.message_bytes)
+        self._unread_bytes = 0  # of messages, complete or not, that the method has not read
+        self._messages: deque[tuple[bytes, bool]] = deque()  # each with whether it is compressed
+        self._message_came: asyncio.Future[None] | None = None  # a streaming method waits for it
+        self._written: asyncio.Future[None] | None = None  # `write` waits for it
+        self._has_started = False  # the method runs or has run
+        self._is_responding = False  # the response's headers are sent
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._abort: Abort | None = None  # the status that a cancelled task ends with
+        calls.add(self)
+        self._open()
+
+    # --- for methods -------------------------------------------------------------------------
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the client's deadline; None if it set none."""
+        return None if self.deadline_s == math.inf else self.deadline_s - time.monotonic()
+
+    def metadata(self) -> list[tuple[str, str | bytes]]:
+        """The request's metadata, values of -bin keys as bytes."""
+        return self._head.metadata()
+
+    async def write(self, message: bytes) -> None:
+        """Sends one response of a stream. Returns when the message is on its way."""
+        if not self.open:
+            return
+        if not self._is_responding:
+            self._is_responding = True
+            self.connection.begin(self, RESPONSE_HEAD)
+        self.connection.send(self, framed(message, self._calls.limits.message_bytes))
+        if self.unsent:
+            self._written = self._calls.loop.create_future()
+            await self._written
+
+    # --- for the server ----------------------------------------------------------------------
+
+    @property
+    def message_started_s(self) -> float | None:
+        """When the message that is still arriving started; None if there is none."""
+        return self._reader.started_s
+
+    def refuse(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
+        """Ends the call with a status, in whatever state it is."""
+        abort = Abort(code, message, trailers)
+        if not self._has_started:
+            if self._method is not None and self.open:
+                self._method.refused(code)
+            self._end(abort.block)
+            self._cancel()  # so that it does not start
+        elif self._task is not None and self._task.done():  # the client does not read its response
+            self.connection.reset(self, CANCEL)
+        elif self._abort is None:
+            self._abort = abort
+            self._cancel()
+
+    # --- for the connection ------------------------------------------------------------------
+
+    def received(self, data: bytes, start: int, end: int) -> None:
+        self._hold(end - start)
+        try:
+            while start < end and self.open:
+                start, message = self._reader.read(data, start, end)
+                if message is not None:
+                    self._add_message(message)
+        except MessageError as error:
+            self.refuse(error.code, str(error))
+        if self.open and self.granted < GRANT_BYTES and not self._messages:
+            self.connection.grant(self, STREAM_WINDOW - self.granted)
+
+    def request_ended(self) -> None:
+        if self._reader.is_inside_message:
+            self.refuse(StatusCode.INVALID_ARGUMENT, "request: ends in the middle of a message")
+        elif isinstance(self._method, StreamingMethod):
+            self._wake_reader()
+        elif len(self._messages) != 1:
+            count = "none" if not self._messages else "several"
+            self.refuse(
+                StatusCode.UNIMPLEMENTED, f"request: has {count} messages; the method takes one"
+            )
+        else:
+            self._start()
+
+    def aborted(self) -> None:
+        self._cancel()
+
+    def gone(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._hold(-self._unread_bytes)
+        self._messages.clear()
+        self._reader.clear()
+        self._calls.remove(self)
+
+    def sent(self) -> None:
+        if self._written is not None and not self._written.done():
+            self._written.set_result(None)
+
+    # --- from the first header to the status -------------------------------------------------
+
+    def _open(self) -> None:
+        """Checks the headers. A streaming method starts at once, a unary one with its message."""
+        head = self._head
+        if head.method != "POST" or not GRPC.match(head.content_type):
+            status = 415 if head.method == "POST" else 405
+            self.connection.begin(self, block([("content-type", "text/plain")], status), end=True)
+        elif self._calls.is_refusing:
+            self.refuse(StatusCode.UNAVAILABLE, STOPPING)
+        elif head.size > MAX_HEADERS_BYTES:
+            self.refuse(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"metadata: is {head.size:,} bytes; at most {MAX_HEADERS_BYTES:,} are allowed",
+            )
+        elif self._method is None:
+            self.refuse(StatusCode.UNIMPLEMENTED, f"there is no method {head.path[:200]}")
+        elif head.encoding and head.encoding not in ENCODINGS:
+            self.refuse(
+                StatusCode.UNIMPLEMENTED,
+                f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are allowed",
+                [("grpc-accept-encoding", ",".join(ENCODINGS))],
+            )
+        elif head.timeout and not self._set_deadline(head.timeout_s):
+            self.refuse(
+                StatusCode.INVALID_ARGUMENT,
+                f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u "
+                "and n are allowed",
+            )
+        elif isinstance(self._method, StreamingMethod):
+            self._start()
+
+    def _set_deadline(self, timeout_s: float | None) -> bool:
+        if timeout_s is None:
+            return False
+        self.deadline_s = self.arrived_s + timeout_s
+        # The loop's clock ticks in milliseconds. The extra one keeps it from ending a call early.
+        self._timer = self._calls.loop.call_later(timeout_s + 1e-3, self._expire)
+        return True
+
+    def _start(self) -> None:
+        run = self._run_unary() if isinstance(self._method, UnaryMethod) else self._run_stream()
+        self._task = self._calls.loop.create_task(run)
+        self._calls.loop_lag.waits()
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            if not self._has_started:
+                self._calls.loop_lag.leaves()
+            self._task.cancel()
+
+    def _expire(self) -> None:
+        self.refuse(StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
+
+    async def _run_unary(self) -> None:
+        assert isinstance(self._method, UnaryMethod)
+        self._has_started = True
+        self._calls.loop_lag.begins()
+        limit_bytes = self._calls.limits.message_bytes
+        try:
+            message, compressed = self._messages.popleft()
+            if compressed:
+                message = await decompressed(message, self._head.encoding, limit_bytes)
+            self._hold(-self._unread_bytes)
+            response = framed(await self._method.answer(message, self), limit_bytes)
+        except (Exception, asyncio.CancelledError) as error:
+            self._fail(error)
+        else:
+            if self.open:
+                self.connection.answer(self, RESPONSE_HEAD, response, OK_TRAILERS)
+
+    async def _run_stream(self) -> None:
+        assert isinstance(self._method, StreamingMethod)
+        self._has_started = True
+        self._calls.loop_lag.begins()
+        requests = self._requests()
+        try:
+            await self._method.answer(requests, self)
+        except (Exception, asyncio.CancelledError) as error:
+            self._fail(error)
+        else:
+            self._end(OK_TRAILERS)
+        finally:
+            with suppress(RuntimeError):  # a cancelled task of the method's still reads it
+                await requests.aclose()
+
+    async def _requests(self) -> AsyncGenerator[bytes, None]:
+        """The messages of a stream, until the client has sent its last."""
+        limit_bytes = self._calls.limits.message_bytes
+        while True:
+            while self._messages:
+                message, compressed = self._messages.popleft()
+                self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
+                if compressed:
+                    message = await decompressed(message, self._head.encoding, limit_bytes)
+                if not self._messages and self.granted < GRANT_BYTES:
+                    self.connection.grant(self, STREAM_WINDOW - self.granted)
+                yield message
+            if self.ended:
+                return
+            self._message_came = self._calls.loop.create_future()
+            await self._message_came
+
+    def _fail(self, error: BaseException) -> None:
+        """Ends the call with the status that fits the method's exception."""
+        abort = self._abort
+        if isinstance(error, Abort):
+            abort = error
+        elif not isinstance(error, asyncio.CancelledError):
+            log.error("call_failed", exc_info=error, extra={"method": self._head.path})
+            abort = Abort(StatusCode.INTERNAL, "internal error")
+        if self.unsent and self._abort is not None:
+            # A status comes after all data, and the client does not read the data.
+            self.connection.reset(self, CANCEL)
+            return
+        if abort is None:  # cancelled because the loop ends, or the client is gone
+            abort = Abort(StatusCode.UNAVAILABLE, STOPPING)
+        self._end(abort.block)
+
+    def _end(self, trailers: bytes) -> None:
+        """Sends the trailers, which end the response."""
+        if not self.open:
+            return
+        if self._is_responding:
+            self.connection.send(self, b"", trailers)
+        else:
+            self.connection.begin(self, RESPONSE_HEAD + trailers, end=True)
+
+    # --- messages ----------------------------------------------------------------------------
+
+    def _add_message(self, message: bytes) -> None:
+        is_unary = isinstance(self._method, UnaryMethod)
+        if self._messages and is_unary:
+            self.refuse(
+                StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
+            )
+            return
+        self._messages.append((message, self._reader.compressed))
+        if not is_unary:
+            self._hold(MESSAGE_COST_BYTES)
+        self._wake_reader()
+
+    def _wake_reader(self) -> None:
+        if self._message_came is not None and not self._message_came.done():
+            self._message_came.set_result(None)
+
+    def _hold(self, size: int) -> None:
+        """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""
+        calls = self._calls
+        self._unread_bytes += size
+        calls.receiving_bytes += size
+        limit = calls.limits.receiving_bytes
+        if calls.receiving_bytes > limit and size > 0:
+            self.refuse(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
+                f"{limit:,} are allowed",
+                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
+            )

@@ -1,0 +1,146 @@
+"""gRPC messages in the body of a request: length prefix, compression, limits.
+
+Format: github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from grpc import StatusCode
+
+from server.transport.compression import WINDOW_BITS, DecompressionError, TooLargeError, inflate
+from server.transport.methods import Abort
+
+PREFIX_BYTES = 5  # one byte for the compressed flag, four for the length
+SMALL_PIECE_BYTES = 4096  # smaller pieces are joined: each separate object costs 200 bytes
+
+
+class MessageError(Exception):
+    """The body breaks gRPC's message format or a limit."""
+
+    def __init__(self, code: StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class MessageReader:
+    """Cuts the body of one request into messages."""
+
+    __slots__ = (
+        "_encoding",
+        "_limit_bytes",
+        "_missing",
+        "_pieces",
+        "_prefix",
+        "compressed",
+        "started_s",
+    )
+
+    def __init__(self, encoding: str, limit_bytes: int) -> None:
+        """`encoding` is the request's grpc-encoding header; messages are at most `limit_bytes`."""
+        self._encoding = encoding
+        self._limit_bytes = limit_bytes
+        self._prefix = b""  # of a message: fewer than its five bytes
+        self._missing = 0  # bytes of the current message that have not come
+        self._pieces: list[bytes | bytearray | memoryview] = []  # of the current message
+        self.compressed = False  # whether the latest message is
+        self.started_s: float | None = None  # when an incomplete message started to arrive
+
+    @property
+    def is_inside_message(self) -> bool:
+        return bool(self._missing or self._prefix)
+
+    def read(self, data: bytes, start: int, end: int) -> tuple[int, bytes | None]:
+        """Reads data[start:end] up to the end of the current message.
+
+        Returns where it stopped, and the message if it is complete. Raises MessageError.
+        """
+        if self._missing:
+            return self._continue(data, start, end)
+        if self._prefix or end - start < PREFIX_BYTES:
+            take = min(PREFIX_BYTES - len(self._prefix), end - start)
+            self._prefix += data[start : start + take]
+            start += take
+            if len(self._prefix) < PREFIX_BYTES:
+                return start, None
+            prefix, self._prefix = self._prefix, b""
+        else:
+            prefix = data[start : start + PREFIX_BYTES]
+            start += PREFIX_BYTES
+        size = int.from_bytes(prefix[1:], "big")
+        self._check(prefix[0], size)
+        self.compressed = prefix[0] == 1
+        if start + size <= end:
+            return start + size, data[start : start + size]
+        self._missing = size
+        self.started_s = time.monotonic()
+        return start, None
+
+    def clear(self) -> None:
+        """Drops what has come of the current message."""
+        self._pieces.clear()
+
+    def _continue(self, data: bytes, start: int, end: int) -> tuple[int, bytes | None]:
+        take = min(self._missing, end - start)
+        self._keep(data, start, start + take)
+        self._missing -= take
+        if self._missing:
+            return start + take, None
+        self.started_s = None
+        message = b"".join(self._pieces)
+        self._pieces.clear()
+        return start + take, message
+
+    def _keep(self, data: bytes, start: int, end: int) -> None:
+        """Keeps a piece of a message. A piece that is most of `data` is not copied."""
+        pieces, size = self._pieces, end - start
+        if size >= SMALL_PIECE_BYTES:
+            is_most = 2 * size >= len(data)
+            pieces.append(memoryview(data)[start:end] if is_most else data[start:end])
+        elif pieces and isinstance(pieces[-1], bytearray):
+            pieces[-1] += data[start:end]
+        else:
+            pieces.append(bytearray(data[start:end]))
+
+    def _check(self, flag: int, size: int) -> None:
+        if size > self._limit_bytes:
+            raise MessageError(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"request: is {size:,} bytes; at most {self._limit_bytes:,} are allowed",
+            )
+        if flag > 1:
+            raise MessageError(
+                StatusCode.INTERNAL, f"request: its first byte is {flag}; 0 and 1 are allowed"
+            )
+        if flag and self._encoding not in WINDOW_BITS:
+            raise MessageError(
+                StatusCode.INTERNAL,
+                "request: is compressed, but the header grpc-encoding does not say how",
+            )
+
+
+async def decompressed(message: bytes, encoding: str, limit_bytes: int) -> bytes:
+    """Inflates a message in a thread, because a small one may become large. Raises Abort."""
+    return await asyncio.to_thread(_inflate, message, encoding, limit_bytes)
+
+
+def framed(message: bytes, limit_bytes: int) -> bytes:
+    """A response's message behind its prefix. Raises Abort if it is too large."""
+    size = len(message)
+    if size > limit_bytes:
+        raise Abort(
+            StatusCode.RESOURCE_EXHAUSTED,
+            f"the response is {size:,} bytes; at most {limit_bytes:,} are allowed",
+        )
+    return size.to_bytes(PREFIX_BYTES, "big") + message
+
+
+def _inflate(message: bytes, encoding: str, limit_bytes: int) -> bytes:
+    try:
+        return inflate(message, encoding, limit_bytes)
+    except TooLargeError as error:
+        raise Abort(StatusCode.RESOURCE_EXHAUSTED, f"request: {error}") from None
+    except DecompressionError as error:
+        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: {error}") from None

@@ -1,0 +1,65 @@
+"""What a method of the server is, and how it ends a call with an error."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grpc import StatusCode
+
+from server.transport.metadata import Trailer, trailer_block
+
+
+class Abort(Exception):
+    """Ends a call with a status other than OK."""
+
+    def __init__(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
+        super().__init__(message)
+        self.block = trailer_block(code.value[0], message, trailers)
+
+    @classmethod
+    def of_block(cls, block: bytes) -> Abort:
+        """Makes an Abort from the header block of an earlier one, without encoding it again."""
+        abort = cls.__new__(cls)
+        abort.block = block
+        return abort
+
+
+class WireCall(Protocol):
+    """What a method sees of the call that it answers."""
+
+    deadline_s: float  # on time.monotonic; infinite if the client set none
+
+    def time_remaining(self) -> float | None:
+        """Seconds to the client's deadline; None if it set none."""
+
+    def metadata(self) -> list[tuple[str, str | bytes]]:
+        """The request's metadata, values of -bin keys as bytes."""
+
+    async def write(self, message: bytes) -> None:
+        """Sends one response of a stream. Returns when the message is on its way."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnaryMethod:
+    """A method with one request and one response.
+
+    `too_late` makes the refusal of a call that would start too late, from its expected wait in
+    seconds. Without it every call starts. `refused` is called for calls that end before they start.
+    """
+
+    answer: Callable[[bytes, WireCall], Awaitable[bytes]]
+    too_late: Callable[[float], Abort] | None = None
+    refused: Callable[[StatusCode], None] = lambda code: None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingMethod:
+    """A method that reads a stream of requests and writes responses to its call."""
+
+    answer: Callable[[AsyncIterator[bytes], WireCall], Awaitable[None]]
+    refused: Callable[[StatusCode], None] = lambda code: None
+
+
+Method = UnaryMethod | StreamingMethod

@@ -1,0 +1,257 @@
+"""Peers that speak HTTP/2 to the server: frames written by hand, and the library h2."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from grpc import StatusCode
+from h2.config import H2Configuration
+from h2.connection import H2Connection
+from h2.settings import SettingCodes, Settings
+
+from server.transport.calls_in_progress import TransportLimits
+from server.transport.connection import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PING,
+    PREFACE,
+    SETTINGS,
+)
+from server.transport.grpc_server import GrpcServer
+from server.transport.metadata import Trailer
+from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
+
+LIMITS = TransportLimits(message_bytes=4 << 20, receiving_bytes=8 << 20, streams=100)
+WAIT_S = 20
+
+ECHO = [
+    (":method", "POST"),
+    (":scheme", "http"),
+    (":path", "/test/Echo"),
+    (":authority", "here"),
+    ("te", "trailers"),
+    ("content-type", "application/grpc"),
+]
+
+
+def frame(kind: int, flags: int = 0, stream: int = 0, payload: bytes = b"") -> bytes:
+    return (
+        len(payload).to_bytes(3, "big") + bytes((kind, flags)) + stream.to_bytes(4, "big") + payload
+    )
+
+
+def message(data: bytes, compressed: int = 0) -> bytes:
+    return bytes((compressed,)) + len(data).to_bytes(4, "big") + data
+
+
+def headers(fields: list[tuple[str, str]] | None = None, **changed: str) -> bytes:
+    """A block that no table is needed for; of an Echo, but for what is changed."""
+    names = {name.replace("_", "-"): value for name, value in changed.items()}
+    kept = [(name, names.pop(name.lstrip(":"), value)) for name, value in (fields or ECHO)]
+    pairs = [*kept, *names.items()]
+    return b"".join(
+        b"\0" + bytes((len(name),)) + name.encode() + bytes((len(value),)) + value.encode()
+        for name, value in pairs
+    )
+
+
+HELLO = PREFACE + frame(SETTINGS)
+REQUEST = frame(HEADERS, END_HEADERS, 1, headers())
+BODY = frame(DATA, END_STREAM, 1, message(b"word"))
+
+
+@dataclass
+class Bare:
+    """A server of a few methods, and what it was asked."""
+
+    port: int = 0
+    server: Any = None
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    metadata: list[tuple[str, str | bytes]] = field(default_factory=list)
+
+    async def echo(self, data: bytes, call: WireCall) -> bytes:
+        self.metadata = call.metadata()
+        return data
+
+    async def large(self, data: bytes, call: WireCall) -> bytes:
+        return bytes(int(data))
+
+    async def never(self, data: bytes, call: WireCall) -> bytes:
+        self.started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.cancelled.set()
+        raise AssertionError
+
+    async def stubborn(self, data: bytes, call: WireCall) -> bytes:
+        """Takes a while to be cancelled."""
+        try:
+            return await self.never(data, call)
+        finally:
+            await self.released.wait()
+
+    async def busy(self, data: bytes, call: WireCall) -> bytes:
+        time.sleep(0.001)
+        return b""
+
+    async def tasks(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
+        """Reads in a task of its own."""
+
+        async def read() -> None:
+            async for data in requests:
+                await call.write(data)
+
+        await asyncio.create_task(read())
+
+    async def refuse(self, data: bytes, call: WireCall) -> bytes:
+        details: list[Trailer] = [("why-bin", b"\0\xff\x01"), ("hint", "1")]
+        raise Abort(StatusCode.ABORTED, "100 % naïve\n\N{SNOWMAN}", details)
+
+    async def fail(self, data: bytes, call: WireCall) -> bytes:
+        raise RuntimeError("a secret")
+
+    async def each(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
+        async for data in requests:
+            await call.write(data)
+
+    async def deaf(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
+        """Reads one request, and no other until it is told."""
+        await anext(requests)
+        await self.started.wait()
+        async for data in requests:
+            await call.write(str(len(data)).encode())
+
+
+def refuse_as_busy(wait_s: float) -> Abort:
+    return Abort(StatusCode.RESOURCE_EXHAUSTED, "")
+
+
+@asynccontextmanager
+async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
+    one = Bare()
+    methods: dict[str, Method] = {
+        "/test/Echo": UnaryMethod(one.echo),
+        "/test/Large": UnaryMethod(one.large),
+        "/test/Never": UnaryMethod(one.never),
+        "/test/Stubborn": UnaryMethod(one.stubborn),
+        "/test/Tasks": StreamingMethod(one.tasks),
+        "/test/Busy": UnaryMethod(one.busy, refuse_as_busy),
+        "/test/Refuse": UnaryMethod(one.refuse),
+        "/test/Fail": UnaryMethod(one.fail),
+        "/test/Each": StreamingMethod(one.each),
+        "/test/Deaf": StreamingMethod(one.deaf),
+    }
+    listener = socket.create_server(("127.0.0.1", 0))
+    one.port = listener.getsockname()[1]
+    one.server = GrpcServer(methods, limits)
+    async with asyncio.timeout(60):
+        await one.server.start(listener)
+        try:
+            yield one
+        finally:
+            await one.server.stop(None)
+            assert one.server.receiving_bytes == 0  # nothing of what came is still held
+
+
+@dataclass
+class Raw:
+    """A connection of bytes."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, *frames: bytes) -> None:
+        self.writer.write(b"".join(frames))
+
+    async def frame(self) -> tuple[int, int, int, bytes]:
+        """The next one: kind, flags, stream, payload."""
+        head = await self.reader.readexactly(9)
+        payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+        return head[3], head[4], int.from_bytes(head[5:], "big"), payload
+
+    async def until(self, kind: int, stream: int | None = None) -> tuple[int, bytes]:
+        """Flags and payload of the next frame of a kind, all others passed over."""
+        while True:
+            found, flags, of, payload = await self.frame()
+            if found == kind and stream in (None, of) and not (kind == PING and not flags & ACK):
+                return flags, payload
+
+    async def alive(self) -> None:
+        self.send(frame(PING, 0, 0, b"01234567"))
+        assert (await self.until(PING)) == (ACK, b"01234567")
+
+    async def echoes(self, stream: int) -> None:
+        self.send(
+            frame(HEADERS, END_HEADERS, stream, headers()),
+            frame(DATA, END_STREAM, stream, message(b"sound")),
+        )
+        assert (await self.until(DATA, stream))[1] == message(b"sound")
+
+
+@asynccontextmanager
+async def raw(one: Bare, *first: bytes) -> AsyncIterator[Raw]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    try:
+        connection = Raw(reader, writer)
+        connection.send(*first)
+        yield connection
+    finally:
+        writer.close()
+
+
+async def ended_with(connection: Raw) -> int:
+    """The code of the GOAWAY, behind which the connection ends."""
+    _, payload = await connection.until(GOAWAY)
+    assert await connection.reader.read() == b""
+    return int.from_bytes(payload[4:8], "big")
+
+
+class H2:
+    """A client by h2, which raises where the server breaks the protocol."""
+
+    def __init__(self, connection: Raw) -> None:
+        self.connection = connection
+        self.h2 = H2Connection(H2Configuration(client_side=True, header_encoding="utf-8"))
+
+    def flush(self) -> None:
+        self.connection.send(self.h2.data_to_send())
+
+    async def events(self) -> AsyncIterator[Any]:
+        while data := await self.connection.reader.read(1 << 16):
+            for event in self.h2.receive_data(data):
+                yield event
+            self.flush()
+
+
+@asynccontextmanager
+async def h2_client(one: Bare, **options: int) -> AsyncIterator[H2]:
+    async with raw(one) as connection:
+        client = H2(connection)
+        client.h2.local_settings = Settings(
+            client=True,
+            initial_values={getattr(SettingCodes, n.upper()): v for n, v in options.items()},
+        )
+        client.h2.initiate_connection()
+        client.flush()
+        yield client
+
+
+def ask(client: H2, path: str, data: bytes, *, end: bool = True) -> int:
+    stream: int = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(stream, [(n, path if n == ":path" else v) for n, v in ECHO])
+    client.h2.send_data(stream, message(data), end_stream=end)
+    client.flush()
+    return stream

@@ -1,0 +1,418 @@
+"""HTTP/2 frames written by hand: protocol errors, limits, requests cut into pieces."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import tracemalloc
+from typing import Any
+
+import pytest
+from grpc import StatusCode
+from hpack import Encoder
+
+from server.transport import connection as http2
+from server.transport.calls_in_progress import TransportLimits
+from server.transport.connection import (
+    ACK,
+    CONTINUATION,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    GOAWAY,
+    HEADERS,
+    PADDED,
+    PING,
+    PREFACE,
+    PRIORITY,
+    PUSH_PROMISE,
+    RST_STREAM,
+    SETTINGS,
+    WINDOW_UPDATE,
+    WITH_PRIORITY,
+)
+from tests.support.http2_peers import (
+    BODY,
+    ECHO,
+    HELLO,
+    REQUEST,
+    WAIT_S,
+    bare,
+    ended_with,
+    frame,
+    headers,
+    message,
+    raw,
+)
+
+FAULTS = {
+    "no settings first": (PREFACE + frame(PING, 0, 0, bytes(8)), http2.PROTOCOL_ERROR),
+    "settings of a stream": (HELLO + frame(SETTINGS, 0, 1), http2.PROTOCOL_ERROR),
+    "half a setting": (HELLO + frame(SETTINGS, 0, 0, b"123"), http2.FRAME_SIZE_ERROR),
+    "settings answered with something": (
+        HELLO + frame(SETTINGS, ACK, 0, bytes(6)),
+        http2.FRAME_SIZE_ERROR,
+    ),
+    "a window too wide": (
+        HELLO + frame(SETTINGS, 0, 0, b"\0\x04\xff\xff\xff\xff"),
+        http2.FLOW_CONTROL_ERROR,
+    ),
+    "frames too small": (
+        HELLO + frame(SETTINGS, 0, 0, b"\0\x05\0\0\x10\0"),
+        http2.PROTOCOL_ERROR,
+    ),
+    "push 2": (HELLO + frame(SETTINGS, 0, 0, b"\0\x02\0\0\0\x02"), http2.PROTOCOL_ERROR),
+    "a push": (HELLO + frame(PUSH_PROMISE, 0, 1, bytes(4)), http2.PROTOCOL_ERROR),
+    "a frame too large": (HELLO + b"\xff\xff\xff\0\0\0\0\0\1", http2.FRAME_SIZE_ERROR),
+    "a ping too short": (HELLO + frame(PING, 0, 0, b"1"), http2.FRAME_SIZE_ERROR),
+    "a ping of a stream": (HELLO + frame(PING, 0, 1, bytes(8)), http2.PROTOCOL_ERROR),
+    "data of the connection": (HELLO + frame(DATA, 0, 0, b"x"), http2.PROTOCOL_ERROR),
+    "data of no stream": (HELLO + frame(DATA, 0, 5, b"x"), http2.PROTOCOL_ERROR),
+    "a reset of no stream": (HELLO + frame(RST_STREAM, 0, 5, bytes(4)), http2.PROTOCOL_ERROR),
+    "a reset too short": (HELLO + REQUEST + frame(RST_STREAM, 0, 1, b"1"), http2.FRAME_SIZE_ERROR),
+    "a window of no stream": (
+        HELLO + frame(WINDOW_UPDATE, 0, 5, b"\0\0\0\1"),
+        http2.PROTOCOL_ERROR,
+    ),
+    "a window by nothing": (HELLO + frame(WINDOW_UPDATE, 0, 0, bytes(4)), http2.PROTOCOL_ERROR),
+    "a window beyond all bounds": (
+        HELLO + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"),
+        http2.FLOW_CONTROL_ERROR,
+    ),
+    "a window too short": (HELLO + frame(WINDOW_UPDATE, 0, 0, b"1"), http2.FRAME_SIZE_ERROR),
+    "a stream of the server's": (
+        HELLO + frame(HEADERS, END_HEADERS, 2, headers()),
+        http2.PROTOCOL_ERROR,
+    ),
+    "headers of the connection": (
+        HELLO + frame(HEADERS, END_HEADERS, 0, headers()),
+        http2.PROTOCOL_ERROR,
+    ),
+    "headers that make no sense": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff"),
+        http2.COMPRESSION_ERROR,
+    ),
+    "headers cut off": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, b"\x40\x0aab"),
+        http2.COMPRESSION_ERROR,
+    ),
+    "padding beyond the end": (
+        HELLO + frame(HEADERS, END_HEADERS | PADDED, 1, b"\x09abc"),
+        http2.PROTOCOL_ERROR,
+    ),
+    "padding of nothing": (HELLO + REQUEST + frame(DATA, PADDED, 1), http2.PROTOCOL_ERROR),
+    "half a priority": (
+        HELLO + frame(HEADERS, END_HEADERS | WITH_PRIORITY, 1, b"abc"),
+        http2.FRAME_SIZE_ERROR,
+    ),
+    "a priority of the wrong size": (HELLO + frame(PRIORITY, 0, 1, b"abc"), http2.FRAME_SIZE_ERROR),
+    "a priority of the connection": (HELLO + frame(PRIORITY, 0, 0, bytes(5)), http2.PROTOCOL_ERROR),
+    "an end of a stream": (HELLO + frame(GOAWAY, 0, 1, bytes(8)), http2.PROTOCOL_ERROR),
+    "half an end": (HELLO + frame(GOAWAY, 0, 0, bytes(4)), http2.FRAME_SIZE_ERROR),
+    "headers that go on from nothing": (
+        HELLO + frame(CONTINUATION, END_HEADERS, 1, headers()),
+        http2.PROTOCOL_ERROR,
+    ),
+    "headers interrupted": (
+        HELLO + frame(HEADERS, 0, 1, headers()) + frame(PING, 0, 0, bytes(8)),
+        http2.PROTOCOL_ERROR,
+    ),
+    "headers that go on elsewhere": (
+        HELLO + frame(HEADERS, 0, 1, headers()) + frame(CONTINUATION, END_HEADERS, 3),
+        http2.PROTOCOL_ERROR,
+    ),
+    "headers without end": (
+        HELLO + frame(HEADERS, 0, 1) + 9 * frame(CONTINUATION, 0, 1, bytes(8192)),
+        http2.ENHANCE_YOUR_CALM,
+    ),
+    "headers that go on with nothing": (
+        HELLO + frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1),
+        http2.ENHANCE_YOUR_CALM,
+    ),
+    "headers of one huge frame": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, bytes(200_000)),
+        http2.ENHANCE_YOUR_CALM,
+    ),
+    "headers that set the table's size over and over": (
+        HELLO + frame(HEADERS, END_HEADERS, 1, b"\x20" * 20_000),
+        http2.COMPRESSION_ERROR,
+    ),
+    "headers that inflate": (
+        HELLO
+        + frame(HEADERS, END_HEADERS, 1, b"\x40\x01a\x7f\xa1\x17" + b"x" * 3104 + b"\xbe" * 60),
+        http2.COMPRESSION_ERROR,
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_protocol_error_closes_its_own_connection_only(fault: str) -> None:
+    sent, code = FAULTS[fault]
+    async with bare() as one, raw(one, HELLO) as other, raw(one, sent) as connection:
+        assert await ended_with(connection) == code
+        await other.echoes(1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"),
+    [
+        (frame(HEADERS, END_HEADERS, 1, headers(Upper="x")), http2.PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers(connection="x")), http2.PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers(te="gzip")), http2.PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers([(":path", "/")])), http2.PROTOCOL_ERROR),
+        (REQUEST + frame(HEADERS, END_HEADERS, 1, headers()), http2.PROTOCOL_ERROR),
+        (REQUEST + frame(WINDOW_UPDATE, 0, 1, bytes(4)), http2.PROTOCOL_ERROR),
+        (REQUEST + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), http2.FLOW_CONTROL_ERROR),
+    ],
+)
+async def test_a_stream_error_ends_its_own_stream_only(sent: bytes, code: int) -> None:
+    async with bare() as one, raw(one, HELLO, sent) as connection:
+        _, payload = await connection.until(RST_STREAM, 1)
+        assert int.from_bytes(payload, "big") == code
+        await connection.echoes(3)
+
+
+async def test_data_beyond_the_window_or_after_the_end_resets_the_stream() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        await connection.alive()
+        never = headers(path="/test/Never")
+        connection.send(
+            frame(HEADERS, END_HEADERS, 1, never),
+            frame(DATA, END_STREAM, 1, message(b"")),
+            frame(DATA, 0, 1, b"more"),
+        )
+        _, payload = await connection.until(RST_STREAM, 1)
+        assert int.from_bytes(payload, "big") == http2.STREAM_CLOSED
+        # Deaf reads one message and leaves all others: nothing more is granted then.
+        deaf = headers(path="/test/Deaf")
+        size = 200_000
+        connection.send(frame(HEADERS, END_HEADERS, 3, deaf))
+        for _ in range(http2.STREAM_WINDOW // size + 3):
+            connection.send(frame(DATA, 0, 3, message(bytes(size - 5))))
+        _, payload = await connection.until(RST_STREAM, 3)
+        assert int.from_bytes(payload, "big") == http2.FLOW_CONTROL_ERROR
+        await connection.echoes(5)
+
+
+@pytest.mark.parametrize("speaks", [b"GET / HTTP/1.1\r\n\r\n", b"POST", b"PRI * HTTP/1.0\r\n"])
+async def test_an_http1_client_is_pointed_to_the_http_port(speaks: bytes) -> None:
+    async with bare() as one, raw(one, speaks) as connection:
+        answer = await connection.reader.read()
+        assert answer.startswith(b"HTTP/1.1 505 ")
+        assert b"the HTTP port" in answer
+
+
+async def test_a_tls_handshake_closes_the_connection() -> None:
+    async with bare() as one, raw(one, b"\x16\x03\x01\x02\0\x01") as connection:
+        while (await connection.reader.read(1024)) != b"":
+            pass
+        async with raw(one, HELLO) as other:
+            await other.echoes(1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "status"),
+    [
+        ({"method": "GET"}, b"405"),
+        ({"content_type": "application/json"}, b"415"),
+        ({"content_type": "application/grpc-web"}, b"415"),
+        ({"content_type": ""}, b"415"),
+    ],
+)
+async def test_a_request_that_is_not_grpc_gets_an_http_status(
+    changed: dict[str, Any], status: bytes
+) -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, headers(**changed)))
+        flags, payload = await connection.until(HEADERS, 1)
+        assert flags & END_STREAM
+        assert status in payload
+        await connection.echoes(3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64, 100_000])
+async def test_bytes_may_arrive_in_pieces_of_any_size(size: int) -> None:
+    data = random.Random(size).randbytes(3000)
+    whole = HELLO + REQUEST + frame(DATA, 0, 1, message(data)[:1234])
+    whole += frame(PING, 0, 0, b"between!") + frame(DATA, 0, 1) + frame(77, 3, 1, b"unknown")
+    whole += frame(PRIORITY, 0, 1, bytes(5))
+    whole += frame(DATA, PADDED, 1, b"\x05" + message(data)[1234:2000] + bytes(5))
+    whole += frame(DATA, 0, 1, message(data)[2000:])
+    whole += frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\0\x01a\x01b")  # trailers
+    async with bare() as one, raw(one) as connection:
+        for at in range(0, len(whole), size):
+            connection.send(whole[at : at + size])
+            await connection.writer.drain()
+            await asyncio.sleep(0)
+        assert (await connection.until(DATA, 1))[1] == message(data)
+
+
+async def test_headers_may_arrive_in_pieces_with_padding_and_priority() -> None:
+    pieces = [headers()[:20], headers()[20:50], headers()[50:]]
+    first = b"\x03" + bytes(5) + pieces[0] + bytes(3)
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(
+            frame(HEADERS, PADDED | WITH_PRIORITY, 1, first),
+            frame(CONTINUATION, 0, 1, pieces[1]),
+            frame(CONTINUATION, END_HEADERS, 1, pieces[2]),
+            BODY,
+        )
+        assert (await connection.until(DATA, 1))[1] == message(b"word")
+
+
+async def test_frames_for_ended_streams_are_ignored() -> None:
+    async with bare() as one, raw(one, HELLO, REQUEST, BODY) as connection:
+        await connection.until(DATA, 1)
+        connection.send(
+            frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1"),
+            frame(RST_STREAM, 0, 1, bytes(4)),
+            frame(DATA, END_STREAM, 1, b"late"),
+            frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\0\x01a\x01b"),
+        )
+        await connection.echoes(3)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", StatusCode.UNIMPLEMENTED),
+        (message(b"a") + message(b"b"), StatusCode.UNIMPLEMENTED),
+        (b"\0\0", StatusCode.INVALID_ARGUMENT),
+        (message(b"abc")[:-1], StatusCode.INVALID_ARGUMENT),
+        (b"\x02" + bytes(4), StatusCode.INTERNAL),
+        (message(b"abc", 1), StatusCode.INTERNAL),
+        (b"\0\xff\xff\xff\xff", StatusCode.RESOURCE_EXHAUSTED),
+    ],
+)
+async def test_a_request_that_is_not_one_message_gets_a_status(
+    body: bytes, code: StatusCode
+) -> None:
+    async with bare() as one, raw(one, HELLO, REQUEST) as connection:
+        connection.send(frame(DATA, END_STREAM, 1, body))
+        flags, payload = await connection.until(HEADERS, 1)
+        assert flags & END_STREAM
+        assert b"grpc-status" + bytes((len(str(code.value[0])),)) + str(code.value[0]).encode() in (
+            payload
+        )
+        await connection.echoes(3)
+
+
+async def test_a_lost_connection_ends_its_calls() -> None:
+    async with bare() as one:
+        async with raw(one, HELLO) as connection:
+            connection.send(frame(HEADERS, END_HEADERS, 1, headers(path="/test/Never")), BODY)
+            await one.started.wait()
+        await one.cancelled.wait()
+
+
+async def test_the_server_stops_reading_from_a_client_that_does_not_read() -> None:
+    """Pings are answered; where the answers are not taken no more pings are."""
+    async with bare() as one:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port, limit=1024)
+        try:
+            writer.write(HELLO)
+            flood = frame(PING, 0, 0, bytes(8)) * 4096
+            stuck = False
+            for _ in range(2000):  # 140 MB: far beyond what sockets hold
+                writer.write(flood)
+                try:
+                    async with asyncio.timeout(1):
+                        await writer.drain()
+                except TimeoutError:
+                    stuck = True
+                    break
+            assert stuck
+            async with raw(one, HELLO) as other:
+                await other.echoes(1)
+            while not reader.at_eof() and stuck:  # it goes on where the answers are taken
+                await reader.read(1 << 20)
+                stuck = writer.transport.get_write_buffer_size() > 0
+        finally:
+            writer.transport.abort()
+
+
+async def test_streams_beyond_the_limit_are_refused_as_retriable() -> None:
+    async with (
+        bare(TransportLimits(1 << 20, 1 << 20, streams=2)) as one,
+        raw(one, HELLO) as connection,
+    ):
+        connection.send(*(frame(HEADERS, END_HEADERS, n, headers()) for n in (1, 3, 5)))
+        _, payload = await connection.until(RST_STREAM, 5)
+        assert int.from_bytes(payload, "big") == http2.REFUSED_STREAM
+        connection.send(BODY)
+        await connection.until(DATA, 1)
+        await connection.echoes(7)
+
+
+async def test_unread_bytes_are_bounded_over_all_connections() -> None:
+    limits = TransportLimits(message_bytes=1 << 20, receiving_bytes=1 << 20, streams=100)
+    async with bare(limits) as one, raw(one, HELLO) as connection, raw(one, HELLO) as other:
+        piece = message(bytes(1 << 20))[: 600 << 10]
+        parts = [frame(DATA, 0, 1, piece[at : at + 16384]) for at in range(0, len(piece), 16384)]
+        connection.send(REQUEST, *parts)
+        await connection.alive()
+        other.send(REQUEST, *parts)
+        _, payload = await other.until(HEADERS, 1)
+        assert b"grpc-status\x018" in payload
+        assert b"grpc-retry-pushback-ms" in payload
+        await other.echoes(3)
+
+
+async def test_a_message_in_tiny_pieces_takes_no_more_memory_than_its_bytes() -> None:
+    data = random.Random(1).randbytes(60_000)
+    whole = message(data)
+    async with bare() as one, raw(one, HELLO, REQUEST) as connection:
+        await connection.alive()
+        tracemalloc.start()
+        before, _ = tracemalloc.get_traced_memory()
+        for at in range(0, len(whole) - 1, 1000):
+            crumbs = whole[at : min(at + 1000, len(whole) - 1)]
+            connection.send(*(frame(DATA, 0, 1, crumbs[n : n + 1]) for n in range(len(crumbs))))
+            await connection.alive()
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held - before < 3 * len(data)  # it was two hundred times
+        connection.send(frame(DATA, END_STREAM, 1, whole[-1:]))
+        assert (await connection.until(HEADERS, 1))[0] == END_HEADERS
+        received = b""
+        while len(received) < len(whole):
+            received += (await connection.until(DATA, 1))[1]
+        assert received == whole
+
+
+async def test_waiting_empty_messages_are_bounded_too() -> None:
+    limits = TransportLimits(message_bytes=1 << 20, receiving_bytes=1 << 20, streams=100)
+    async with bare(limits) as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(path="/test/Deaf")))
+        connection.send(*(frame(DATA, 0, 1, bytes(5) * 2000) for _ in range(10)))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x018" in payload
+        await connection.echoes(3)
+
+
+async def test_calls_that_crossed_the_goaway_are_answered() -> None:
+    """A stop that finds no call in progress waits until the other end has understood."""
+    async with bare() as one, raw(one, HELLO) as connection, raw(one) as silent:
+        await connection.alive()
+        stopping = asyncio.create_task(one.server.stop(WAIT_S))
+        await connection.until(GOAWAY)
+        assert await silent.reader.read() == b""  # it had not begun
+        await connection.echoes(1)
+        connection.send(frame(PING, ACK, 0, b"retiring"))
+        await connection.until(GOAWAY)
+        assert await connection.reader.read() == b""
+        await stopping
+
+
+async def test_large_metadata_is_refused_without_harm_to_other_calls() -> None:
+    fields = [*ECHO, *((f"x-{n}", "v" * 100) for n in range(150))]
+    encoder = Encoder()
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = encoder.encode(fields)
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 1, sent))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x018" in payload
+        assert b"metadata: is" in payload
+        connection.send(frame(HEADERS, END_HEADERS, 3, encoder.encode(ECHO)))
+        connection.send(frame(DATA, END_STREAM, 3, message(b"x")))
+        assert (await connection.until(DATA, 3))[1] == message(b"x")

@@ -1,0 +1,232 @@
+"""grpcio as a client: compression, statuses, metadata, deadlines, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import zlib
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, cast
+
+import grpc as grpcio
+import pytest
+from grpc import StatusCode
+
+from server.telemetry.loop_lag import LoopLag
+from server.transport import connection as http2
+from server.transport.connection import (
+    ACK,
+    DATA,
+    END_HEADERS,
+    END_STREAM,
+    HEADERS,
+    PING,
+)
+from tests.support.http2_peers import (
+    BODY,
+    HELLO,
+    WAIT_S,
+    Bare,
+    Raw,
+    bare,
+    frame,
+    headers,
+    message,
+    raw,
+)
+
+
+@asynccontextmanager
+async def channel(one: Bare, **options: Any) -> AsyncIterator[Any]:
+    private = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    target = f"127.0.0.1:{one.port}"
+    async with grpcio.aio.insecure_channel(target, options=private, **options) as found:
+        yield found
+
+
+@pytest.mark.parametrize("how", [grpcio.Compression.Gzip, grpcio.Compression.Deflate])
+async def test_requests_may_be_compressed(how: grpcio.Compression) -> None:
+    async with bare() as one, channel(one, compression=how) as client:
+        for data in (b"", b"a" * 100_000, b"abc"):
+            assert await client.unary_unary("/test/Echo")(data, timeout=WAIT_S) == data
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "code"),
+    [
+        ("gzip", gzip.compress(bytes(5 << 20), mtime=0), b"8"),
+        ("gzip", gzip.compress(b"abc", mtime=0)[:-6], b"3"),
+        ("deflate", b"no such thing", b"3"),
+        ("gzip", gzip.compress(b"abc", mtime=0) + b"more", b"3"),
+        ("br", b"", b"12"),
+    ],
+    ids=["bomb", "cut off", "noise", "more behind it", "unknown"],
+)
+async def test_a_bad_or_too_large_compressed_request_gets_a_status(
+    encoding: str, data: bytes, code: bytes
+) -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = headers(grpc_encoding=encoding)
+        connection.send(frame(HEADERS, END_HEADERS, 1, sent))
+        connection.send(frame(DATA, END_STREAM, 1, message(data, 1)))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status" + bytes((len(code),)) + code in payload
+        await connection.echoes(3)
+
+
+async def test_deflate_means_the_zlib_format() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(grpc_encoding="deflate")))
+        connection.send(frame(DATA, END_STREAM, 1, message(zlib.compress(b"abc"), 1)))
+        assert (await connection.until(DATA, 1))[1] == message(b"abc")
+
+
+async def test_an_abort_delivers_its_message_and_trailers() -> None:
+    async with bare() as one, channel(one) as client:
+        call = client.unary_unary("/test/Refuse")(b"", timeout=WAIT_S)
+        assert await call.code() == StatusCode.ABORTED
+        assert await call.details() == "100 % naïve\n\N{SNOWMAN}"
+        assert dict(iter(await call.trailing_metadata())) == {"why-bin": b"\0\xff\x01", "hint": "1"}
+
+
+async def test_an_unexpected_exception_is_internal_and_reveals_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with bare() as one, channel(one) as client:
+        call = client.unary_unary("/test/Fail")(b"", timeout=WAIT_S)
+        assert (await call.code(), await call.details()) == (StatusCode.INTERNAL, "internal error")
+    assert "a secret" in caplog.text
+
+
+async def test_metadata_arrives_as_it_was_sent() -> None:
+    async with bare() as one, channel(one) as client:
+        sent = (("x-text", "some, text"), ("x-bytes-bin", b"\0\xff"))
+        await client.unary_unary("/test/Echo")(b"", timeout=WAIT_S, metadata=sent)
+        assert set(sent) <= set(one.metadata)
+
+
+async def test_a_deadline_ends_the_call_on_both_sides() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = headers(path="/test/Never", grpc_timeout="50m")
+        connection.send(frame(HEADERS, END_HEADERS, 1, sent), BODY)
+        flags, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x014" in payload
+        assert one.cancelled.is_set()
+
+
+async def test_a_deadline_that_passes_before_the_method_starts_is_answered() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = headers(path="/test/Never", grpc_timeout="0m")
+        connection.send(frame(HEADERS, END_HEADERS, 1, sent))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x014" in payload
+        assert not one.started.is_set()
+
+
+async def test_calls_that_would_start_too_late_are_refused_at_once() -> None:
+    """Each takes a millisecond of the loop: of a hundred with 40 ms no more are begun than there
+    is time for, once the pace is known."""
+
+    def some(first: int) -> bytes:
+        sent = headers(path="/test/Busy", grpc_timeout="40m")
+        return b"".join(
+            frame(HEADERS, END_HEADERS, n, sent) + frame(DATA, END_STREAM, n, message(b""))
+            for n in range(first, first + 200, 2)
+        )
+
+    async def statuses(connection: Raw) -> Counter[bytes]:
+        found: Counter[bytes] = Counter()
+        while found.total() < 100:
+            flags, payload = await connection.until(HEADERS)
+            if flags & END_STREAM:
+                found[payload.partition(b"grpc-status")[2][1:2]] += 1
+        return found
+
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(some(1))
+        assert (await statuses(connection))[b"8"] == 0  # nothing is known of the pace
+        connection.send(some(1001))
+        found = await statuses(connection)
+        assert found[b"8"] > 50
+        assert found[b"0"] > 0
+        await connection.echoes(2001)
+
+
+async def test_an_early_refusal_resets_a_stream_whose_body_still_arrives() -> None:
+    """And not where all of it has come with the headers."""
+    async with bare() as one, raw(one, HELLO) as connection:
+        one.server._calls.loop_lag = cast(LoopLag, SimpleNamespace(wait_s=1.0))
+        sent = headers(path="/test/Busy", grpc_timeout="40m")
+        half = frame(HEADERS, END_HEADERS, 1, sent) + frame(DATA, 0, 1, message(b"")[:3])
+        connection.send(half, frame(HEADERS, END_HEADERS, 3, sent), frame(DATA, END_STREAM, 3))
+        connection.send(frame(HEADERS, END_HEADERS | END_STREAM, 5, sent))
+        for stream in (1, 3, 5):
+            flags, payload = await connection.until(HEADERS, stream)
+            assert flags & END_STREAM
+            assert b"grpc-status\x018" in payload
+        _, _, stream, code = await connection.frame()
+        assert (stream, code) == (1, http2.NO_ERROR.to_bytes(4, "big"))
+        connection.send(
+            frame(DATA, END_STREAM, 1, message(b"")[3:]), frame(PING, 0, 0, b"12345678")
+        )
+        _, flags, _, _ = await connection.frame()
+        assert flags == ACK
+
+
+@pytest.mark.parametrize("timeout", ["1", "m", "123456789m", "-1S", "1s", "\N{DIGIT ONE}x"])
+async def test_an_invalid_timeout_is_an_error(timeout: str) -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        sent = headers(grpc_timeout=timeout)
+        connection.send(frame(HEADERS, END_HEADERS, 1, sent), BODY)
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x013" in payload
+        assert b"grpc-timeout: is" in payload
+
+
+async def test_a_cancelled_call_cancels_its_method() -> None:
+    async with bare() as one, channel(one) as client:
+        call = client.unary_unary("/test/Never")(b"")
+        await one.started.wait()
+        call.cancel()
+        await one.cancelled.wait()
+
+
+async def test_large_streams_are_answered_in_order() -> None:
+    sizes = [0, 1, 100_000, 3_000_000, 5, 1_500_000]
+
+    async def requests() -> AsyncIterator[bytes]:
+        for size in sizes:
+            yield bytes(size)
+
+    async with bare() as one, channel(one) as client:
+        call = client.stream_stream("/test/Each")(requests(), timeout=WAIT_S)
+        assert [len(data) async for data in call] == sizes
+        assert await call.code() == StatusCode.OK
+
+
+async def test_a_method_that_does_not_read_blocks_only_its_own_client() -> None:
+    size, count = 300_000, 20
+
+    async def requests() -> AsyncIterator[bytes]:
+        for _ in range(count):
+            yield bytes(size)
+
+    async with bare() as one, channel(one) as client:
+        call = client.stream_stream("/test/Deaf")(requests(), timeout=WAIT_S)
+        for _ in range(50):
+            assert await client.unary_unary("/test/Echo")(bytes(100_000)) == bytes(100_000)
+        assert one.server.receiving_bytes < http2.STREAM_WINDOW + size
+        one.started.set()
+        assert [int(data) async for data in call] == [size] * (count - 1)
+
+
+async def test_many_calls_on_one_connection_each_get_their_own_response() -> None:
+    async with bare() as one, channel(one) as client:
+        echo = client.unary_unary("/test/Echo")
+        sent = [str(n).encode() * (n % 7 * 1000 + 1) for n in range(1000)]
+        for at in range(0, len(sent), 90):
+            some = sent[at : at + 90]
+            assert await asyncio.gather(*(echo(data, timeout=WAIT_S) for data in some)) == some
