@@ -83,7 +83,7 @@ class Running:
 
     port: int  # of gRPC
     http_port: int
-    catalog: ModelRegistry
+    registry: ModelRegistry
     metrics: Metrics
     hurry: asyncio.Event  # set it to end calls in progress without the rest of notice and grace
     accepting: bool = True  # turned false by the first step of stopping
@@ -165,13 +165,15 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     )
 
                 def load_behind(version: Version, checking: Callable[[], None]) -> LoadedEngine:
-                    if catalog.loading:  # the server is starting: there is nobody to give way to
+                    if (
+                        registry.is_loading
+                    ):  # the server is starting: there is nobody to give way to
                         return load_one(version, checking)
                     with idle_priority():
                         return load_one(version, checking)
 
                 changes = ChangeNotifier()
-                catalog = ModelRegistry(
+                registry = ModelRegistry(
                     load=load_behind,
                     loader=loader,
                     host_for=host_for,
@@ -181,11 +183,11 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     bake_time_s=settings.bake_time_s,
                     wanted=settings.serves,
                 )
-                rollout = RepositoryWatcher(settings.repo, catalog, loader, settings.serves)
-                guard = GoldenMonitor(catalog, metrics, loader, settings.golden_interval_s)
-                health = Health(partial(_serving, catalog))
+                rollout = RepositoryWatcher(settings.repo, registry, loader, settings.serves)
+                guard = GoldenMonitor(registry, metrics, loader, settings.golden_interval_s)
+                health = Health(partial(_serving, registry))
                 changes.subscribe(health.changed)
-                metrics.read_queue_rows(catalog.waiting)
+                metrics.read_queue_rows(registry.queued_rows)
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
                 inference = Inference(
                     decoders,
@@ -200,10 +202,10 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     max_calls=settings.max_calls,
                     max_bytes=settings.max_bytes_in_progress,
                 )
-                classifier = Classifier(catalog, inference)
+                classifier = Classifier(registry, inference)
                 regions = Regions() if settings.allow_shared_memory else None
                 open_inference = OpenInference(
-                    catalog,
+                    registry,
                     inference,
                     lambda: state.accepting,
                     intake,
@@ -232,7 +234,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 state = Running(
                     port=grpc_socket.getsockname()[1],
                     http_port=http_socket.getsockname()[1],
-                    catalog=catalog,
+                    registry=registry,
                     metrics=metrics,
                     hurry=asyncio.Event(),
                 )
@@ -247,7 +249,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 http = HttpServer(
                     application(
                         metrics,
-                        catalog,
+                        registry,
                         accepting=lambda: state.accepting,
                         lost=lambda: next((host.lost for host in hosts.values() if host.lost), ""),
                         calls=rest.routes(),
@@ -257,8 +259,8 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))
                 watch = rollout if settings.model_control == "watch" else None
                 changing = [
-                    background.create_task(_load(catalog, lying, watch)),
-                    background.create_task(catalog.reconcile_forever()),
+                    background.create_task(_load(registry, lying, watch)),
+                    background.create_task(registry.reconcile_forever()),
                     background.create_task(guard.run()),
                 ]
                 log.info("listening", extra={"port": state.port, "http_port": state.http_port})
@@ -276,7 +278,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         task.cancel()
                     await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
                     rollout.stop()
-                    await catalog.unload_all()
+                    await registry.unload_all()
                     if regions is not None:
                         regions.unregister()
                     if tracing is not None:
@@ -419,15 +421,15 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _load(catalog: ModelRegistry, found: Found, watch: RepositoryWatcher | None) -> None:
-    await catalog.follow(found.versions, found.plans)
+async def _load(registry: ModelRegistry, found: Found, watch: RepositoryWatcher | None) -> None:
+    await registry.sync(found.versions, found.plans)
     # What is there now stays, and looking for garbage among it stops the loop for 30 ms.
     gc.collect()
     gc.freeze()
-    if not catalog.serving():
+    if not registry.serving_models():
         reasons = (
-            f"{status.model} version {status.version}: {status.reason}"
-            for status in catalog.statuses()
+            f"{status.model_name} version {status.number}: {status.reason}"
+            for status in registry.versions()
         )
         raise CannotServe("no model could be loaded: " + "; ".join(reasons))
     if watch is not None:
@@ -458,8 +460,8 @@ async def _drain(
     await stopped
 
 
-def _serving(catalog: ModelRegistry, name: str) -> bool | None:
+def _serving(registry: ModelRegistry, name: str) -> bool | None:
     """Whether a model, or the server as a whole, answers; None where nothing has that name."""
     if name in ("", *SERVICES):
-        return catalog.ready
-    return catalog.answers(name)
+        return registry.is_ready
+    return registry.is_serving(name)

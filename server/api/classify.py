@@ -34,12 +34,12 @@ DEFAULT_TOP_K = 5
 class Classifier:
     """The methods of convserve.v1.Classifier; see server.api.handlers for how they are called."""
 
-    def __init__(self, catalog: ModelRegistry, inference: Inference) -> None:
-        self._catalog = catalog
+    def __init__(self, registry: ModelRegistry, inference: Inference) -> None:
+        self._registry = registry
         self._inference = inference
 
     async def Classify(self, request: pb.ClassifyRequest, call: Call) -> pb.ClassifyResponse:
-        model = self._catalog.find(
+        model = self._registry.route(
             request.model, request.version, request.label, request.request_id
         )
         call.model, call.version = model.name, model.version_text
@@ -81,15 +81,15 @@ class Classifier:
         return response
 
     async def ListModels(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=map(self._model, self._catalog.statuses()))
+        return pb.ListModelsResponse(models=map(self._model, self._registry.versions()))
 
     async def GetModel(self, request: pb.GetModelRequest, call: Call) -> pb.Model:
-        status = self._catalog.status(request.model, request.version)
-        call.model, call.version = status.model, str(status.version)
-        return self._model(status, status.ready.labels if status.ready else ())
+        status = self._registry.version(request.model, request.version)
+        call.model, call.version = status.model_name, str(status.number)
+        return self._model(status, status.ready_model.labels if status.ready_model else ())
 
     def _model(self, status: ModelVersion, labels: Sequence[str] = ()) -> pb.Model:
-        return _model(status, labels, self._catalog.labels(status))
+        return _model(status, labels, self._registry.labels(status))
 
     def _pixels(
         self, request: pb.ClassifyRequest, model: LoadedModel
@@ -181,8 +181,8 @@ def _response(
 
 def _model(status: ModelVersion, labels: Sequence[str], version_labels: Sequence[str]) -> pb.Model:
     message = pb.Model(
-        name=status.model,
-        version=status.version,
+        name=status.model_name,
+        version=status.number,
         state=pb.Model.State.Value(status.state.name),
         reason=status.reason,
         labels=labels,
@@ -198,8 +198,8 @@ def _model(status: ModelVersion, labels: Sequence[str], version_labels: Sequence
         message.channels = manifest.input.channels
         message.classes = manifest.classes
         message.top_k = manifest.top_k
-    if status.ready is not None:
-        message.max_batch = status.ready.engine.max_batch
-        message.backend = status.ready.record.backend
-        message.precision = status.ready.record.precision
+    if status.ready_model is not None:
+        message.max_batch = status.ready_model.engine.max_batch
+        message.backend = status.ready_model.record.backend
+        message.precision = status.ready_model.record.precision
     return message

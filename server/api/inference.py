@@ -37,7 +37,7 @@ class Classified:
         ended_s = clock()
         model, call, answer = self._model, self._call, self.answer
         respond_s = ended_s - answer.done_s
-        model.host.response_delay.learn(respond_s, ended_s)
+        model.executor.response_delay.learn(respond_s, ended_s)
         decode_s = self.decoded_s - call.arrived_s
         phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
         call.after(model.metrics.answered, self._images, *phases_s)
@@ -85,7 +85,9 @@ class Inference:
         `Place.answer` and `pixels` do.
         """
         try:
-            place = model.host.admit(model.key, images, deadline_s=deadline_s, priority=priority)
+            place = model.executor.admit(
+                model.key, images, deadline_s=deadline_s, priority=priority
+            )
             if call.trace is not None:
                 place.trace(call.trace)
             try:

@@ -33,9 +33,9 @@ class GoldenMonitor:
     """
 
     def __init__(
-        self, catalog: ModelRegistry, metrics: Metrics, reader: Executor, golden_interval_s: float
+        self, registry: ModelRegistry, metrics: Metrics, reader: Executor, golden_interval_s: float
     ) -> None:
-        self._catalog = catalog
+        self._registry = registry
         self._metrics = metrics
         self._reader = reader
         self._interval_s = golden_interval_s
@@ -44,11 +44,11 @@ class GoldenMonitor:
         due_s = clock() + self._interval_s
         while True:
             await asyncio.sleep(TICK_S)
-            self._catalog.judge(clock())
+            self._registry.check_bake_times(clock())
             if self._interval_s and clock() >= due_s:
-                for status in self._catalog.statuses():
-                    if status.ready is not None:
-                        await self.ask_again(status, status.ready)
+                for status in self._registry.versions():
+                    if status.ready_model is not None:
+                        await self.ask_again(status, status.ready_model)
                 due_s = clock() + self._interval_s
 
     async def ask_again(self, status: ModelVersion, ready: LoadedModel) -> None:
@@ -63,17 +63,17 @@ class GoldenMonitor:
         except golden.GoldenMismatch as error:
             outcome = "failed"
             reason = f"its golden inputs, run again, got other answers: {error}"
-            self._catalog.give_up(status, reason, "golden_drift", wrong=True)
+            self._registry.roll_back(status, reason, "golden_drift", wrong=True)
         except (
             InvalidVersion,
             ServingError,
         ) as error:  # its files are gone, or there is no time for it
             outcome = "skipped"
-            named = {"model": status.model, "version": status.version}
+            named = {"model": status.model_name, "version": status.number}
             log.warning("golden_check_skipped", extra={**named, "reason": str(error)})
         else:
             outcome = "passed"
-        self._metrics.golden_checks.labels(status.model, outcome).inc()
+        self._metrics.golden_checks.labels(status.model_name, outcome).inc()
 
 
 async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
@@ -81,7 +81,7 @@ async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
     parts = []
     for first in range(0, len(truth.pixels), ready.engine.max_batch):
         pixels = truth.pixels[first : first + ready.engine.max_batch]
-        parts.append((await ready.host.submit(ready.key, pixels)).outputs)
+        parts.append((await ready.executor.submit(ready.key, pixels)).outputs)
     return Outputs.concatenate(parts)
 
 

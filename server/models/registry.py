@@ -59,7 +59,7 @@ class LoadedModel(NamedTuple):
     name: str
     version_text: str
     key: str  # its name at its host
-    host: DeviceExecutor
+    executor: DeviceExecutor
     manifest: Manifest
     spec: InputSpec
     labels: tuple[str, ...]
@@ -88,11 +88,11 @@ class ModelVersion:
     gone: bool = False  # from the repository
 
     @property
-    def model(self) -> str:
+    def model_name(self) -> str:
         return self.found.model
 
     @property
-    def version(self) -> int:
+    def number(self) -> int:
         return self.found.version
 
     @property
@@ -108,7 +108,7 @@ class ModelVersion:
         return self.life.reason
 
     @property
-    def ready(self) -> LoadedModel | None:
+    def ready_model(self) -> LoadedModel | None:
         """What answers calls; None where it does not."""
         return self.loaded if self.state is State.READY else None
 
@@ -146,9 +146,9 @@ class _Model:
         ]
         labelled = {*self.plan.labels.values()}
         canary = self.plan.version("canary")  # is not what most calls are to get
-        usual = [status.version for status in sound if status.version != canary]
+        usual = [status.number for status in sound if status.number != canary]
         chosen = labelled | {*self.policy.choose(usual)}
-        return [status for status in sound if status.version in chosen]
+        return [status for status in sound if status.number in chosen]
 
 
 class ModelRegistry:
@@ -156,9 +156,9 @@ class ModelRegistry:
 
     `load` blocks and runs on the loader's thread, one version at a time; there it calls what it is
     given once an engine is there to be checked. `host_for` gives the host of an engine's device;
-    `changes` notifies whenever a model, or the catalog as a whole, begins or ceases to answer.
+    `changes` notifies whenever a model, or the registry as a whole, begins or ceases to answer.
     Versions that began to answer are on probation for `bake_time_s`; models not `wanted` are loaded
-    by request only. `tend` is run by whoever owns the catalog and ends when cancelled.
+    by request only. `tend` is run by whoever owns the registry and ends when cancelled.
     """
 
     def __init__(
@@ -185,20 +185,20 @@ class ModelRegistry:
         self._changing = asyncio.Lock()  # versions come and go one at a time
         self._unsettled = asyncio.Event()
         self._told: object = None  # what `changes` last notified of
-        self.loading = True  # until the first `follow` is through
+        self.is_loading = True  # until the first `follow` is through
 
     # --- what there is -----------------------------------------------------------------------
 
     @property
-    def ready(self) -> bool:
+    def is_ready(self) -> bool:
         """Whether loading is through and some model answers."""
-        return not self.loading and any(model.stable for model in self._models.values())
+        return not self.is_loading and any(model.stable for model in self._models.values())
 
-    def answers(self, name: str) -> bool | None:
+    def is_serving(self, name: str) -> bool | None:
         """Whether a version of the model answers; None where there is no such model."""
         return self._models[name].stable is not None if name in self._models else None
 
-    def find(
+    def route(
         self, name: str, version: int = 0, label: str = "", request_id: str = ""
     ) -> LoadedModel:
         """The version that answers: the one named or labelled, or else the model's.
@@ -208,17 +208,17 @@ class ModelRegistry:
         """
         model = self._models.get(name)
         if model is None or version or label:
-            status = self.status(name, version, label)
+            status = self.version(name, version, label)
         else:
             status = self._unnamed(model, request_id) or model.statuses[0]
         return _answering(status)
 
-    def shown(self, name: str, version: int = 0, label: str = "") -> LoadedModel:
+    def resolve(self, name: str, version: int = 0, label: str = "") -> LoadedModel:
         """The version that answers, for who asks about it; that is no call for a canary to get.
         Raises as `find` does."""
-        return _answering(self.status(name, version, label))
+        return _answering(self.version(name, version, label))
 
-    def status(self, name: str, version: int = 0, label: str = "") -> ModelVersion:
+    def version(self, name: str, version: int = 0, label: str = "") -> ModelVersion:
         """One version, by number or label; or else the one that answers, or the newest.
 
         Raises InvalidInput without a name, ModelNotFound with what there is.
@@ -237,41 +237,41 @@ class ModelRegistry:
         if not version:
             return model.stable or model.statuses[0]
         for status in model.statuses:
-            if status.version == version:
+            if status.number == version:
                 return status
-        known = _listed(str(status.version) for status in model.statuses)
+        known = _listed(str(status.number) for status in model.statuses)
         raise ModelNotFound(f"model {name!r} has no version {version}; it has {known}")
 
     def labels(self, status: ModelVersion) -> list[str]:
         """The labels that lead to this version now."""
-        model = self._models[status.model]
+        model = self._models[status.model_name]
         return [
             label
             for label in VERSION_LABELS
-            if model.plan.version(label) == status.version
+            if model.plan.version(label) == status.number
             or (label == "stable" and model.stable is status and label not in model.plan.labels)
         ]
 
-    def statuses(self) -> list[ModelVersion]:
+    def versions(self) -> list[ModelVersion]:
         """All of them, by name, the newest version first."""
         return [status for name in sorted(self._models) for status in self._models[name].statuses]
 
-    def serving(self) -> list[LoadedModel]:
+    def serving_models(self) -> list[LoadedModel]:
         """The versions that answer."""
-        return [status.ready for status in self.statuses() if status.ready]
+        return [status.ready_model for status in self.versions() if status.ready_model]
 
-    def waiting(self) -> dict[str, int]:
+    def queued_rows(self) -> dict[str, int]:
         """Rows queued for each model that is loaded."""
         rows: dict[str, int] = {}
-        for status in self.statuses():
+        for status in self.versions():
             if status.loaded is not None:
-                waiting = status.loaded.host.waiting(status.loaded.key)
-                rows[status.model] = rows.get(status.model, 0) + waiting
+                waiting = status.loaded.executor.waiting(status.loaded.key)
+                rows[status.model_name] = rows.get(status.model_name, 0) + waiting
         return rows
 
     # --- what changes it ---------------------------------------------------------------------
 
-    async def follow(self, found: Iterable[Version], plans: Mapping[str, ServingConfig]) -> None:
+    async def sync(self, found: Iterable[Version], plans: Mapping[str, ServingConfig]) -> None:
         """Serves what lies in the repository now: loads what is new and wanted, one version after
         the other, moves calls to it, and unloads what is wanted no more."""
         async with self._changing:
@@ -282,7 +282,7 @@ class ModelRegistry:
                 self._take_in(name, groups.get(name, []), plans.get(name))
             for model in list(self._models.values()):
                 await self._settle(model)
-            self.loading = False
+            self.is_loading = False
             self._announce()
 
     async def load(self, name: str, found: Sequence[Version], plan: ServingConfig | None) -> None:
@@ -304,9 +304,9 @@ class ModelRegistry:
             await self._settle(model)
             for status in model.statuses:
                 if status.state is State.FAILED:
-                    going_on = f"; version {model.stable.version} answers" if model.stable else ""
+                    going_on = f"; version {model.stable.number} answers" if model.stable else ""
                     raise ModelNotReady(
-                        f"model {name!r} version {status.version} can't be loaded: "
+                        f"model {name!r} version {status.number} can't be loaded: "
                         f"{status.reason}{going_on}"
                     )
                 if status.state is State.READY:
@@ -317,7 +317,7 @@ class ModelRegistry:
 
         Raises ModelNotFound.
         """
-        model = self._models[self.status(name).model]
+        model = self._models[self.version(name).model_name]
         model.wanted = False
         self._direct(model)
         async with self._changing:
@@ -325,13 +325,13 @@ class ModelRegistry:
                 model.wanted = False  # a load that waited before this one has asked for it again
                 await self._settle(model)
 
-    def give_up(
+    def roll_back(
         self, status: ModelVersion, reason: str, cause: str, *, wrong: bool = False
     ) -> None:
         """Goes back to another version from one that answered. Where no other is loaded this one
         answers until one is, unless its answers are `wrong`; where there is none at all, it stays.
         """
-        model = self._models[status.model]
+        model = self._models[status.model_name]
         others = [one for one in model.statuses if one is not status and _usable(one)]
         if status.given_up or status.state is not State.READY or not (others or wrong):
             return
@@ -342,14 +342,14 @@ class ModelRegistry:
         self._direct(model)
         self._unsettled.set()
 
-    def judge(self, now_s: float) -> None:
+    def check_bake_times(self, now_s: float) -> None:
         """Looks at every version that is on probation: gives up the bad, ends what is over."""
-        for status in self.statuses():
+        for status in self.versions():
             probation = status.probation
             if probation is None or status.loaded is None:
                 continue
             if objection := probation.objection(status.loaded.counted()):
-                self.give_up(status, objection, "objective")
+                self.roll_back(status, objection, "objective")
             elif probation.over(now_s):
                 status.probation = status.before = None
                 self._unsettled.set()  # the version before need not be kept any longer
@@ -365,10 +365,10 @@ class ModelRegistry:
 
     async def unload_all(self) -> None:
         """Waits for what runs and closes every engine."""
-        for status in self.statuses():
+        for status in self.versions():
             ready = status.loaded
             if ready is not None:
-                await ready.host.remove(ready.key)
+                await ready.executor.remove(ready.key)
                 status.loaded = None
 
     # --- how ---------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ class ModelRegistry:
             model.plan, model.policy = plan, plan.policy(self._policy)
         elif not model.statuses:
             model.policy = self._policy
-        known = {status.version: status for status in model.statuses}
+        known = {status.number: status for status in model.statuses}
         for version in found:
             status = known.pop(version.version, None)
             if status is None:
@@ -400,7 +400,7 @@ class ModelRegistry:
             if not status.loaded:
                 model.statuses.remove(status)
                 self._forget_metrics(status)
-        model.statuses.sort(key=lambda status: -status.version)
+        model.statuses.sort(key=lambda status: -status.number)
         if not model.statuses:
             del self._models[name]
 
@@ -453,7 +453,7 @@ class ModelRegistry:
         if not answering and model.wanted:  # what is to be served is not there yet: what is there
             usable = [status for status in model.loaded() if not status.given_up]
             answering = usable or [one for one in model.loaded() if one.state is State.READY]
-        by_version = {status.version: status for status in answering}
+        by_version = {status.number: status for status in answering}
         canary = by_version.get(model.plan.version("canary"))
         stable = by_version.get(model.plan.version("stable")) or next(
             (status for status in answering if status is not canary), canary
@@ -486,12 +486,12 @@ class ModelRegistry:
         if last.cause:
             self._note_rollback(last, stable)
         else:
-            log.info("calls_moved", extra=_named(last, to=stable.version))
+            log.info("calls_moved", extra=_named(last, to=stable.number))
 
     def _note_rollback(self, given_up: ModelVersion, stable: ModelVersion) -> None:
-        self._metrics.rollbacks.labels(given_up.model, given_up.cause).inc()
+        self._metrics.rollbacks.labels(given_up.model_name, given_up.cause).inc()
         reason = given_up.given_up or given_up.reason
-        log.error("rolled_back", extra=_named(given_up, to=stable.version, reason=reason))
+        log.error("rolled_back", extra=_named(given_up, to=stable.number, reason=reason))
         given_up.cause = ""
 
     def _stop_calls(self, status: ModelVersion, reason: str) -> None:
@@ -519,7 +519,7 @@ class ModelRegistry:
             )
         version = model.plan.version(label)
         if not version and label == "stable" and model.stable is not None:
-            return model.stable.version
+            return model.stable.number
         if not version:
             raise ModelNotFound(f"model {model.name!r} has no version labelled {label!r}")
         return version
@@ -555,13 +555,13 @@ class ModelRegistry:
         manifest, record = status.manifest, loaded.record
         assert manifest is not None
         host = self._host_for(loaded.engine)
-        number = str(status.version)
+        number = str(status.number)
         objective_s = manifest.objective_ms / 1e3
         ready = status.loaded = LoadedModel(
             name=model.name,
             version_text=number,
             key=f"{model.name}/{number}",
-            host=host,
+            executor=host,
             manifest=manifest,
             spec=manifest.input.spec(),
             labels=loaded.labels,
@@ -616,13 +616,13 @@ class ModelRegistry:
         self._stop_calls(status, reason)
         try:
             async with asyncio.timeout(DRAIN_S):
-                await ready.host.drain(ready.key, lambda: status.state is State.DRAINING)
+                await ready.executor.drain(ready.key, lambda: status.state is State.DRAINING)
         except TimeoutError:
-            rows = ready.host.waiting(ready.key)
+            rows = ready.executor.waiting(ready.key)
             log.warning("drain_cut_short", extra=_named(status, waiting=rows, seconds=DRAIN_S))
         if status.loaded is None or status.state is not State.DRAINING:  # stalled, or wanted again
             return
-        await ready.host.remove(ready.key)
+        await ready.executor.remove(ready.key)
         if status.loaded is not None:
             self._closed(status)
             if status.given_up:
@@ -634,14 +634,16 @@ class ModelRegistry:
     def _erred(self, status: ModelVersion, reason: str) -> None:
         """A batch of a version failed."""
         if status.probation is not None and not status.probation.over(clock()):
-            self.give_up(status, f"within its probation a batch failed: {reason}", "engine_failure")
+            self.roll_back(
+                status, f"within its probation a batch failed: {reason}", "engine_failure"
+            )
 
     def _stalled(self, status: ModelVersion, reason: str) -> None:
         """Its host has given a version up; nothing can be closed, something may still run in it."""
         self._closed(status)
         status.cause = "stalled"
         self._fail(status, reason)
-        self._direct(self._models[status.model])
+        self._direct(self._models[status.model_name])
         self._unsettled.set()
 
     def _closed(self, status: ModelVersion) -> None:
@@ -661,21 +663,21 @@ class ModelRegistry:
         log.debug("version_moved", extra=_named(status, old=old.name, state=status.state.name))
 
     def _show(self, status: ModelVersion) -> None:
-        name, number = status.model, str(status.version)
+        name, number = status.model_name, str(status.number)
         self._metrics.ready.labels(name, number).set(status.state is State.READY)
         for state in State:
             series = self._metrics.state.labels(name, number, state.name)
             series.set(status.state is state)
 
     def _forget_metrics(self, status: ModelVersion) -> None:
-        name, number = status.model, str(status.version)
+        name, number = status.model_name, str(status.number)
         self._metrics.ready.remove(name, number)
         for state in State:
             self._metrics.state.remove(name, number, state.name)
 
     def _announce(self) -> None:
         """Has `changed` called where anybody would now be told something else."""
-        told = self.ready, {name for name, model in self._models.items() if model.stable}
+        told = self.is_ready, {name for name, model in self._models.items() if model.stable}
         if told != self._told:
             self._told = told
             self._changes.notify()
@@ -693,11 +695,11 @@ def _other_content(loaded: Version, found: Version) -> bool:
 
 
 def _answering(status: ModelVersion) -> LoadedModel:
-    if status.ready is not None:
-        return status.ready
+    if status.ready_model is not None:
+        return status.ready_model
     detail = f": {status.reason}" if status.reason else ""
     state = status.state.name.lower()
-    raise ModelNotReady(f"model {status.model!r} version {status.version} is {state}{detail}")
+    raise ModelNotReady(f"model {status.model_name!r} version {status.number} is {state}{detail}")
 
 
 def _why_not(model: _Model) -> str:
@@ -706,7 +708,7 @@ def _why_not(model: _Model) -> str:
         return "it is loaded by request only"
     if model.stable is None:
         return "the version policy asks for other ones"
-    return f"version {model.stable.version} is served"
+    return f"version {model.stable.number} is served"
 
 
 def _usable(status: ModelVersion) -> bool:
@@ -722,7 +724,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def _named(status: ModelVersion, **more: object) -> dict[str, object]:
     """What a log says of a version."""
-    return {"model": status.model, "version": status.version, **more}
+    return {"model": status.model_name, "version": status.number, **more}
 
 
 def _engine_info(ready: LoadedModel) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Follows the repository: tells the catalog what lies there, when it changes or somebody asks."""
+"""Follows the repository: tells the registry what lies there, when it changes or somebody asks."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ UNREADABLE = "repository_unreadable"
 
 
 class RepositoryWatcher:
-    """Brings a catalog in line with a repository. The `reader` looks at the files.
+    """Brings a registry in line with a repository. The `reader` looks at the files.
 
     `serves` says which models are the server's business.
     """
 
     def __init__(
-        self, root: Path, catalog: ModelRegistry, reader: Executor, serves: Callable[[str], bool]
+        self, root: Path, registry: ModelRegistry, reader: Executor, serves: Callable[[str], bool]
     ) -> None:
         self._root = root
-        self._catalog = catalog
+        self._registry = registry
         self._reader = reader
         self._serves = serves
         self._told: set[str] = set()  # what was logged of the repository already
@@ -51,19 +51,19 @@ class RepositoryWatcher:
             found = await self._look()
             if found is not None:
                 versions = [version for version in found.versions if self._serves(version.model)]
-                await self._catalog.follow(versions, found.plans)
+                await self._registry.sync(versions, found.plans)
 
     async def load(self, model: str) -> None:
         """Serves a model as it lies there now. Goes on though the caller leaves. Raises as
-        `Catalog.load` does."""
+        `ModelRegistry.load` does."""
         request = self._asked[model] = object()
         await self._to_its_end(self._load(model, request))
 
     async def unload(self, model: str) -> None:
-        """Stops serving a model. Goes on though the caller leaves. Raises as `Catalog.unload`
+        """Stops serving a model. Goes on though the caller leaves. Raises as `ModelRegistry.unload`
         does."""
         self._asked.pop(model, None)
-        await self._to_its_end(self._catalog.unload(model))
+        await self._to_its_end(self._registry.unload(model))
 
     def stop(self) -> None:
         """Lets go of what callers have asked for: nothing is served any more."""
@@ -79,7 +79,7 @@ class RepositoryWatcher:
         versions = found.versions if found is not None else []
         plan = found.plans.get(model) if found is not None else None
         mine = [version for version in versions if version.model == model]
-        await self._catalog.load(model, mine, plan)
+        await self._registry.load(model, mine, plan)
 
     async def _to_its_end(self, change: Coroutine[None, None, None]) -> None:
         """A change of what is served that was cut off would leave versions in between for good."""

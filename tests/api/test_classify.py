@@ -192,7 +192,7 @@ async def test_batch_rows_count_the_rows_of_other_callers(tmp_path: Path) -> Non
         first = asyncio.create_task(served.classify(raw(1)))
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         others = [asyncio.create_task(served.classify(raw(*of))) for of in ([2], [3, 4, 5])]
-        (host,) = {ready.host for ready in served.server.catalog.serving()}
+        (host,) = {ready.executor for ready in served.server.registry.serving_models()}
         await eventually(lambda: host.waiting("tiny/1") == 4)
         mirrors.made[0].release()
         answers = await asyncio.gather(first, *others)
@@ -253,7 +253,7 @@ async def test_the_phases_of_a_call_follow_each_other(tmp_path: Path) -> None:
         first = asyncio.create_task(served.classify(raw(1)))
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         second = asyncio.create_task(served.classify(raw(2)))
-        (host,) = {ready.host for ready in served.server.catalog.serving()}
+        (host,) = {ready.executor for ready in served.server.registry.serving_models()}
         await eventually(lambda: host.waiting("tiny/1") == 1)
         until_s = loop.time() + 0.05
         await eventually(lambda: loop.time() > until_s)
@@ -572,7 +572,7 @@ async def test_a_refusal_under_load_says_when_to_try_again(tmp_path: Path) -> No
         running = asyncio.create_task(served.classify(raw(1)))
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         waiting = asyncio.create_task(served.classify(raw(1, 2, 3, 4)))
-        (host,) = {ready.host for ready in served.server.catalog.serving()}
+        (host,) = {ready.executor for ready in served.server.registry.serving_models()}
         await eventually(lambda: host.waiting("tiny/1") == 4)
         error = await failure(served.classify(raw(1)))
         registry = served.server.metrics.registry
@@ -670,7 +670,7 @@ async def test_a_caller_that_leaves_is_counted_and_costs_nothing_more(tmp_path: 
         running = asyncio.create_task(served.classify(raw(1)))
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         leaving = asyncio.create_task(served.classify(raw(2, 3)))
-        (host,) = {ready.host for ready in served.server.catalog.serving()}
+        (host,) = {ready.executor for ready in served.server.registry.serving_models()}
         await eventually(lambda: host.waiting("tiny/1") == 2)
         leaving.cancel()
         registry = served.server.metrics.registry

@@ -32,7 +32,7 @@ from tests.support.serving import SHAPE, Mirror, publish
 
 @dataclass
 class Shop:
-    """A catalog and what its making took: engines by model and version, failures by version."""
+    """A registry and what its making took: engines by model and version, failures by version."""
 
     failures: dict[str, Exception] = field(default_factory=dict)
     engines: dict[str, Mirror] = field(default_factory=dict)
@@ -76,10 +76,10 @@ class Shop:
 
 
 @asynccontextmanager
-async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[ModelRegistry]:
-    """A catalog with the versions under `root` loaded, as far as that goes, and tended."""
+async def registry_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[ModelRegistry]:
+    """A registry with the versions under `root` loaded, as far as that goes, and tended."""
     with ThreadPoolExecutor(1) as loader:
-        catalog = ModelRegistry(
+        registry = ModelRegistry(
             load=shop.load,
             loader=loader,
             host_for=shop.host_for,
@@ -87,26 +87,27 @@ async def catalog_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[Mo
             changes=shop.notifier(),
             **options,
         )
-        await follow(catalog, root)
-        tending = asyncio.create_task(catalog.reconcile_forever())
+        await sync(registry, root)
+        tending = asyncio.create_task(registry.reconcile_forever())
         try:
-            yield catalog
+            yield registry
         finally:
             tending.cancel()
-        await catalog.unload_all()
+        await registry.unload_all()
         for host in shop.hosts:
             host.stop()
 
 
-async def follow(catalog: ModelRegistry, root: Path) -> None:
-    """Has the catalog look at the repository as it is now."""
+async def sync(registry: ModelRegistry, root: Path) -> None:
+    """Has the registry look at the repository as it is now."""
     found = look(root)
-    await catalog.follow(found.versions, found.plans)
+    await registry.sync(found.versions, found.plans)
 
 
-def told(catalog: ModelRegistry) -> list[tuple[str, int, State, str]]:
+def told(registry: ModelRegistry) -> list[tuple[str, int, State, str]]:
     return [
-        (status.model, status.version, status.state, status.reason) for status in catalog.statuses()
+        (status.model_name, status.number, status.state, status.reason)
+        for status in registry.versions()
     ]
 
 
@@ -115,16 +116,16 @@ async def test_the_newest_version_of_each_model_answers(tmp_path: Path) -> None:
     publish(tmp_path, "b")
     publish(tmp_path, "a")
     shop = Shop()
-    async with catalog_of(tmp_path, shop) as catalog:
-        assert told(catalog) == [
+    async with registry_of(tmp_path, shop) as registry:
+        assert told(registry) == [
             ("a", 1, State.READY, ""),
             ("b", 2, State.READY, ""),
             ("b", 1, State.UNAVAILABLE, "version 2 is served"),
         ]
-        assert catalog.find("b").version_text == "2"
-        assert catalog.find("b", 2) is catalog.find("b")
-        assert catalog.ready
-        assert [catalog.answers(name) for name in ("a", "b", "c")] == [True, True, None]
+        assert registry.route("b").version_text == "2"
+        assert registry.route("b", 2) is registry.route("b")
+        assert registry.is_ready
+        assert [registry.is_serving(name) for name in ("a", "b", "c")] == [True, True, None]
     assert list(shop.engines) == ["a/1", "b/2"]  # what is not served is not loaded
     assert shop.ready_by_metrics() == {"a/1": 1, "b/2": 1, "b/1": 0}
 
@@ -135,13 +136,13 @@ async def test_where_the_newest_fails_an_older_one_answers(tmp_path: Path) -> No
     (tmp_path / "tiny/4/manifest.json").write_text("{")
     reason = "its answers differ from the golden ones by 3 %"
     shop = Shop(failures={"tiny/3": InvalidVersion(reason)})
-    async with catalog_of(tmp_path, shop) as catalog:
-        statuses = told(catalog)
-        assert catalog.find("tiny").manifest.version == 2
+    async with registry_of(tmp_path, shop) as registry:
+        statuses = told(registry)
+        assert registry.route("tiny").manifest.version == 2
         with pytest.raises(ModelNotReady, match="version 3 is failed: its answers differ"):
-            catalog.find("tiny", 3)
+            registry.route("tiny", 3)
         with pytest.raises(ModelNotReady, match="version 1 is unavailable: version 2 is served"):
-            catalog.find("tiny", 1)
+            registry.route("tiny", 1)
     assert [(version, state) for _, version, state, _ in statuses] == [
         (4, State.FAILED),
         (3, State.FAILED),
@@ -158,11 +159,11 @@ async def test_an_unexpected_failure_is_logged_in_full_and_told_without_its_word
     publish(tmp_path)
     publish(tmp_path, "other")
     shop = Shop(failures={"tiny/1": RuntimeError("secret")})
-    async with catalog_of(tmp_path, shop) as catalog:
-        (other, tiny) = catalog.statuses()
+    async with registry_of(tmp_path, shop) as registry:
+        (other, tiny) = registry.versions()
         assert (other.state, tiny.state) == (State.READY, State.FAILED)
         assert tiny.reason == "RuntimeError while loading; the log has the details"
-        assert catalog.ready
+        assert registry.is_ready
     (record,) = (record for record in caplog.records if record.msg == "load_failed")
     assert record.exc_info is not None
     assert str(record.exc_info[1]) == "secret"
@@ -171,11 +172,11 @@ async def test_an_unexpected_failure_is_logged_in_full_and_told_without_its_word
 async def test_a_catalog_without_a_sound_version_is_not_ready(tmp_path: Path) -> None:
     publish(tmp_path)
     shop = Shop(failures={"tiny/1": InvalidVersion("no")})
-    async with catalog_of(tmp_path, shop) as catalog:
-        assert not catalog.loading
-        assert not catalog.ready
-        assert catalog.answers("tiny") is False
-        assert catalog.status("tiny").reason == "no"
+    async with registry_of(tmp_path, shop) as registry:
+        assert not registry.is_loading
+        assert not registry.is_ready
+        assert registry.is_serving("tiny") is False
+        assert registry.version("tiny").reason == "no"
 
 
 async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> None:
@@ -189,23 +190,26 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
         return shop.load(version, checking)
 
     with ThreadPoolExecutor(1) as loader:
-        catalog = ModelRegistry(
+        registry = ModelRegistry(
             load=held_load,
             loader=loader,
             host_for=shop.host_for,
             metrics=shop.metrics,
             changes=shop.notifier(),
         )
-        loading = asyncio.create_task(follow(catalog, tmp_path))
+        loading = asyncio.create_task(sync(registry, tmp_path))
         await asyncio.sleep(0)  # lets it begin
-        assert [status.state for status in catalog.statuses()] == [State.LOADING, State.UNAVAILABLE]
+        assert [status.state for status in registry.versions()] == [
+            State.LOADING,
+            State.UNAVAILABLE,
+        ]
         with pytest.raises(ModelNotReady, match="model 'tiny' version 2 is loading$"):
-            catalog.find("tiny")
-        assert (catalog.loading, catalog.ready) == (True, False)
+            registry.route("tiny")
+        assert (registry.is_loading, registry.is_ready) == (True, False)
         gate.set()
         await loading
-        assert catalog.ready
-        await catalog.unload_all()
+        assert registry.is_ready
+        await registry.unload_all()
         shop.hosts[0].stop()
 
 
@@ -221,7 +225,7 @@ async def test_a_models_share_of_its_device_is_the_one_published(tmp_path: Path)
             super().add(*positional, **named)
 
     shop.hosts.append(Noting("mirror", 1, DeadlineScheduler(1, 64)))
-    async with catalog_of(tmp_path, shop):
+    async with registry_of(tmp_path, shop):
         assert weights == {"a/1": 3.0, "b/1": 1.0}
 
 
@@ -248,14 +252,14 @@ async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> No
             super().add(name, engine, lanes, metrics, failed, objective_s, weight, erred)
 
     shop.hosts.append(Telling("mirror", 1, DeadlineScheduler(1, 64)))
-    async with catalog_of(tmp_path, shop) as catalog:
+    async with registry_of(tmp_path, shop) as registry:
         before = shop.changes
         given_up[0]("a batch has not come back for 10 s")
         assert shop.changes == before + 1
-        assert catalog.answers("tiny") is False
-        assert not catalog.ready
+        assert registry.is_serving("tiny") is False
+        assert not registry.is_ready
         with pytest.raises(ModelNotReady, match="has not come back for 10 s"):
-            catalog.find("tiny")
+            registry.route("tiny")
     assert shop.ready_by_metrics() == {"tiny/1": 0}
     assert b"convserve_engine_info{" not in shop.metrics.render()
 
@@ -264,14 +268,16 @@ async def test_unloading_closes_every_engine_and_answers_who_waits(tmp_path: Pat
     publish(tmp_path)
     publish(tmp_path, "other")
     shop = Shop()
-    async with catalog_of(tmp_path, shop) as catalog:
-        ready = catalog.find("tiny")
+    async with registry_of(tmp_path, shop) as registry:
+        ready = registry.route("tiny")
         mirror = shop.engines["tiny/1"]
         mirror.held = True
         pixels = np.ones((1, *SHAPE), np.uint8)
-        runs, waits = (asyncio.create_task(ready.host.submit(ready.key, pixels)) for _ in range(2))
+        runs, waits = (
+            asyncio.create_task(ready.executor.submit(ready.key, pixels)) for _ in range(2)
+        )
         await mirror.started.wait()
-        unloading = asyncio.create_task(catalog.unload_all())
+        unloading = asyncio.create_task(registry.unload_all())
         with pytest.raises(ModelNotReady):
             await waits
         assert not mirror.closed
@@ -285,19 +291,19 @@ async def test_a_lookup_says_what_is_wrong_with_it(tmp_path: Path) -> None:
     for number in range(20):
         publish(tmp_path, f"m{number:02}", classes=2)
     shop = Shop(failures={"m00/1": EngineFailure("broken")})
-    async with catalog_of(tmp_path, shop) as catalog:
+    async with registry_of(tmp_path, shop) as registry:
         with pytest.raises(ModelNotFound) as caught:
-            catalog.find("x" * 1000)
+            registry.route("x" * 1000)
         first = ", ".join(f"m{number:02}" for number in range(16))
         assert str(caught.value) == f"there is no model '{'x' * 80}'; there are {first}, ..."
         with pytest.raises(InvalidInput, match="model: is empty"):
-            catalog.find("")
+            registry.route("")
         with pytest.raises(InvalidInput, match="version: is -1"):
-            catalog.find("m01", -1)
+            registry.route("m01", -1)
         with pytest.raises(ModelNotFound, match="model 'm01' has no version 2; it has 1$"):
-            catalog.find("m01", 2)
+            registry.route("m01", 2)
         with pytest.raises(ModelNotReady, match="EngineFailure while loading"):
-            catalog.find("m00")
+            registry.route("m00")
 
 
 async def test_a_version_slower_than_the_one_before_goes_back_within_its_probation(
@@ -305,18 +311,18 @@ async def test_a_version_slower_than_the_one_before_goes_back_within_its_probati
 ) -> None:
     publish(tmp_path)
     shop = Shop()
-    async with catalog_of(tmp_path, shop, bake_time_s=1000.0) as catalog:
+    async with registry_of(tmp_path, shop, bake_time_s=1000.0) as registry:
         for _ in range(20):
-            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.01, 0.0)
+            registry.route("tiny").metrics.answered(1, 0.0, 0.0, 0.01, 0.0)
         publish(tmp_path)
-        await follow(catalog, tmp_path)
-        (new, old) = catalog.statuses()
+        await sync(registry, tmp_path)
+        (new, old) = registry.versions()
         assert (new.state, old.state) == (State.READY, State.DRAINING)
         for _ in range(20):
-            catalog.find("tiny").metrics.answered(1, 0.0, 0.0, 0.2, 0.0)  # the objective is 0.1 s
-        catalog.judge(clock())
+            registry.route("tiny").metrics.answered(1, 0.0, 0.0, 0.2, 0.0)  # the objective is 0.1 s
+        registry.check_bake_times(clock())
         assert (new.state, old.state) == (State.DRAINING, State.READY)  # at once
-        assert catalog.find("tiny").version_text == "1"
+        assert registry.route("tiny").version_text == "1"
         while new.state is not State.FAILED:  # drained and closed
             await asyncio.sleep(0)
         assert "100% of 20 answers were later than its objective, 100 ms" in new.reason
@@ -329,18 +335,18 @@ async def test_a_version_that_outlives_its_probation_lets_the_one_before_go(
 ) -> None:
     publish(tmp_path)
     shop = Shop()
-    async with catalog_of(tmp_path, shop, bake_time_s=1000.0) as catalog:
+    async with registry_of(tmp_path, shop, bake_time_s=1000.0) as registry:
         publish(tmp_path)
-        await follow(catalog, tmp_path)
-        (new, old) = catalog.statuses()
-        catalog.judge(clock() + 999)
-        assert told(catalog)[1][2] is State.DRAINING
-        catalog.judge(clock() + 1001)
-        while told(catalog)[1][2] is not State.UNLOADED:
+        await sync(registry, tmp_path)
+        (new, old) = registry.versions()
+        registry.check_bake_times(clock() + 999)
+        assert told(registry)[1][2] is State.DRAINING
+        registry.check_bake_times(clock() + 1001)
+        while told(registry)[1][2] is not State.UNLOADED:
             await asyncio.sleep(0)
         assert shop.engines["tiny/1"].closed
-        assert catalog.find("tiny").version_text == "2"
-        catalog.give_up(new, "too late", "objective")  # what is on disk can be loaded again
+        assert registry.route("tiny").version_text == "2"
+        registry.roll_back(new, "too late", "objective")  # what is on disk can be loaded again
         while new.state is not State.FAILED:
             await asyncio.sleep(0)
         assert old.state is State.READY

@@ -204,7 +204,7 @@ async def test_without_control_a_server_serves_what_was_there(tmp_path: Path) ->
     publish(tmp_path)
     async with serve(tmp_path, model_control="none") as served:
         publish(tmp_path)
-        await served.server.catalog.find("tiny").host.submit("tiny/1", zeros())
+        await served.server.registry.route("tiny").executor.submit("tiny/1", zeros())
         assert await states(served) == {1: "READY"}
 
 
@@ -458,7 +458,7 @@ async def test_golden_answers_that_change_stop_a_version_at_once(tmp_path: Path)
     publish(tmp_path)
     publish(tmp_path)
     async with serve(tmp_path, golden_interval_s=0.05, bake_time_s=0.0) as served:
-        engine = served.server.catalog.find("tiny").engine
+        engine = served.server.registry.route("tiny").engine
         assert isinstance(engine, null.NullEngine)
         (instance,) = engine.instances
         while not metric(served, 'convserve_golden_checks_total{model="tiny",outcome="passed"}'):
@@ -476,7 +476,7 @@ async def test_without_another_version_one_with_wrong_answers_answers_no_more(
 ) -> None:
     publish(tmp_path)
     async with serve(tmp_path, golden_interval_s=0.05) as served:
-        engine = served.server.catalog.find("tiny").engine
+        engine = served.server.registry.route("tiny").engine
         assert isinstance(engine, null.NullEngine)
         (instance,) = engine.instances
         classes, scores, probabilities = instance._answer

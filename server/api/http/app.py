@@ -52,7 +52,7 @@ class Connection(H11Protocol):
 
 def application(
     metrics: Metrics,
-    catalog: ModelRegistry,
+    registry: ModelRegistry,
     accepting: Callable[[], bool],
     lost: Callable[[], str],
     calls: Sequence[Route],
@@ -71,18 +71,18 @@ def application(
 
     async def readyz(request: Request) -> Response:
         """200 once loading is through and some model answers; the body says what of each model."""
-        ready = accepting() and catalog.ready
+        ready = accepting() and registry.is_ready
         body = {
             "ready": ready,
             "accepting": accepting(),
             "models": [
                 {
-                    "name": status.model,
-                    "version": status.version,
+                    "name": status.model_name,
+                    "version": status.number,
                     "state": status.state.name,
                     "reason": status.reason,
                 }
-                for status in catalog.statuses()
+                for status in registry.versions()
             ],
         }
         return JSONResponse(body, status_code=200 if ready else 503)

@@ -112,14 +112,14 @@ class OpenInference:
 
     def __init__(
         self,
-        catalog: ModelRegistry,
+        registry: ModelRegistry,
         inference: Inference,
         accepting: Callable[[], bool],
         intake: InFlightLimits,
         regions: Regions | None = None,
         rollout: RepositoryWatcher | None = None,
     ) -> None:
-        self._catalog = catalog
+        self._registry = registry
         self._inference = inference
         self._accepting = accepting
         self._intake = intake
@@ -135,15 +135,15 @@ class OpenInference:
     async def ServerReady(
         self, request: pb.ServerReadyRequest, call: Call
     ) -> pb.ServerReadyResponse:
-        return pb.ServerReadyResponse(ready=self._accepting() and self._catalog.ready)
+        return pb.ServerReadyResponse(ready=self._accepting() and self._registry.is_ready)
 
     async def ModelReady(self, request: pb.ModelReadyRequest, call: Call) -> pb.ModelReadyResponse:
         version = version_or_label("version", request.version)
         try:
-            status = self._catalog.status(request.name, *version)
+            status = self._registry.version(request.name, *version)
         except ModelNotFound:  # Triton's clients ask whether one is there, and expect no error
             return pb.ModelReadyResponse(ready=False)
-        return pb.ModelReadyResponse(ready=status.ready is not None and self._accepting())
+        return pb.ModelReadyResponse(ready=status.ready_model is not None and self._accepting())
 
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, call: Call
@@ -161,9 +161,9 @@ class OpenInference:
         return pb.ModelMetadataResponse(
             name=model.name,
             versions=[
-                str(status.version)
-                for status in self._catalog.statuses()
-                if status.model == model.name and status.ready is not None
+                str(status.number)
+                for status in self._registry.versions()
+                if status.model_name == model.name and status.ready_model is not None
             ],
             platform=_platform(model),
             inputs=[
@@ -191,7 +191,7 @@ class OpenInference:
         self, request: pb.ModelInferRequest, call: Call, beside: Elements | None = None
     ) -> pb.ModelInferResponse:
         """ModelInfer; `beside` are the elements where the message does not hold them itself."""
-        model = self._catalog.find(
+        model = self._registry.route(
             request.model_name,
             *version_or_label("model_version", request.model_version),
             request.id,
@@ -264,7 +264,7 @@ class OpenInference:
     async def ModelStatistics(
         self, request: pb.ModelStatisticsRequest, call: Call
     ) -> pb.ModelStatisticsResponse:
-        models = self._catalog.serving()
+        models = self._registry.serving_models()
         if request.name:
             asked = self._named(request, call)
             models = [model for model in models if model.name == asked.name]
@@ -280,13 +280,13 @@ class OpenInference:
         return pb.RepositoryIndexResponse(
             models=[
                 entry(
-                    name=status.model,
-                    version=str(status.version),
+                    name=status.model_name,
+                    version=str(status.number),
                     state=INDEX_STATE.get(status.state, "UNAVAILABLE"),
                     reason=_index_reason(status),
                 )
-                for status in self._catalog.statuses()
-                if status.ready is not None or not request.ready
+                for status in self._registry.versions()
+                if status.ready_model is not None or not request.ready
             ]
         )
 
@@ -376,8 +376,8 @@ class OpenInference:
         return windows[-1]
 
     def _named(self, request: _Name, call: Call) -> LoadedModel:
-        """The version asked about. Raises what `Catalog.shown` does."""
-        model = self._catalog.shown(request.name, *version_or_label("version", request.version))
+        """The version asked about. Raises what `ModelRegistry.shown` does."""
+        model = self._registry.resolve(request.name, *version_or_label("version", request.version))
         call.model, call.version = model.name, model.version_text
         return model
 
@@ -548,7 +548,7 @@ def _index_reason(status: ModelVersion) -> str:
 
 
 def version_or_label(field: str, text: str) -> tuple[int, str]:
-    """Version and label as the catalog takes them: 0 and "" where none is named. Raises
+    """Version and label as the registry takes them: 0 and "" where none is named. Raises
     InvalidInput."""
     if not text:
         return 0, ""

@@ -587,19 +587,19 @@ async def test_a_caller_that_hangs_up_costs_no_compute(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (served, client):
-        (ready,) = served.server.catalog.serving()
+        (ready,) = served.server.registry.serving_models()
         first = asyncio.create_task(client.post(CLASSIFY, content=png(1)))
         await engines.made[0].started.wait()
         _, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
         file = png(5)
         head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(file)}\r\n\r\n"
         writer.write(head.encode() + file)
-        while not ready.host.waiting("tiny/1"):
+        while not ready.executor.waiting("tiny/1"):
             await asyncio.sleep(0.001)
         writer.close()
         await writer.wait_closed()
         await until_counted(served, "Classify", "CANCELLED")
-        assert ready.host.waiting("tiny/1") == 0
+        assert ready.executor.waiting("tiny/1") == 0
         engines.made[0].release()
         assert (await first).status_code == 200
         assert (await client.post(CLASSIFY, content=png(7))).status_code == 200

@@ -423,13 +423,13 @@ async def test_one_is_the_most_urgent_priority_and_none_is_the_least(tmp_path: P
     publish(tmp_path)
     engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (served, client):
-        (ready,) = served.server.catalog.serving()
+        (ready,) = served.server.registry.serving_models()
         calls = [asyncio.create_task(client.infer("tiny", image(rows(0))))]
         await engines.made[0].started.wait()
         for count, priority in enumerate((0, 9, 2, 1), start=1):
             tensors = image(rows(*[priority] * MAX_BATCH))
             calls.append(asyncio.create_task(client.infer("tiny", tensors, priority=priority)))
-            while ready.host.waiting("tiny/1") < count * MAX_BATCH:
+            while ready.executor.waiting("tiny/1") < count * MAX_BATCH:
                 await asyncio.sleep(0.001)
         engines.made[0].release()
         await asyncio.gather(*calls)
