@@ -1,6 +1,6 @@
-"""Ends with status 0 when the server in this container answers calls, else with 1 and the reason.
+"""Container health check: exit status 0 if the server is ready, else 1 with the reason.
 
-Only the standard library: the image has no curl.
+Uses only the standard library, because the image has no curl.
 """
 
 import os
@@ -10,14 +10,14 @@ import urllib.request
 
 def main() -> int:
     port = os.environ.get("CONVSERVE_HTTP_PORT", "")
-    if not port.isdecimal():  # empty, or what Kubernetes sets for a service: the server takes 8000
+    if not port.isdecimal():  # empty, or an address that Kubernetes sets: the server uses 8000
         port = "8000"
-    # A proxy that the container has for the outside would not find the way back in.
+    # Ignore proxy settings: a proxy cannot reach this container's loopback address.
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with direct.open(f"http://127.0.0.1:{port}/readyz", timeout=3):
             return 0
-    except OSError as error:  # any status but 2xx is one too
+    except OSError as error:  # includes every HTTP status other than 2xx
         print(error)
         return 1
 

@@ -11,7 +11,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from model_repo import architectures
 from server.settings import PREFIX, Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import GpuMonitor
+from tests.support.fake_nvml import FakeNvml
 
 README = Path(__file__).resolve().parent.parent.parent / "README.md"
 PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
@@ -54,37 +54,12 @@ def metrics() -> str:
     return _table(("metric", "kind", "labels", ""), rows)
 
 
-class OneGpu:
-    """NVML, as far as its GPUs' metrics ask it."""
-
-    NVML_TEMPERATURE_GPU = 0
-    NVMLError = OSError
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 1
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
-        return number
-
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(gpu=50)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> SimpleNamespace:
-        return SimpleNamespace(used=1 << 30, total=2 << 30)
-
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
-        return 75_000
-
-    def nvmlDeviceGetTemperature(self, handle: int, kind: int) -> int:
-        return 60
-
-
 def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, kind, labels and help of each."""
     ours = Metrics()
     ours.read_queue_rows(lambda: {"any": 1})
     ours.read_busy(lambda: {"any": 1.0})
-    ours.read_gpus(GpuMonitor(OneGpu()))
+    ours.read_gpus(GpuMonitor(FakeNvml()))
     labels = {
         value._name: tuple(value._labelnames)  # nothing public tells those of an unused instrument
         for value in vars(ours).values()

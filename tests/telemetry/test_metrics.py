@@ -24,7 +24,7 @@ from server.telemetry.metrics import (
 )
 from server.telemetry.nvml import GpuMonitor
 from tests.benchmarks.metrics import call_cost_s
-from tests.support.doc_tables import OneGpu
+from tests.support.fake_nvml import FakeNvml
 from tests.support.serving import (
     Mirror,
     Mirrors,
@@ -162,7 +162,7 @@ def test_each_server_has_instruments_of_its_own() -> None:
 
 def test_a_gpu_is_told_in_the_units_of_its_names() -> None:
     metrics = Metrics()
-    metrics.read_gpus(GpuMonitor(OneGpu()))
+    metrics.read_gpus(GpuMonitor(FakeNvml()))
     assert {
         sample.name: (sample.labels, sample.value)
         for family in metrics.registry.collect()
@@ -178,7 +178,7 @@ def test_a_gpu_is_told_in_the_units_of_its_names() -> None:
 
 
 def test_what_a_gpu_does_not_tell_is_left_out_and_the_rest_is_told() -> None:
-    class Mute(OneGpu):
+    class Mute(FakeNvml):
         def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
             raise OSError("not supported")
 
