@@ -41,14 +41,15 @@ from server.engines import tensorrt
 from server.engines.base import BACKENDS, Backend, CompileOptions, Engine, backend, infer
 from server.engines.record import engine_record
 from server.errors import EngineFailure
-from server.images.decode import InputSpec, Pixels
+from server.images.input_spec import InputSpec, Pixels
 from server.process.cores import available_cores
 from server.repository import reader, writer
+from server.repository.contents import list_versions
 from server.repository.manifest import (
-    FORMAT,
-    GOLDEN,
+    GOLDEN_FILE,
     LABELS_FILE,
-    ONNX,
+    MANIFEST_FORMAT,
+    ONNX_FILE,
     EngineRecord,
     InputRecord,
     InvalidVersion,
@@ -170,7 +171,7 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
 
     with writer.staging(order.repo, name) as staged:
         watcher.stage("export")
-        onnx = staged / ONNX
+        onnx = staged / ONNX_FILE
         export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
 
         records = []
@@ -191,11 +192,11 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             records.append(record)
 
         watcher.stage("publish")
-        writer.write_golden(staged / GOLDEN, truth)
+        writer.write_golden(staged / GOLDEN_FILE, truth)
         labels = "".join(f"{label}\n" for label in card.labels)
         (staged / LABELS_FILE).write_text(labels, "utf-8")
         manifest = Manifest(
-            format=FORMAT,
+            format=MANIFEST_FORMAT,
             model=name,
             version=1,  # until it gets its own
             created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -210,9 +211,9 @@ def _build(name: str, order: Order, watcher: Watcher) -> Manifest:
             top_k=min(TOP_K, card.classes),
             objective_ms=card.objective_ms,
             share=card.share,
-            onnx=writer.record(onnx),
-            golden=writer.record(staged / GOLDEN),
-            labels=writer.record(staged / LABELS_FILE),
+            onnx=writer.file_record(onnx),
+            golden=writer.file_record(staged / GOLDEN_FILE),
+            labels=writer.file_record(staged / LABELS_FILE),
             engines=tuple(records),
         )
         return writer.publish(order.repo, staged, manifest)
@@ -223,7 +224,7 @@ def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
     watcher.stage("card")
     card = cards.load(name)
     precisions = {each: _precisions(backend(each), each, order) for each in order.backends}
-    versions = [version for version in reader.scan(order.repo) if version.model == name]
+    versions = [version for version in list_versions(order.repo) if version.model == name]
     sound = [version for version in versions if version.manifest is not None]
     if not sound:
         raise BuildError(
@@ -232,7 +233,7 @@ def _add(name: str, order: Order, watcher: Watcher) -> Manifest:
         )
     folder, manifest = sound[0].folder, sound[0].manifest
     assert manifest is not None
-    reader.verify(folder, manifest)
+    reader.verify_files(folder, manifest)
     truth = reader.read_golden(folder, manifest)
     for each in order.backends:
         with writer.staging(order.repo, name) as staged:

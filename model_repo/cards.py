@@ -37,8 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from model_repo import architectures
-from server.images.decode import InputSpec
-from server.repository.manifest import SHARES
+from server.images.input_spec import InputSpec
+from server.repository.manifest import SHARE_RANGE
 
 CARDS = Path(__file__).parent / "cards"
 LABELS_FOLDER = Path(__file__).parent / "labels"
@@ -119,8 +119,10 @@ class Card:
             )
         if not (math.isfinite(self.objective_ms) and self.objective_ms > 0):
             raise ValueError(f"objective_ms must be above 0, not {self.objective_ms}")
-        if not SHARES[0] <= self.share <= SHARES[1]:
-            raise ValueError(f"share must be {SHARES[0]:g} to {SHARES[1]:g}, not {self.share}")
+        if not SHARE_RANGE[0] <= self.share <= SHARE_RANGE[1]:
+            raise ValueError(
+                f"share must be {SHARE_RANGE[0]:g} to {SHARE_RANGE[1]:g}, not {self.share}"
+            )
 
     @property
     def classes(self) -> int:

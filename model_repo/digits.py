@@ -23,7 +23,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from server.images.decode import InputSpec, batch_from_pixels
+from server.images.decode import batch_from_pixels
+from server.images.input_spec import InputSpec
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]

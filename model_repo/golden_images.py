@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from model_repo import digits
-from server.images.decode import InputSpec, Pixels, decode
+from server.images.decode import decode
+from server.images.input_spec import InputSpec, Pixels
 
 
 class Photograph(NamedTuple):

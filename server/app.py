@@ -31,7 +31,7 @@ from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_r
 from server.api.v2.shared_memory import Regions
 from server.engines.base import BACKENDS, Engine
 from server.execution.device import DeviceExecutor
-from server.images.decode import ImageLimits
+from server.images.input_spec import ImageLimits
 from server.models.changes import ChangeNotifier
 from server.models.golden_monitor import GoldenMonitor
 from server.models.loader import LoadedEngine, Profiles, load
@@ -39,8 +39,8 @@ from server.models.registry import ModelRegistry
 from server.models.watcher import RepositoryWatcher
 from server.process.cores import available_cores
 from server.process.idle_priority import idle_priority
-from server.repository.reader import Version
-from server.repository.serving_config import Found, VersionPolicy, look
+from server.repository.contents import RepositoryContents, VersionEntry, list_contents
+from server.repository.serving_config import VersionPolicy
 from server.scheduling.deadline import DeadlineScheduler, FixedScheduler, Scheduler
 from server.settings import Settings
 from server.telemetry.loop_lag import LoopLag
@@ -153,7 +153,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
             ):
                 profiles = Profiles()
 
-                def load_one(version: Version, checking: Callable[[], None]) -> LoadedEngine:
+                def load_one(version: VersionEntry, checking: Callable[[], None]) -> LoadedEngine:
                     return load(
                         version,
                         only=settings.backend,
@@ -164,7 +164,9 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         checking=checking,
                     )
 
-                def load_behind(version: Version, checking: Callable[[], None]) -> LoadedEngine:
+                def load_behind(
+                    version: VersionEntry, checking: Callable[[], None]
+                ) -> LoadedEngine:
                     if (
                         registry.is_loading
                     ):  # the server is starting: there is nobody to give way to
@@ -346,7 +348,7 @@ def _policy_of_versions(settings: Settings) -> VersionPolicy:
         raise CannotServe(f"version_policy {error}") from None
 
 
-def _found(settings: Settings) -> Found:
+def _found(settings: Settings) -> RepositoryContents:
     """What lies in the repository, as far as it is to be served. Raises CannotServe."""
     if settings.backend and settings.backend not in BACKENDS:
         raise CannotServe(
@@ -358,7 +360,7 @@ def _found(settings: Settings) -> Found:
             f"python -m model_repo.build lenet5 --repo {settings.repo}"
         )
     try:
-        versions, plans, strays = look(settings.repo)
+        versions, plans, strays = list_contents(settings.repo)
     except OSError as error:
         raise CannotServe(
             f"the model repository {settings.repo} can't be read: {error.strerror}"
@@ -376,7 +378,7 @@ def _found(settings: Settings) -> Found:
         )
     if settings.model_control != "explicit":  # there the others may be asked for
         versions = [version for version in versions if settings.serves(version.model)]
-    return Found(versions, plans, strays)
+    return RepositoryContents(versions, plans, strays)
 
 
 def _policy(settings: Settings, units: int) -> Scheduler:
@@ -421,8 +423,10 @@ def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-async def _load(registry: ModelRegistry, found: Found, watch: RepositoryWatcher | None) -> None:
-    await registry.sync(found.versions, found.plans)
+async def _load(
+    registry: ModelRegistry, found: RepositoryContents, watch: RepositoryWatcher | None
+) -> None:
+    await registry.sync(found.versions, found.configs)
     # What is there now stays, and looking for garbage among it stops the loop for 30 ms.
     gc.collect()
     gc.freeze()

@@ -25,8 +25,8 @@ from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe, Load, Running, running
 from server.errors import DeviceLost, EngineFailure
 from server.models.loader import LoadedEngine
+from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion, Manifest
-from server.repository.reader import Version
 from server.settings import Settings
 from tests.support.serving import (
     SERVICE,
@@ -168,7 +168,7 @@ async def test_stopping_does_not_wait_until_all_is_loaded(tmp_path: Path) -> Non
     publish(tmp_path)
     entered = threading.Event()
 
-    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
+    def slow(version: VersionEntry, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
         entered.set()
         stopping.wait()
         raise InvalidVersion("the server is stopping")
@@ -203,7 +203,7 @@ async def test_a_server_without_a_sound_model_ends_with_every_reason(tmp_path: P
     publish(tmp_path, "other")
     (tmp_path / "tiny/2/golden.npz").unlink()
 
-    def refuse(version: Version, **options: Any) -> LoadedEngine:
+    def refuse(version: VersionEntry, **options: Any) -> LoadedEngine:
         raise InvalidVersion("it is for another machine")
 
     assert await cannot_serve(settings(tmp_path), load=refuse) == (

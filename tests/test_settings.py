@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server.images.decode import ImageLimits
+from server.images.input_spec import ImageLimits
 from server.settings import PREFIX, Settings, parse
 
 TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b"}

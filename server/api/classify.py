@@ -16,13 +16,8 @@ from server.api.inference import (
 from server.api.stubs import classify_pb2 as pb
 from server.engines.base import Outputs
 from server.errors import InvalidInput
-from server.images.decode import (
-    InputSpec,
-    Pixels,
-    batch_from_pixels,
-    decode,
-    from_pixels,
-)
+from server.images.decode import batch_from_pixels, decode, from_pixels
+from server.images.input_spec import InputSpec, Pixels
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.scheduling.deadline import PRIORITIES
 

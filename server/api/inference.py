@@ -14,7 +14,7 @@ from server.api.handlers import Call
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, Overloaded
 from server.execution.device import Answer, clock
-from server.images.decode import ImageLimits, Pixels
+from server.images.input_spec import ImageLimits, Pixels
 from server.models.registry import LoadedModel
 
 REQUEST_ID_LIMIT = 128

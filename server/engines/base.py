@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.repository.manifest import EngineRecord
 
 BACKENDS = ("openvino", "tensorrt", "inductor", "null")

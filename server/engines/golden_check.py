@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.engines.base import Engine, Instance, Outputs, infer
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.repository.reader import Golden
 
 # Largest deviation allowed, by precision, see `deviation`. Measured over the networks, untrained

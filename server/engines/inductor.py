@@ -37,7 +37,7 @@ from server.engines.base import (
     padded_size,
 )
 from server.errors import DeviceLost, EngineFailure
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 
 if TYPE_CHECKING:
     from server.repository.manifest import EngineRecord

@@ -23,7 +23,7 @@ from server.engines.base import (
     ignore_progress,
 )
 from server.errors import EngineFailure
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 
 if TYPE_CHECKING:
     from server.repository.manifest import EngineRecord

@@ -27,7 +27,7 @@ from server.engines.base import (
     infer,
 )
 from server.errors import EngineFailure
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 
 # OpenVINO's package reports its import to an outside address, from a forked process. Ours doesn't:
 # without that module it takes a stub of its own.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.engines.base import CompiledEngine, CompileOptions
 from server.repository.manifest import EngineRecord
-from server.repository.writer import record
+from server.repository.writer import file_record
 
 
 def engine_record(
@@ -26,6 +26,6 @@ def engine_record(
         max_batch=target.max_batch,
         opt_batch=target.opt_batch,
         min_batch=target.min_batch,
-        files=tuple(record(folder / file) for file in compiled.files),
+        files=tuple(file_record(folder / file) for file in compiled.files),
         deviation=deviation,
     )

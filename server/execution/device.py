@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from server.engines.base import Engine, Instance, Outputs, RowSource, instances_by_units
 from server.errors import DeviceLost, EngineFailure, ModelNotReady, Overloaded, ServingError
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.scheduling.deadline import (
     Batch,
     InstanceGroup,

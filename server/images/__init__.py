@@ -1,1 +1,1 @@
-"""Image files and raw pixels become the pixels a model takes."""
+"""Converts image files and raw pixels to the pixels of a model."""

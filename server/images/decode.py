@@ -1,19 +1,20 @@
-"""JPEG, PNG, WebP, BMP, GIF or raw pixels -> uint8 [H, W, C], as the model's card says.
+"""Converts JPEG, PNG, WebP, BMP and GIF files, and raw pixels, to uint8 [H, W, C] for a model.
 
-The functions share nothing and may be called from any number of threads.
+The functions have no shared state; any number of threads may call them.
 
-- Resizing and cropping are those of torchvision's evaluation transforms on Pillow images, exactly.
-- See-through pixels lie on white, as on a page: the colour stored under them is often garbage.
-- Of 16 bits the upper 8 are taken. Grey is ITU-R 601 luma. Colour profiles are ignored.
-- The Exif orientation is honoured, in JPEG, PNG and WebP.
+- Resizing and cropping give exactly the result of torchvision's evaluation transforms on a Pillow
+  image.
+- Transparent pixels are blended with white. The colour that a file stores below them is often
+  arbitrary.
+- 16-bit samples are reduced to their upper 8 bits. Grey is ITU-R 601 luma. Colour profiles are
+  ignored.
+- The Exif orientation of JPEG, PNG and WebP files is applied.
 """
 
 import warnings
-from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -26,29 +27,25 @@ from PIL import (
 )
 
 from server.errors import InvalidInput
-from server.images.formats import (
-    Picture,
-    Unreadable,
-    exif_orientation,
-    first_picture,
-)
+from server.images.formats import EncodedImage, UnreadableImage, exif_orientation, first_image
+from server.images.input_spec import DEFAULT_LIMITS, ImageLimits, InputSpec, Pixels
 
-# Imported here, so that the first request does not make Pillow look for plugins.
+# Import the plugins now. Otherwise the first request makes Pillow search for them.
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
 Image.preinit()
 
-# Where Pillow would only warn of a decompression bomb it refuses, as it does above twice that size.
+# Pillow rejects decompression bombs above twice its limit, and only warns from the limit on.
+# Reject both.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 ALLOWED = "a JPEG, PNG, WebP, BMP or GIF file"
-MAX_PIXELS = 89_478_485  # where Pillow's own limit stands
-# Bytes of pixels and of file. Pillow decodes run-length BMPs in Python, up to 0.8 s a MiB.
+# Limit for run-length encoded BMPs, for pixels and for bytes: Pillow decodes them in Python and
+# needs up to 0.8 s a MiB.
 MAX_RLE_BYTES = 1 << 20
-# Pixels of a resized image before its crop. Beyond, only what the crop leaves is computed, which
-# costs half of the time but differs by the order of Pillow's passes: a level, 19 in bicubic noise.
+# Largest resized image, in pixels, from which the crop is cut. Above it, only the cropped region is
+# computed. That takes half of the time, but Pillow then changes the order of its two passes, which
+# changes pixels by one level, and by up to 19 levels for noise with bicubic interpolation.
 MAX_WHOLE_RESIZE = 16 << 20
-
-Pixels = NDArray[np.uint8]
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -56,7 +53,7 @@ RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
-UPRIGHT = {  # what undoes each Exif orientation
+UPRIGHT = {  # the operation that undoes each Exif orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -67,74 +64,15 @@ UPRIGHT = {  # what undoes each Exif orientation
 }
 
 
-@dataclass(frozen=True, slots=True)
-class InputSpec:
-    """The pixels a model wants, and how an image of another size becomes them."""
-
-    height: int
-    width: int
-    channels: int  # 1 grey, 3 red-green-blue
-    resize: int = 0  # the shorter side, before height x width are cut from the centre; 0: no cut
-    interpolation: str = "bilinear"  # antialiased when it makes smaller, as Pillow does
-
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise ValueError(
-                f"height and width must be at least 1, not {self.height} x {self.width}"
-            )
-        if self.channels not in (1, 3):
-            raise ValueError(f"channels must be 1 or 3, not {self.channels}")
-        if self.resize < 0:
-            raise ValueError(f"resize must be 0 or a side in pixels, not {self.resize}")
-        if self.interpolation not in RESAMPLING:
-            names = ", ".join(RESAMPLING)
-            raise ValueError(f"interpolation must be one of {names}, not {self.interpolation!r}")
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.height, self.width, self.channels
-
-    def view(self, data: bytes, rows: int) -> Pixels | None:
-        """[rows, H, W, C] where the bytes are raw pixels of just this shape, as they are; else
-        None."""
-        if len(data) != rows * self.height * self.width * self.channels:
-            return None
-        return np.frombuffer(data, np.uint8).reshape(rows, self.height, self.width, self.channels)
-
-
-@dataclass(frozen=True, slots=True)
-class ImageLimits:
-    """What one image may cost."""
-
-    encoded_bytes: int = 20 << 20  # of one file
-    pixels: int = 50_000_000  # of one image, checked before it is decoded
-    side: int = (
-        65_535  # JPEG's own; bounds the resampling filter's table, 16 bytes a pixel of a side
-    )
-    resized_bytes: int = (
-        256 << 20
-    )  # of a raw batch once it is resized: tiny images must not grow huge
-
-    def __post_init__(self) -> None:
-        for name in self.__slots__:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.pixels > MAX_PIXELS:
-            raise ValueError(f"pixels must be at most {MAX_PIXELS:,}, not {self.pixels:,}")
-
-
-DEFAULT_LIMITS = ImageLimits()
-
-
 def decode(
     encoded: bytes,
     spec: InputSpec,
     limits: ImageLimits = DEFAULT_LIMITS,
     field: str = "images[0].encoded",
 ) -> Pixels:
-    """An image file -> [H, W, C], C-contiguous, maybe read-only.
+    """Decodes an image file to [H, W, C]; the array is C-contiguous and may be read-only.
 
-    Whatever is wrong with the file is an InvalidInput. Costs up to some 20 bytes of memory a pixel.
+    Needs up to about 20 bytes of memory a pixel. Raises InvalidInput for every fault of the file.
     """
     if not encoded:
         raise InvalidInput(field, f"is empty; {ALLOWED} is needed")
@@ -143,8 +81,8 @@ def decode(
             field, f"has {len(encoded):,} bytes; at most {limits.encoded_bytes:,} are allowed"
         )
     try:
-        image = _loaded(first_picture(encoded), spec.channels, limits)
-    except Unreadable as error:
+        image = _load(first_image(encoded), spec.channels, limits)
+    except UnreadableImage as error:
         given = f"the file of {len(encoded):,} bytes {error}"
         raise InvalidInput(field, f"{given}; {ALLOWED} is needed") from error
     return _array(_fit(image, spec))
@@ -159,7 +97,7 @@ def from_pixels(
     limits: ImageLimits = DEFAULT_LIMITS,
     field: str = "images[0].raw",
 ) -> Pixels:
-    """Raw pixels -> [H, W, C]; a read-only view of `data` where that is their shape already.
+    """Converts one raw image to [H, W, C]; a read-only view of `data` if it has this shape.
 
     Raises InvalidInput.
     """
@@ -178,15 +116,17 @@ def batch_from_pixels(
     limits: ImageLimits = DEFAULT_LIMITS,
     field: str = "pixels",
 ) -> Pixels:
-    """Raw images of one size -> [count, H, W, C]; a read-only view of `data` where that is their
-    shape already. How many images a call may hold is for the caller to limit. Raises InvalidInput.
+    """Converts raw images of one size to [count, H, W, C].
+
+    The result is a read-only view of `data` if it has this shape. The caller limits `count`.
+    Raises InvalidInput.
     """
     _check_raw(len(data), count, (height, width, channels), limits, field)
     row_bytes = spec.height * spec.width * spec.channels
     if (height, width, channels) != spec.shape and count * row_bytes > limits.resized_bytes:
         raise InvalidInput(
             f"{field}.count",
-            f"{count:,} images would take {count * row_bytes:,} bytes when resized; "
+            f"{count:,} images would take {count * row_bytes:,} bytes after resizing; "
             f"at most {limits.resized_bytes:,} are allowed",
         )
     pixels = np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
@@ -195,57 +135,59 @@ def batch_from_pixels(
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
     if width < 1 or height < 1:
-        raise Unreadable(f"says it is {width} x {height} pixels; both must be at least 1")
+        raise UnreadableImage(
+            f"has a header with {width} x {height} pixels; both must be at least 1"
+        )
     if max(width, height) > limits.side or width * height > limits.pixels:
-        raise Unreadable(
-            f"says it is {width:,} x {height:,} pixels; at most {limits.pixels:,} in all "
+        raise UnreadableImage(
+            f"has {width:,} x {height:,} pixels; at most {limits.pixels:,} in total "
             f"and {limits.side:,} a side are allowed"
         )
 
 
-def _loaded(picture: Picture, channels: int, limits: ImageLimits) -> Image.Image:
-    """The whole picture, upright, of mode "L" or "RGB". Raises Unreadable."""
-    if picture.size:
-        _check_size(*picture.size, limits)
-    name = picture.format
+def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image:
+    """Decodes the whole image, upright, in mode "L" or "RGB". Raises UnreadableImage."""
+    if file.size:
+        _check_size(*file.size, limits)
+    name = file.format
     try:
-        with Image.open(BytesIO(picture.file), formats=[name]) as image:
+        with Image.open(BytesIO(file.content), formats=[name]) as image:
             _check_size(*image.size, limits)
-            codec = image.tile[0] if image.tile else None  # WebP shows its own only when loaded
+            codec = image.tile[0] if image.tile else None  # a WebP image has no tile before load()
             if codec and codec.codec_name == "bmp_rle":
-                _check_run_length(len(picture.file), image)
+                _check_run_length(len(file.content), image)
             image.load()
             if codec and codec.args == "RGB;16B" and "transparency" in image.info:
-                # the transparent colour must shrink with the pixels
+                # Pillow reduces the pixels to 8 bits, but not the transparent colour.
                 image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
-            orientation = picture.orientation
+            orientation = file.orientation
             if name == "WEBP":
                 orientation = exif_orientation(image.info.get("exif", b""))
-            plain = _plain(image, channels)
-    except (Unreadable, MemoryError):
-        raise  # out of memory is our trouble, not the caller's mistake
+            plain = _blend_with_white(image, channels)
+    except (UnreadableImage, MemoryError):
+        raise  # lack of memory is the server's fault, not the client's
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise Unreadable(f"is a {name} of more than {limits.pixels:,} pixels") from None
-    except UnidentifiedImageError:  # Pillow's words are no more than an object's address
-        raise Unreadable(f"is a {name} with a damaged header") from None
-    except Exception as error:  # Pillow has no exception of its own for a damaged file
+        raise UnreadableImage(f"is a {name} of more than {limits.pixels:,} pixels") from None
+    except UnidentifiedImageError:  # Pillow's message holds only the address of an object
+        raise UnreadableImage(f"is a {name} with a damaged header") from None
+    except Exception as error:  # Pillow has no common exception for damaged files
         reason = str(error)[:200] or type(error).__name__
-        raise Unreadable(f"is a {name} that can't be decoded: {reason}") from error
+        raise UnreadableImage(f"is a {name} that can't be decoded: {reason}") from error
     return plain.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else plain
 
 
 def _check_run_length(file_bytes: int, image: Image.Image) -> None:
     if max(file_bytes, image.width * image.height) > MAX_RLE_BYTES:
-        raise Unreadable(
-            f"is a run-length coded BMP of {image.width:,} x {image.height:,} pixels; "
+        raise UnreadableImage(
+            f"is a run-length encoded BMP of {image.width:,} x {image.height:,} pixels; "
             f"at most {MAX_RLE_BYTES:,} pixels and bytes are allowed"
         )
 
 
-def _plain(image: ImageFile.ImageFile, channels: int) -> Image.Image:
-    """An image of mode "L" or "RGB" that looks like `image` on a white page."""
+def _blend_with_white(image: ImageFile.ImageFile, channels: int) -> Image.Image:
+    """Converts to mode "L" or "RGB"; transparent pixels are blended with white."""
     mode = "RGB" if channels == 3 else "L"
-    if image.mode.startswith("I"):  # Pillow's own conversion clips at 255
+    if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would clip at 255
         wide = np.asarray(image)
         grey = (wide >> 8).astype(np.uint8)
         grey[wide == image.info.get("transparency", -1)] = 255
@@ -256,9 +198,9 @@ def _plain(image: ImageFile.ImageFile, channels: int) -> Image.Image:
     alpha = layered.getchannel("A")
     if alpha.getextrema() == (255, 255):
         return layered.convert(mode)
-    page = Image.new("RGB", layered.size, "white")
-    page.paste(layered, mask=alpha)
-    return page.convert(mode)
+    white = Image.new("RGB", layered.size, "white")
+    white.paste(layered, mask=alpha)
+    return white.convert(mode)
 
 
 def _fit(image: Image.Image, spec: InputSpec) -> Image.Image:
@@ -269,21 +211,21 @@ def _fit(image: Image.Image, spec: InputSpec) -> Image.Image:
     shorter, longer = sorted(image.size)
     long_side = int(spec.resize * longer / shorter)
     resized = (spec.resize, long_side) if image.width <= image.height else (long_side, spec.resize)
-    left, top = _crop_begin(resized[0], spec.width), _crop_begin(resized[1], spec.height)
+    left, top = _crop_start(resized[0], spec.width), _crop_start(resized[1], spec.height)
     right, bottom = left + spec.width, top + spec.height
     if resized[0] * resized[1] <= MAX_WHOLE_RESIZE:
         return image.resize(resized, method).crop((left, top, right, bottom))
-    # Whole, an image of 1 x 50,000 would become gigabytes.
+    # Compute only the crop: the whole of a resized 1 x 50,000 image would take gigabytes.
     x0, y0 = max(left, 0), max(top, 0)
     x1, y1 = min(right, resized[0]), min(bottom, resized[1])
     across, down = image.width / resized[0], image.height / resized[1]
     box = (x0 * across, y0 * down, min(x1 * across, image.width), min(y1 * down, image.height))
     part = image.resize((x1 - x0, y1 - y0), method, box)
-    return part.crop((left - x0, top - y0, right - x0, bottom - y0))  # zeros where it is too small
+    return part.crop((left - x0, top - y0, right - x0, bottom - y0))  # adds zeros outside
 
 
-def _crop_begin(resized: int, wanted: int) -> int:
-    """Where torchvision's centre crop begins; negative: so many zeros come first."""
+def _crop_start(resized: int, wanted: int) -> int:
+    """First pixel of torchvision's centre crop; negative if the crop starts with padding."""
     return int(round((resized - wanted) / 2.0)) if resized > wanted else -((wanted - resized) // 2)
 
 
@@ -324,17 +266,16 @@ def _check_raw(
 
 
 def _fit_raw(pixels: Pixels, spec: InputSpec) -> Pixels:
-    """[N, h, w, c] -> [N, H, W, C]."""
+    """Resizes [N, h, w, c] to the model's [N, H, W, C]."""
     count, height, width, channels = pixels.shape
-    if channels == 3 and spec.channels == 1:  # stacked, a batch is one tall image
+    if channels == 3 and spec.channels == 1:  # convert the batch as one tall image
         grey = Image.fromarray(pixels.reshape(-1, width, 3)).convert("L")
         pixels = np.asarray(grey).reshape(count, height, width, 1)
     if (height, width) != (spec.height, spec.width):
         fitted = np.empty((count, spec.height, spec.width, pixels.shape[3]), np.uint8)
         for row, image in zip(fitted, pixels, strict=True):
-            row[...] = _array(
-                _fit(Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image), spec)
-            )
+            plane = image.squeeze(2) if image.shape[2] == 1 else image
+            row[...] = _array(_fit(Image.fromarray(plane), spec))
         pixels = fitted
     if pixels.shape[3] < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=3)

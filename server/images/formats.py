@@ -1,9 +1,9 @@
-"""What of an image file reaches the decoder: its first picture, and nothing else.
+"""Extracts the first image of a file and drops everything else.
 
-Comments, thumbnails, colour profiles, XMP, further frames and trailers say nothing about what a
-picture shows, and they are where parsers hang: Pillow joins Exif segments in quadratic time, copies
-every Exif tag however much they overlap, and inflates every text chunk. They are cut out here, in
-one bounded walk over the file's parts. Only the Exif orientation is read.
+Comments, thumbnails, colour profiles, XMP, further frames and trailing bytes do not change the
+image, but decoders can hang on them: Pillow joins Exif segments in quadratic time, copies every
+Exif tag even if tags overlap, and inflates every text chunk. This module removes them in one pass
+over the file, in bounded time. Of the metadata it reads only the Exif orientation.
 """
 
 import re
@@ -12,43 +12,41 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from zlib import crc32
 
-MAX_PARTS = 16_384  # segments, chunks or blocks; a 20 MiB PNG in the usual 8 KiB chunks has 2,560
-MAX_JPEG_SCANS = 64  # progressive encoders write about ten
-MAX_JPEG_SCAN_PIXELS = 512_000_000  # each scan visits the whole picture: 6 ms a megapixel if empty
-MAX_JPEG_TABLE_BYTES = 256 << 10  # quantisation and Huffman tables; real files have 1 to 4 KiB
+MAX_PARTS = 16_384  # segments, chunks or blocks; a 20 MiB PNG with 8 KiB chunks has 2,560
+MAX_JPEG_SCANS = 64  # progressive encoders write about 10
+MAX_JPEG_SCAN_PIXELS = 512_000_000  # even an empty scan takes 6 ms a megapixel
+MAX_JPEG_TABLE_BYTES = 256 << 10  # quantisation and Huffman tables; most files have 1 to 4 KiB
 
 _EXIF = b"Exif\0\0"
 
 
-class Unreadable(Exception):
-    """Why a file can't be used; continues a sentence that begins with the file."""
+class UnreadableImage(Exception):
+    """The reason why a file can't be used; the text continues "the file ..."."""
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A file of one picture, free of everything that does not make it up."""
+class EncodedImage:
+    """A file that holds one image, without metadata."""
 
-    format: str  # Pillow's name for it
-    file: bytes
-    size: tuple[int, int] | None = (
-        None  # width and height by its header; None: the decoder will tell
-    )
-    orientation: int = 1  # Exif's, 1 to 8
+    format: str  # Pillow's name
+    content: bytes
+    size: tuple[int, int] | None = None  # width, height in the header; None: only Pillow knows
+    orientation: int = 1  # Exif, 1 to 8
 
 
-def first_picture(encoded: bytes) -> Picture:
-    """The first picture of a JPEG, PNG, WebP, BMP or GIF file. Raises Unreadable."""
-    for name, signature, cut in _FORMATS:
+def first_image(encoded: bytes) -> EncodedImage:
+    """The first image of a JPEG, PNG, WebP, BMP or GIF file. Raises UnreadableImage."""
+    for name, signature, extract in _FORMATS:
         if signature.match(encoded):
             try:
-                return cut(encoded)
+                return extract(encoded)
             except (struct.error, IndexError):
-                raise Unreadable(f"is a {name} that is cut off") from None
-    raise Unreadable(f"begins with {encoded[:16]!r}, which is none of these formats")
+                raise UnreadableImage(f"is a truncated {name}") from None
+    raise UnreadableImage(f"starts with {encoded[:16]!r}, which is not a supported format")
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation tag of an Exif block; 1, upright, where it has none that makes sense."""
+    """The orientation tag of an Exif block; 1 (upright) if it is missing or invalid."""
     exif = exif.removeprefix(_EXIF)
     order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
     if order is None:
@@ -63,26 +61,18 @@ def exif_orientation(exif: bytes) -> int:
                 (value,) = struct.unpack_from(order + form, exif, entry + 8)
                 return value if 1 <= value <= 8 else 1
     except struct.error:
-        pass  # a damaged Exif block is no reason to refuse a sound picture
+        pass  # the image is usable without its Exif block
     return 1
 
 
-# A marker that begins a segment: not the escape FF 00, a fill byte or a restart inside a scan.
+# A marker that starts a segment. Excludes the escape FF 00, fill bytes and restart markers.
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
-_SOI, _EOI, _SOS, _APP0, _APP1, _APP14, _APP15, _COM = (
-    0xD8,
-    0xD9,
-    0xDA,
-    0xE0,
-    0xE1,
-    0xEE,
-    0xEF,
-    0xFE,
-)
-_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # less DHT, JPG, DAC
+_SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
+_APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
+_SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # without DHT, JPG, DAC
 
 
-def _jpeg(encoded: bytes) -> Picture:
+def _jpeg(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:2]]
     size, orientation = None, 0
@@ -92,8 +82,8 @@ def _jpeg(encoded: bytes) -> Picture:
         found = _JPEG_MARKER.search(encoded, position)
         if found is None:
             if not scans:
-                raise Unreadable("is a JPEG that is cut off before its picture")
-            break  # the end marker is missing; the decoder knows whether pixels are too
+                raise UnreadableImage("is a JPEG that ends before its first scan")
+            break  # only the end marker may be missing; the decoder finds missing pixels
         start, marker = found.start(), encoded[found.start() + 1]
         position = start + 2
         if marker == _EOI:
@@ -106,17 +96,17 @@ def _jpeg(encoded: bytes) -> Picture:
         if marker == _SOS:
             scans += 1
             if scans > MAX_JPEG_SCANS:
-                raise Unreadable(f"is a JPEG with more than {MAX_JPEG_SCANS} scans")
+                raise UnreadableImage(f"is a JPEG with more than {MAX_JPEG_SCANS} scans")
             following = _JPEG_MARKER.search(encoded, position)
             position = following.start() if following else len(encoded)
             kept.append(view[start:position])
         elif marker == _APP1 and encoded.startswith(_EXIF, start + 4):
             orientation = orientation or exif_orientation(encoded[start + 4 : position])
         elif marker in (_APP0, _APP14) or not (_APP0 <= marker <= _APP15 or marker == _COM):
-            # JFIF and Adobe segments stay: they decide on the colour space
+            # Keep the JFIF and Adobe segments (APP0, APP14): they define the colour space.
             table_bytes += length
             if table_bytes > MAX_JPEG_TABLE_BYTES:
-                raise Unreadable(
+                raise UnreadableImage(
                     f"is a JPEG with more than {MAX_JPEG_TABLE_BYTES:,} bytes of tables"
                 )
             if marker in _SOF and not scans:
@@ -124,31 +114,31 @@ def _jpeg(encoded: bytes) -> Picture:
                 size = width, height
             kept.append(view[start:position])
     else:
-        raise Unreadable(f"is a JPEG with more than {MAX_PARTS:,} segments")
+        raise UnreadableImage(f"is a JPEG with more than {MAX_PARTS:,} segments")
     if size and scans > 1 and scans * size[0] * size[1] > MAX_JPEG_SCAN_PIXELS:
-        raise Unreadable(
+        raise UnreadableImage(
             f"is a JPEG of {scans} scans of {size[0]:,} x {size[1]:,} pixels; "
-            f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans together are allowed"
+            f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans are allowed"
         )
-    return Picture("JPEG", b"".join(kept), size, orientation or 1)
+    return EncodedImage("JPEG", b"".join(kept), size, orientation or 1)
 
 
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 
 
-def _png(encoded: bytes) -> Picture:
+def _png(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:8]]
     orientation = 1
     position = 8
     if encoded[12:16] != b"IHDR":
-        raise Unreadable("is a PNG that does not begin with its header")
+        raise UnreadableImage("is a PNG that does not start with an IHDR chunk")
     for _ in range(MAX_PARTS):
         length, kind = struct.unpack_from(">I4s", encoded, position)
         end = position + 12 + length
         (checksum,) = struct.unpack_from(">I", encoded, end - 4)
-        if crc32(view[position + 4 : end - 4]) != checksum:  # Pillow does not check that of IDAT
-            raise Unreadable(f"is a PNG with a wrong checksum in its {kind!r} chunk")
+        if crc32(view[position + 4 : end - 4]) != checksum:  # Pillow does not check IDAT
+            raise UnreadableImage(f"is a PNG with a wrong checksum in its {kind!r} chunk")
         if kind in _PNG_KEPT:
             kept.append(view[position:end])
         elif kind == b"eXIf":
@@ -157,11 +147,11 @@ def _png(encoded: bytes) -> Picture:
             break
         position = end
     else:
-        raise Unreadable(f"is a PNG with more than {MAX_PARTS:,} chunks")
-    return Picture("PNG", b"".join(kept), struct.unpack_from(">II", encoded, 16), orientation)
+        raise UnreadableImage(f"is a PNG with more than {MAX_PARTS:,} chunks")
+    return EncodedImage("PNG", b"".join(kept), struct.unpack_from(">II", encoded, 16), orientation)
 
 
-def _gif(encoded: bytes) -> Picture:
+def _gif(encoded: bytes) -> EncodedImage:
     flags = encoded[10]
     position = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
     kept = encoded[:position]
@@ -171,9 +161,9 @@ def _gif(encoded: bytes) -> Picture:
         blocks += 1
         if encoded[position] == ord(","):
             size = struct.unpack_from("<HH", encoded, 6)
-            return Picture("GIF", kept + control + encoded[position:], size)
+            return EncodedImage("GIF", kept + control + encoded[position:], size)
         if encoded[position] == ord(";"):
-            raise Unreadable("is a GIF without a frame")
+            raise UnreadableImage("is a GIF without a frame")
         if encoded[position] != ord("!"):
             position += 1
             continue
@@ -182,13 +172,14 @@ def _gif(encoded: bytes) -> Picture:
             position += 1 + encoded[position]
             blocks += 1
         position += 1
-        if encoded[start + 1] == 0xF9:  # the frame's transparency
+        if encoded[start + 1] == 0xF9:  # graphic control extension: transparency
             control = encoded[start:position]
-    raise Unreadable(f"is a GIF with more than {MAX_PARTS:,} blocks before its first frame")
+    raise UnreadableImage(f"is a GIF with more than {MAX_PARTS:,} blocks before its first frame")
 
 
-def _webp(encoded: bytes) -> Picture:
-    """The whole file: libwebp walks it in C. But it reserves the canvas before it tells a size."""
+def _webp(encoded: bytes) -> EncodedImage:
+    """Keeps the whole file, as libwebp reads it fast. Reads the size, because libwebp allocates the
+    canvas before it reports one."""
     size = None
     match encoded[12:16]:
         case b"VP8X":
@@ -200,14 +191,14 @@ def _webp(encoded: bytes) -> Picture:
         case b"VP8 ":
             width_bits, height_bits = struct.unpack_from("<HH", encoded, 26)
             size = width_bits & 0x3FFF, height_bits & 0x3FFF
-    return Picture("WEBP", encoded, size)
+    return EncodedImage("WEBP", encoded, size)
 
 
-def _bmp(encoded: bytes) -> Picture:
-    return Picture("BMP", encoded)
+def _bmp(encoded: bytes) -> EncodedImage:
+    return EncodedImage("BMP", encoded)
 
 
-_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], Picture]], ...] = (
+_FORMATS: tuple[tuple[str, re.Pattern[bytes], Callable[[bytes], EncodedImage]], ...] = (
     ("JPEG", re.compile(rb"\xff\xd8\xff"), _jpeg),
     ("PNG", re.compile(rb"\x89PNG\r\n\x1a\n"), _png),
     ("WebP", re.compile(rb"RIFF....WEBP", re.DOTALL), _webp),

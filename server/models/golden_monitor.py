@@ -17,8 +17,9 @@ from server.errors import ServingError
 from server.execution.device import clock
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.repository import reader
+from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion
-from server.repository.reader import Golden, Version
+from server.repository.reader import Golden
 from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
     return Outputs.concatenate(parts)
 
 
-def _golden_of(version: Version) -> Golden:
+def _golden_of(version: VersionEntry) -> Golden:
     """The golden inputs and answers, if they are still those published. Raises Unsound."""
     assert version.manifest is not None
     reader.verify_file(version.folder, version.manifest.golden)

@@ -31,8 +31,8 @@ from server.errors import EngineFailure
 from server.execution.device import lanes_of
 from server.models.memory_budget import check_memory
 from server.repository import reader, writer
+from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
-from server.repository.reader import Version
 from server.scheduling.deadline import InstanceGroup
 
 log = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ class _How(NamedTuple):
 
 
 def load(
-    version: Version,
+    version: VersionEntry,
     *,
     only: str,
     threads: int,
@@ -139,7 +139,7 @@ def load(
     raise InvalidVersion("; ".join(refusals))
 
 
-def _passed_over(version: Version, engine: str, error: Exception) -> str:
+def _passed_over(version: VersionEntry, engine: str, error: Exception) -> str:
     log.warning(
         "engine_passed_over",
         extra={
@@ -153,7 +153,7 @@ def _passed_over(version: Version, engine: str, error: Exception) -> str:
 
 
 def _rebuilt(
-    version: Version,
+    version: VersionEntry,
     manifest: Manifest,
     name: str,
     only: str,
@@ -180,7 +180,7 @@ def _rebuilt(
     root = version.folder.parent.parent
     with writer.staging(root, version.model) as staged:
         onnx = version.folder / manifest.onnx.name
-        reader.verify(version.folder, msgspec.structs.replace(manifest, engines=()))
+        reader.verify_files(version.folder, msgspec.structs.replace(manifest, engines=()))
         compiled = chosen.compile(onnx, staged, target)
         record = engine_record(staged, name, compiled, target, deviation={})
         if reason := chosen.incompatibility(record):
@@ -196,7 +196,7 @@ def _rebuilt(
 
 
 def _load(
-    version: Version,
+    version: VersionEntry,
     manifest: Manifest,
     record: EngineRecord,
     how: _How,
@@ -214,20 +214,19 @@ def _load(
         raise InvalidVersion(reason)
     if record.precision not in golden.MAX_DEVIATION:
         raise InvalidVersion(f"nothing is known of precision {record.precision!r}")
-    reader.verify(version.folder, manifest, record)
+    reader.verify_files(version.folder, manifest, record)
     return _proved(version.folder, version, manifest, record, how)[0]
 
 
 def _proved(
     folder: Path,
-    version: Version,
+    version: VersionEntry,
     manifest: Manifest,
     record: EngineRecord,
     how: _How,
 ) -> tuple[LoadedEngine, dict[str, float]]:
     """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
-    labels = reader.read_labels(version.folder, manifest)
-    answers = reader.read_golden(version.folder, manifest)
+    contents = reader.open_version(version.folder, manifest)
     row = manifest.input.spec().shape
     _go_on(how)
     check_memory(record, row, how.threads)
@@ -235,13 +234,13 @@ def _proved(
     try:
         _go_on(how)
         how.checking()
-        deviation = golden.check(engine, answers, record.precision)
+        deviation = golden.check(engine, contents.golden, record.precision)
         lanes = how.profiles.lanes(engine, manifest, record)
         _warm(engine, how)
     except BaseException:
         engine.close()
         raise
-    return LoadedEngine(engine, record, lanes, labels), deviation
+    return LoadedEngine(engine, record, lanes, contents.labels), deviation
 
 
 def _go_on(how: _How) -> None:

@@ -25,13 +25,13 @@ from msgspec.structs import replace
 from server.engines.base import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
 from server.execution.device import DeviceExecutor, clock
-from server.images.decode import InputSpec
+from server.images.input_spec import InputSpec
 from server.models.changes import ChangeNotifier
 from server.models.loader import LoadedEngine
 from server.models.rollback import CallCounts, RollbackPolicy
 from server.models.state import State, VersionState
+from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
-from server.repository.reader import Version
 from server.repository.serving_config import (
     SERVE_LATEST,
     VERSION_LABELS,
@@ -50,7 +50,7 @@ REPLACED = (
     "start the server anew"
 )
 
-Load = Callable[[Version, Callable[[], None]], LoadedEngine]
+Load = Callable[[VersionEntry, Callable[[], None]], LoadedEngine]
 
 
 class LoadedModel(NamedTuple):
@@ -77,7 +77,7 @@ class LoadedModel(NamedTuple):
 class ModelVersion:
     """A version and where it stands."""
 
-    found: Version  # as it lay in the repository when last looked at
+    found: VersionEntry  # as it lay in the repository when last looked at
     life: VersionState
     loaded: LoadedModel | None = None
     probation: RollbackPolicy | None = None
@@ -271,7 +271,7 @@ class ModelRegistry:
 
     # --- what changes it ---------------------------------------------------------------------
 
-    async def sync(self, found: Iterable[Version], plans: Mapping[str, ServingConfig]) -> None:
+    async def sync(self, found: Iterable[VersionEntry], plans: Mapping[str, ServingConfig]) -> None:
         """Serves what lies in the repository now: loads what is new and wanted, one version after
         the other, moves calls to it, and unloads what is wanted no more."""
         async with self._changing:
@@ -285,7 +285,9 @@ class ModelRegistry:
             self.is_loading = False
             self._announce()
 
-    async def load(self, name: str, found: Sequence[Version], plan: ServingConfig | None) -> None:
+    async def load(
+        self, name: str, found: Sequence[VersionEntry], plan: ServingConfig | None
+    ) -> None:
         """Serves one model as it lies in the repository now, failed versions tried again.
 
         Raises ModelNotFound where there is none, ModelNotReady where its newest version can't be
@@ -373,7 +375,9 @@ class ModelRegistry:
 
     # --- how ---------------------------------------------------------------------------------
 
-    def _take_in(self, name: str, found: Sequence[Version], plan: ServingConfig | None) -> None:
+    def _take_in(
+        self, name: str, found: Sequence[VersionEntry], plan: ServingConfig | None
+    ) -> None:
         """Brings what is known of a model up to date."""
         model = self._models.setdefault(name, _Model(name, wanted=self._wanted(name)))
         if plan is not None:
@@ -404,14 +408,14 @@ class ModelRegistry:
         if not model.statuses:
             del self._models[name]
 
-    def _new(self, version: Version) -> ModelVersion:
+    def _new(self, version: VersionEntry) -> ModelVersion:
         status = ModelVersion(
             version, VersionState(told=lambda life, old: self._moved(status, old))
         )
         self._show(status)
         return status
 
-    def _look_again(self, status: ModelVersion, version: Version) -> None:
+    def _look_again(self, status: ModelVersion, version: VersionEntry) -> None:
         """A version that is not loaded has changed, or is new."""
         status.found = version
         if version.manifest is None and version.reason != status.reason:
@@ -686,7 +690,7 @@ class ModelRegistry:
         return f"there are {_listed(sorted(self._models))}" if self._models else "there are none"
 
 
-def _other_content(loaded: Version, found: Version) -> bool:
+def _other_content(loaded: VersionEntry, found: VersionEntry) -> bool:
     """Whether a version's folder holds another network than the one that was loaded from it. It may
     get further engines of the same."""
     if loaded.manifest is None or found.manifest is None:

@@ -14,8 +14,8 @@ from watchfiles import Change, awatch
 from server.errors import ModelNotReady
 from server.execution.device import clock
 from server.models.registry import ModelRegistry
+from server.repository.contents import RepositoryContents, list_contents
 from server.repository.manifest import MODEL_NAME
-from server.repository.serving_config import Found, look
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class RepositoryWatcher:
             found = await self._look()
             if found is not None:
                 versions = [version for version in found.versions if self._serves(version.model)]
-                await self._registry.sync(versions, found.plans)
+                await self._registry.sync(versions, found.configs)
 
     async def load(self, model: str) -> None:
         """Serves a model as it lies there now. Goes on though the caller leaves. Raises as
@@ -77,7 +77,7 @@ class RepositoryWatcher:
         if self._asked[model] is request:
             del self._asked[model]
         versions = found.versions if found is not None else []
-        plan = found.plans.get(model) if found is not None else None
+        plan = found.configs.get(model) if found is not None else None
         mine = [version for version in versions if version.model == model]
         await self._registry.load(model, mine, plan)
 
@@ -93,16 +93,16 @@ class RepositoryWatcher:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.debug("not_changed", extra={"reason": str(error)})  # whoever waits is told
 
-    async def _look(self) -> Found | None:
+    async def _look(self) -> RepositoryContents | None:
         """None where the repository can't be read: then all stays as it is."""
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._reader, partial(look, self._root))
+            found = await loop.run_in_executor(self._reader, partial(list_contents, self._root))
         except OSError as error:
             self._tell(UNREADABLE, str(self._root), str(error.strerror))
             return None
         self._told = {told for told in self._told if not told.startswith(UNREADABLE)}
-        for stray in found.strays:
+        for stray in found.ignored:
             self._tell("passed_over", str(stray.path), stray.reason)
         return found
 

@@ -1,1 +1,1 @@
-"""Model repository: the folders that the build writes and the server reads."""
+"""Reads and writes the model repository: the folders that a build publishes and a server serves."""

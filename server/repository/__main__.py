@@ -1,11 +1,11 @@
-"""Command: what is in a model repository, is it sound, what may go, and who gets the calls.
+"""Command to list, verify and clean a model repository, and to label versions.
 
     python -m server.repository list
     python -m server.repository verify resnet50/3
     python -m server.repository gc --keep 2 --delete
     python -m server.repository label resnet50 stable=3 canary=4 --canary-percent 5
 
-A server that watches the repository follows what is changed here.
+A server that watches the repository applies each change by itself.
 """
 
 from __future__ import annotations
@@ -15,41 +15,58 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import msgspec
 
 from server.repository import reader, writer
+from server.repository.contents import IgnoredEntry, VersionEntry, list_contents, list_versions
 from server.repository.manifest import InvalidVersion
-from server.repository.reader import IgnoredEntry, Version
 from server.repository.serving_config import (
     SERVE_LATEST,
+    SERVING_CONFIG_FILE,
     VERSION_LABELS,
+    Label,
     ServingConfig,
     VersionPolicy,
-    look,
-    read_plan,
-    write_plan,
+    read_serving_config,
+    write_serving_config,
 )
 
-STALE = re.compile(r"\.(staging|gone)-.*")  # what writers leave that died
+ABANDONED = re.compile(r"\.(staging|gone)-.*")  # folders of writers that stopped early
 ASSIGNMENT = re.compile(rf"({'|'.join(VERSION_LABELS)})=([1-9][0-9]{{0,17}})?")
 
 
-class Refused(Exception):
+class CommandError(Exception):
     """The command can't be carried out; the message says why."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    try:
+        run: Callable[[argparse.Namespace], int] = args.run
+        return run(args)
+    except CommandError as error:
+        print(error, file=sys.stderr)
+    except OSError as error:
+        print(f"{error.filename or args.repo}: {error.strerror}", file=sys.stderr)
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m server.repository",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--repo", type=Path, default=Path("model_repo/engines"), help="its folder (%(default)s)"
+        "--repo",
+        type=Path,
+        default=Path("model_repo/engines"),
+        help="folder of the repository (%(default)s)",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -60,46 +77,46 @@ def main(argv: Sequence[str] | None = None) -> int:
         found.set_defaults(run=run)
         return found
 
-    listing = command("list", _list, "list every version, with what is wrong with it")
-    listing.add_argument("--json", action="store_true", help="as JSON")
-    verify = command("verify", _verify, "read every file and compare it with what was published")
-    verify.add_argument("names", nargs="*", metavar="MODEL[/VERSION]", help="which; all of them")
-    gc = command("gc", _gc, "tell what may go: old versions, and what writers left that died")
-    gc.add_argument("--keep", type=_count, default=2, help="sound versions of each model (2)")
-    gc.add_argument("--delete", action="store_true", help="and have it go")
-    label = command("label", _label, "say which versions of a model are served, and to whom")
+    listing = command("list", _list, "list all versions, and why a version is invalid")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    verify = command("verify", _verify, "read all files and compare them with the checksums")
+    verify.add_argument("names", nargs="*", metavar="MODEL[/VERSION]", help="what to verify (all)")
+    gc = command("gc", _gc, "show old versions and leftover files; --delete deletes them")
+    gc.add_argument("--keep", type=_count, default=2, help="valid versions to keep per model (2)")
+    gc.add_argument("--delete", action="store_true", help="delete what is shown")
+    label = command("label", _label, "set which versions are loaded and which requests they get")
     label.add_argument("model")
     label.add_argument(
-        "labels", nargs="*", metavar="LABEL=VERSION", help="as stable=3; canary= takes it away"
+        "labels", nargs="*", metavar="LABEL=VERSION", help="as stable=3; canary= removes the label"
     )
-    label.add_argument("--canary-percent", type=_percent, help="of the calls that name no version")
-    label.add_argument("--versions", type=_policy, help="latest:N, all, named:N,N,...; '' for none")
-    args = parser.parse_args(argv)
-    try:
-        run: Callable[[argparse.Namespace], int] = args.run
-        return run(args)
-    except Refused as error:
-        print(error, file=sys.stderr)
-    except OSError as error:
-        print(f"{error.filename or args.repo}: {error.strerror}", file=sys.stderr)
-    return 1
+    label.add_argument(
+        "--canary-percent",
+        type=_percent,
+        help="percentage of the requests without a version that the canary gets",
+    )
+    label.add_argument(
+        "--versions",
+        type=_policy,
+        help="versions to load: latest:N, all, or named:N,N,...; '' for the server's setting",
+    )
+    return parser
 
 
 # --- the commands ----------------------------------------------------------------------------
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = look(args.repo)
-    plans = found.plans
+    found = list_contents(args.repo)
     rows = [
-        _facts(version, plans.get(version.model, ServingConfig())) for version in found.versions
+        _summary(version, found.configs.get(version.model, ServingConfig()))
+        for version in found.versions
     ]
     if args.json:
-        strays = [_told(stray) for stray in found.strays]
-        text = msgspec.json.encode({"versions": rows, "strays": strays})
+        ignored = [_ignored_text(entry) for entry in found.ignored]
+        text = msgspec.json.encode({"versions": rows, "strays": ignored})
         print(msgspec.json.format(text, indent=2).decode())
         return 0
-    lines = [("MODEL", "VERSION", "SOUND", "SIZE", "CREATED", "ENGINES", "LABELS")]
+    lines = [("MODEL", "VERSION", "VALID", "SIZE", "CREATED", "ENGINES", "LABELS")]
     lines += [
         (
             row.model,
@@ -116,100 +133,85 @@ def _list(args: argparse.Namespace) -> int:
     for line in lines:
         cells = (text.ljust(width) for text, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
-    for model, plan in plans.items():
-        if plan != ServingConfig():
-            print(f"{model}: {_plan(plan)}")
-    for stray in found.strays:
-        print(f"passed over: {_told(stray)}")
+    for model, config in found.configs.items():
+        if config != ServingConfig():
+            print(f"{model}: {_config_text(config)}")
+    for entry in found.ignored:
+        print(f"ignored: {_ignored_text(entry)}")
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
-    unsound = 0
-    for version in _named(reader.scan(args.repo), args.names):
+    invalid = 0
+    for version in _select(list_versions(args.repo), args.names):
         try:
             if version.manifest is None:
                 raise InvalidVersion(version.reason)
-            reader.verify(version.folder, version.manifest)
-            reader.read_labels(version.folder, version.manifest)
-            reader.read_golden(version.folder, version.manifest)
+            reader.verify_files(version.folder, version.manifest)
+            reader.open_version(version.folder, version.manifest)
         except InvalidVersion as error:
-            unsound += 1
-            print(f"{version.model}/{version.version}: UNSOUND: {error}")
+            invalid += 1
+            print(f"{version.model}/{version.version}: INVALID: {error}")
         else:
-            print(f"{version.model}/{version.version}: sound")
-    return 1 if unsound else 0
+            print(f"{version.model}/{version.version}: valid")
+    return 1 if invalid else 0
 
 
 def _gc(args: argparse.Namespace) -> int:
-    """Versions go whole: a reader sees all of one or nothing."""
-    found = look(args.repo)
-    doomed: list[tuple[Path, str]] = []
+    found = list_contents(args.repo)
+    garbage: list[tuple[Path, str]] = []
     for home in dict.fromkeys(version.folder.parent for version in found.versions):
-        doomed += _left_by_writers(home)
-        if home.name not in found.plans:  # it can't be read: who knows what it names
-            print(f"{home.name}: its plan can't be read, so all of its versions stay")
+        garbage += _abandoned(home)
+        if home.name not in found.configs:  # unreadable: it may name any version
+            print(f"{home.name}: {SERVING_CONFIG_FILE} is invalid, so all versions are kept")
             continue
-        mine = [version for version in found.versions if version.folder.parent == home]
-        doomed += _superseded(mine, found.plans[home.name], args.keep)
-    for path, reason in doomed:
-        print(f"{'deleting' if args.delete else 'may go'}: {path.relative_to(args.repo)}: {reason}")
+        versions = [version for version in found.versions if version.folder.parent == home]
+        garbage += _superseded(versions, found.configs[home.name], args.keep)
+    for path, reason in garbage:
+        action = "deleting" if args.delete else "would delete"
+        print(f"{action}: {path.relative_to(args.repo)}: {reason}")
         if args.delete:
             _delete(path)
-    if doomed and not args.delete:
-        print("nothing was deleted; --delete has them go")
+    if garbage and not args.delete:
+        print("nothing was deleted; add --delete to delete these")
     return 0
 
 
 def _label(args: argparse.Namespace) -> int:
-    home = args.repo / args.model
-    versions = {one.version: one for one in reader.scan(args.repo) if one.model == args.model}
+    found = list_versions(args.repo)
+    versions = {entry.version: entry for entry in found if entry.model == args.model}
     if not versions:
-        there = ", ".join(sorted({one.model for one in reader.scan(args.repo)})) or "none"
-        raise Refused(f"{args.repo} has no model {args.model!r}; it has {there}")
+        models = ", ".join(sorted({entry.model for entry in found})) or "none"
+        raise CommandError(f"{args.repo} has no model {args.model!r}; it has {models}")
     try:
-        old = read_plan(home)
+        old = read_serving_config(args.repo / args.model)
     except InvalidVersion as error:
-        raise Refused(f"{args.model}: {error}; mend or remove it") from None
+        raise CommandError(f"{args.model}: {error}; correct or remove the file") from None
     labels = dict(old.labels)
     for text in args.labels:
-        match = ASSIGNMENT.fullmatch(text)
-        if match is None:
-            names = " or ".join(VERSION_LABELS)
-            raise Refused(f"{text!r} is no LABEL=VERSION; a label is {names}, as in stable=3")
-        name: str = match[1]
-        if match[2] is None:
-            labels.pop(name, None)  # type: ignore[call-overload]
-            continue
-        version = versions.get(int(match[2]))
-        if version is None:
-            known = ", ".join(map(str, versions))
-            raise Refused(f"{args.model} has no version {match[2]}; it has {known}")
-        if version.manifest is None:
-            raise Refused(f"{args.model} version {version.version} is unsound: {version.reason}")
-        labels[name] = version.version  # type: ignore[index]
+        _assign(labels, text, args.model, versions)
     percent = old.canary_percent if args.canary_percent is None else args.canary_percent
     policy = old.versions if args.versions is None else args.versions
     if args.canary_percent and "canary" not in labels:
-        raise Refused("--canary-percent needs a canary: give canary=VERSION too")
+        raise CommandError("--canary-percent needs a canary; add canary=VERSION")
     if "canary" not in labels:
         percent = 0.0
     new = ServingConfig(versions=policy, labels=labels, canary_percent=percent)
     if new != old:
-        write_plan(args.repo, args.model, new)
-    print(f"{args.model}: {_plan(new)}")
+        write_serving_config(args.repo, args.model, new)
+    print(f"{args.model}: {_config_text(new)}")
     return 0
 
 
-# --- what they need --------------------------------------------------------------------------
+# --- helpers ---------------------------------------------------------------------------------
 
 
-class Facts(msgspec.Struct, frozen=True):
-    """What the list says of a version."""
+class VersionSummary(msgspec.Struct, frozen=True):
+    """One version in the JSON of `list`."""
 
     model: str
     version: int
-    sound: bool
+    sound: bool  # valid
     reason: str
     bytes: int
     created: str
@@ -218,9 +220,9 @@ class Facts(msgspec.Struct, frozen=True):
     labels: list[str]
 
 
-def _facts(version: Version, plan: ServingConfig) -> Facts:
+def _summary(version: VersionEntry, config: ServingConfig) -> VersionSummary:
     manifest = version.manifest
-    return Facts(
+    return VersionSummary(
         model=version.model,
         version=version.version,
         sound=manifest is not None,
@@ -229,79 +231,104 @@ def _facts(version: Version, plan: ServingConfig) -> Facts:
         created=manifest.created if manifest else "",
         engines=[engine.name for engine in manifest.engines] if manifest else [],
         trained=manifest.weights.trained if manifest else False,
-        labels=[label for label in VERSION_LABELS if plan.version(label) == version.version],
+        labels=[label for label in VERSION_LABELS if config.version(label) == version.version],
     )
 
 
-def _named(versions: Sequence[Version], names: Sequence[str]) -> list[Version]:
-    """The versions that MODEL or MODEL/VERSION name; all where there are no names."""
-    chosen = []
+def _select(versions: Sequence[VersionEntry], names: Sequence[str]) -> list[VersionEntry]:
+    """The versions that the names (MODEL or MODEL/VERSION) select; all if there are no names."""
+    if not names:
+        return list(versions)
+    selected: list[VersionEntry] = []
     for name in names:
         model, _, number = name.partition("/")
-        mine = [
-            one
-            for one in versions
-            if one.model == model and number in ("", str(one.version)) and one not in chosen
+        matching = [
+            entry
+            for entry in versions
+            if entry.model == model and number in ("", str(entry.version))
         ]
-        if not any(one.model == model and number in ("", str(one.version)) for one in versions):
-            raise Refused(f"there is no {name!r}")
-        chosen += mine
-    return chosen if names else list(versions)
+        if not matching:
+            raise CommandError(f"there is no {name!r}")
+        selected += [entry for entry in matching if entry not in selected]
+    return selected
+
+
+def _assign(
+    labels: dict[Label, int], text: str, model: str, versions: Mapping[int, VersionEntry]
+) -> None:
+    """Applies LABEL=VERSION or LABEL= to `labels`. Raises CommandError."""
+    match = ASSIGNMENT.fullmatch(text)
+    if match is None:
+        names = " or ".join(VERSION_LABELS)
+        raise CommandError(
+            f"{text!r} is not of the form LABEL=VERSION; a label is {names}, as in stable=3"
+        )
+    label, number = cast(Label, match[1]), match[2]
+    if number is None:
+        labels.pop(label, None)
+        return
+    version = versions.get(int(number))
+    if version is None:
+        known = ", ".join(map(str, versions))
+        raise CommandError(f"{model} has no version {number}; it has {known}")
+    if version.manifest is None:
+        raise CommandError(f"{model} version {version.version} is invalid: {version.reason}")
+    labels[label] = version.version
 
 
 def _superseded(
-    versions: Sequence[Version], plan: ServingConfig, keep: int
+    versions: Sequence[VersionEntry], config: ServingConfig, keep: int
 ) -> list[tuple[Path, str]]:
-    """The versions of one model, the newest first, that nobody asks for any more."""
-    sound = [one.version for one in versions if one.manifest is not None]
-    kept = {*sound[:keep], *plan.labels.values(), *plan.policy(SERVE_LATEST).choose(sound)}
-    newest = sound[0] if sound else 0
-    doomed = []
-    for one in versions:
-        if one.version in kept:
+    """The versions of one model that are not used any more; `versions` run from new to old."""
+    valid = [entry.version for entry in versions if entry.manifest is not None]
+    kept = {*valid[:keep], *config.labels.values(), *config.policy(SERVE_LATEST).choose(valid)}
+    newest = valid[0] if valid else 0
+    garbage = []
+    for entry in versions:
+        if entry.version in kept:
             continue
-        if one.manifest is not None:
-            doomed.append((one.folder, f"superseded; {keep} are kept"))
-        elif one.version < newest:  # a newer one may still be on its way here
-            doomed.append((one.folder, f"unsound: {one.reason}"))
-    return doomed
+        if entry.manifest is not None:
+            garbage.append((entry.folder, f"old; the newest {keep} valid versions are kept"))
+        elif entry.version < newest:  # a newer invalid one may still be on its way here
+            garbage.append((entry.folder, f"invalid: {entry.reason}"))
+    return garbage
 
 
-def _left_by_writers(home: Path) -> list[tuple[Path, str]]:
-    """What writers that died have left; those of living writers are locked."""
-    left = []
+def _abandoned(home: Path) -> list[tuple[Path, str]]:
+    """Folders of writers that stopped early. Folders of running writers are locked."""
+    abandoned = []
     for path in sorted(home.iterdir()):
-        if STALE.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with suppress(OSError), writer.locked(path, wait=False):
-                left.append((path, "left by a writer that died"))
-    return left
+        if ABANDONED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            with suppress(OSError), writer.exclusive_lock(path, wait=False):
+                abandoned.append((path, "left by a writer that stopped early"))
+    return abandoned
 
 
 def _delete(path: Path) -> None:
-    """A version is first hidden, in one step."""
+    """Hides a version in one step, then deletes it, so that readers never see a part of it."""
     hidden = path
     if not path.name.startswith("."):
         hidden = Path(tempfile.mkdtemp(prefix=".gone-", dir=path.parent))
         path.rename(hidden / path.name)
-        writer.sync(path.parent)
-    shutil.rmtree(hidden, ignore_errors=True)  # another one may be at it
+        writer.fsync(path.parent)
+    shutil.rmtree(hidden, ignore_errors=True)  # another process may delete it too
 
 
-def _plan(plan: ServingConfig) -> str:
-    parts = [f"{label}={version}" for label, version in plan.labels.items()]
-    if plan.canary_percent:
-        parts.append(f"{plan.canary_percent:g} % of the calls to canary")
-    parts.append(f"versions {plan.versions or 'as the server is set'}")
+def _config_text(config: ServingConfig) -> str:
+    parts = [f"{label}={version}" for label, version in config.labels.items()]
+    if config.canary_percent:
+        parts.append(f"{config.canary_percent:g}% of requests to canary")
+    parts.append(f"versions {config.versions or 'as set in the server'}")
     return ", ".join(parts)
 
 
-def _told(stray: IgnoredEntry) -> str:
-    return f"{stray.path}: {stray.reason}"
+def _ignored_text(entry: IgnoredEntry) -> str:
+    return f"{entry.path}: {entry.reason}"
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text[:9]) >= 1):
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text[:9])
 
 
@@ -311,7 +338,7 @@ def _percent(text: str) -> float:
     except ValueError:
         value = -1.0
     if not 0 <= value <= 100:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to 100")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 100")
     return value
 
 

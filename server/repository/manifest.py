@@ -1,18 +1,14 @@
-"""The model repository: the folders that building writes and serving reads.
+"""The manifest of a version: what it is, what it was made from, and the checksums of its files.
 
-    <root>/<model>/<version>/manifest.json    the passport: what this is and what it was made from
-                             model.onnx       the traced network
-                             golden.npz       inputs with the answers of eager float32 PyTorch
+    <root>/<model>/<version>/manifest.json    this record
+                             model.onnx       the exported network
+                             golden.npz       inputs, and the answers of eager float32 PyTorch
                              labels.txt       one class name a line
                              <engine files>   one or more for each engine
-    <root>/<model>/serving.json               what of it is to be served; see serving_config.py
+    <root>/<model>/serving.json               which versions to serve; see serving_config.py
 
-A version is written into a hidden folder beside its place, synced to disk and renamed: a reader
-sees all of it or nothing, whenever the writer stops. Versions are integers and a published one does
-not change, but for engines that are added to it (`add_engine`). Whatever is not whole is reported
-with its reason, and the rest still serves.
-
-What lies in a version is not trusted: its sizes are checked before anything is read or allocated.
+A version number is an integer. A published version never changes, except that engines can be added
+to it. An invalid version is reported with a reason, and does not keep other versions from serving.
 """
 
 from __future__ import annotations
@@ -26,35 +22,34 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-from server.images.decode import InputSpec
+from server.images.input_spec import InputSpec
 
-FORMAT = 1  # of manifest.json; a reader refuses others
-MANIFEST = "manifest.json"
-ONNX = "model.onnx"
-GOLDEN = "golden.npz"
+MANIFEST_FORMAT = 1  # of manifest.json; readers reject other formats
+MANIFEST_FILE = "manifest.json"
+ONNX_FILE = "model.onnx"
+GOLDEN_FILE = "golden.npz"
 LABELS_FILE = "labels.txt"
 MODEL_NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,63}")
-VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")  # below 2**63, so that it fits every wire format
-FILE_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z"  # a plain name: no folder, nothing hidden
-SHA256 = r"^[0-9a-f]{64}\Z"
-# What a reader takes. Real ones have a few kilobytes, a megabyte and a few megabytes.
-MANIFEST_LIMIT_BYTES = 1 << 20
-BATCH_LIMIT_BYTES = 2 << 30  # pixels of the largest batch
-SHARES = (0.01, 100.0)  # of a device that models share, as weights; least and most
+VERSION_NAME = re.compile(r"[1-9][0-9]{0,17}")  # less than 2**63, so it fits every wire format
+MAX_BATCH_BYTES = 2 << 30  # pixels of the largest batch
+SHARE_RANGE = (0.01, 100.0)  # weights of models that share a device
+
 Text = Annotated[str, Meta(max_length=4096)]
 Word = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]{0,127}\Z")]
-FileName = Annotated[str, Meta(pattern=FILE_NAME)]
-Sha256 = Annotated[str, Meta(pattern=SHA256)]
+FileName = Annotated[  # neither hidden nor in another folder
+    str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]
 
 
 class InvalidVersion(Exception):
-    """A version can't be used; the message says why in plain words."""
+    """A version, or its serving.json, can't be used; the message says why."""
 
 
 class FileRecord(Struct, frozen=True, kw_only=True):
-    """One file of a version, as it was when published."""
+    """Size and checksum of a file when it was published."""
 
     name: FileName
     bytes: Annotated[int, Meta(ge=0)]
@@ -65,13 +60,13 @@ class WeightsRecord(Struct, frozen=True, kw_only=True):
     """Where the parameters came from."""
 
     source: Text  # as given to the build: "digits", "https://...", "random:0"
-    sha256: Sha256  # of the checkpoint file, or of the parameters where there was none
+    sha256: Sha256  # of the checkpoint file, or of the parameters if there is no file
     trained: bool
-    note: Text = ""  # what is known of them, for example their accuracy
+    note: Text = ""  # for example the accuracy
 
 
 class InputRecord(Struct, frozen=True, kw_only=True):
-    """The pixels the network takes and how an image becomes them; see server.images.InputSpec."""
+    """The input shape and the way to resize an image to it; see InputSpec."""
 
     height: Side
     width: Side
@@ -84,29 +79,29 @@ class InputRecord(Struct, frozen=True, kw_only=True):
         return msgspec.convert(asdict(spec), cls)
 
     def spec(self) -> InputSpec:
-        """The same as the server's images take it. Raises ValueError."""
+        """The same values as an InputSpec. Raises ValueError."""
         return InputSpec(**msgspec.structs.asdict(self))
 
 
 class EngineRecord(Struct, frozen=True, kw_only=True):
-    """One compiled engine: what made it, what it was made for, how far it is from the truth."""
+    """One compiled engine: its backend, the hardware it needs, its files and its accuracy."""
 
     name: FileName  # for example "openvino-bf16"
     backend: Word
     backend_version: Text
     precision: Word
-    hardware: Text  # the features it needs, as the backend names them
+    hardware: Text  # the features it needs, in the backend's own words
     max_batch: Count
-    opt_batch: Annotated[int, Meta(ge=0)] = 0  # rows it is tuned for, where it is for some
-    min_batch: Count = 1  # fewer rows are filled up to these
+    opt_batch: Annotated[int, Meta(ge=0)] = 0  # rows it is tuned for; 0: none in particular
+    min_batch: Count = 1  # smaller batches are padded to this size
     files: Annotated[tuple[FileRecord, ...], Meta(min_length=1)]
-    # By batch size: largest deviation from eager, see golden_check.py. Empty where the engine could
-    # not be run on the machine that compiled it; it is checked wherever it is loaded.
+    # Largest deviation from eager PyTorch by batch size; see golden_check.py. Empty if the machine
+    # that compiled the engine could not run it. Every server checks an engine when it loads it.
     deviation: dict[str, Annotated[float, Meta(ge=0)]]
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
-    """The passport of one version: all that is known of it before anything is loaded."""
+    """Everything that is known about a version before it is loaded."""
 
     format: int
     model: Annotated[str, Meta(pattern=f"^{MODEL_NAME.pattern}\\Z")]
@@ -119,10 +114,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     input: InputRecord
     classes: Count
     top_k: Count
-    objective_ms: Annotated[
-        float, Meta(gt=0)
-    ]  # the latency asked for where a caller sets no deadline
-    share: Annotated[float, Meta(ge=SHARES[0], le=SHARES[1])] = 1.0  # weight beside other models
+    objective_ms: Annotated[float, Meta(gt=0)]  # latency objective for requests without a deadline
+    share: Annotated[float, Meta(ge=SHARE_RANGE[0], le=SHARE_RANGE[1])] = 1.0  # of a shared device
     onnx: FileRecord
     golden: FileRecord
     labels: FileRecord
@@ -135,31 +128,47 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
 
 def decode_manifest(text: bytes) -> Manifest:
+    """Parses and checks manifest.json. Raises InvalidVersion."""
     try:
         declared = msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidVersion(f"{MANIFEST} is not JSON: {error}") from None
+        raise InvalidVersion(f"{MANIFEST_FILE} is not JSON: {error}") from None
     number = declared.get("format") if isinstance(declared, dict) else None
-    if number != FORMAT:
+    if number != MANIFEST_FORMAT:
         given = f"{number!r:.40}"
-        raise InvalidVersion(f"{MANIFEST} has format {given}; this server reads format {FORMAT}")
+        raise InvalidVersion(
+            f"{MANIFEST_FILE} has format {given}; this server reads format {MANIFEST_FORMAT}"
+        )
     try:
         manifest = msgspec.convert(declared, Manifest)
         manifest.input.spec()
-    except ValueError as error:  # msgspec's ValidationError is one too
-        raise InvalidVersion(f"{MANIFEST} is not a manifest: {error}") from None
-    names = Counter([MANIFEST, *(file.name for file in manifest.files())])
+    except ValueError as error:  # msgspec.ValidationError is a ValueError
+        raise InvalidVersion(f"{MANIFEST_FILE} is malformed: {error}") from None
+    _check_names(manifest)
+    _check_sizes(manifest)
+    return manifest
+
+
+def _check_names(manifest: Manifest) -> None:
+    files = Counter([MANIFEST_FILE, *(file.name for file in manifest.files())])
     engines = Counter(engine.name for engine in manifest.engines)
-    for name, times in (names + engines).items():
-        if names[name] > 1 or engines[name] > 1:
-            raise InvalidVersion(f"{MANIFEST} names {name} {times} times; names must differ")
+    for name, times in (files + engines).items():
+        if files[name] > 1 or engines[name] > 1:
+            raise InvalidVersion(
+                f"{MANIFEST_FILE} has the name {name} {times} times; names must be unique"
+            )
+
+
+def _check_sizes(manifest: Manifest) -> None:
     if manifest.top_k > manifest.classes:
-        raise InvalidVersion(f"{MANIFEST} has top_k {manifest.top_k} of {manifest.classes} classes")
+        raise InvalidVersion(
+            f"{MANIFEST_FILE}: top_k is {manifest.top_k}; "
+            f"at most the {manifest.classes} classes are allowed"
+        )
     row_bytes = manifest.input.height * manifest.input.width * manifest.input.channels
     for engine in manifest.engines:
-        if engine.max_batch * row_bytes > BATCH_LIMIT_BYTES:
+        if engine.max_batch * row_bytes > MAX_BATCH_BYTES:
             raise InvalidVersion(
-                f"{MANIFEST}: a batch of {engine.max_batch} rows would take "
-                f"{engine.max_batch * row_bytes} bytes; at most {BATCH_LIMIT_BYTES} are allowed"
+                f"{MANIFEST_FILE}: a batch of {engine.max_batch} rows would take "
+                f"{engine.max_batch * row_bytes} bytes; at most {MAX_BATCH_BYTES} are allowed"
             )
-    return manifest

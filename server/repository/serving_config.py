@@ -1,16 +1,15 @@
-"""What people want served of a model: which versions, and who of them gets which calls.
+"""serving.json: which versions of a model are loaded, and which of them gets a request.
 
     <root>/<model>/serving.json    {"versions": "latest:2", "labels": {"stable": 3, "canary": 4},
                                     "canary_percent": 5}
 
-Written by `python -m server.repository label`, read by the server; without it a model is served as
-the server's settings say.
+`python -m server.repository label` writes the file and the server reads it. Without the file, the
+server's own settings apply to the model.
 """
 
 from __future__ import annotations
 
 import os
-import stat
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,26 +19,26 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
-from server.repository import reader
 from server.repository.manifest import MODEL_NAME, InvalidVersion
-from server.repository.reader import IgnoredEntry, Version
-from server.repository.writer import locked, sync
+from server.repository.reader import read_limited
+from server.repository.writer import exclusive_lock, fsync
 
-SERVING = "serving.json"
-LIMIT_BYTES = 64 << 10  # of that file; it has a hundred
+SERVING_CONFIG_FILE = "serving.json"
+MAX_BYTES = 64 << 10  # of the file; a usual one has 100
 VERSION_LABELS = ("stable", "canary")
+Label = Literal["stable", "canary"]
 POLICIES = "latest:N, all, or named:N,N,..."
 
 
 class VersionPolicy(NamedTuple):
-    """Which of a model's sound versions are loaded: the latest so many, all, or those named."""
+    """Which valid versions of a model are loaded: the latest N, all, or named ones."""
 
-    latest: int | None = None
+    latest: int | None = None  # None: all
     named: frozenset[int] = frozenset()
 
     @classmethod
     def parse(cls, text: str) -> VersionPolicy:
-        """The policy of "latest:2", "all" or "named:1,3". Raises ValueError."""
+        """Parses "latest:2", "all" or "named:1,3". Raises ValueError."""
         kind, _, rest = text.partition(":")
         numbers = [int(part) for part in rest.split(",") if _is_number(part)]
         if text == "all":
@@ -51,7 +50,7 @@ class VersionPolicy(NamedTuple):
         raise ValueError(f"is {text[:80]!r}; it must be {POLICIES}, each N a whole number from 1")
 
     def choose(self, versions: Sequence[int]) -> Sequence[int]:
-        """Those of the versions, the newest first, that are to be loaded."""
+        """Selects the versions to load; both sequences run from new to old."""
         if self.named:
             return [version for version in versions if version in self.named]
         return versions[: self.latest]
@@ -61,84 +60,62 @@ SERVE_LATEST = VersionPolicy(latest=1)
 
 
 class ServingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The file."""
+    """The content of serving.json."""
 
     versions: Annotated[str, Meta(max_length=4096)] = ""  # a VersionPolicy; empty: the server's
-    labels: dict[Literal["stable", "canary"], Annotated[int, Meta(ge=1, lt=10**18)]] = {}
-    canary_percent: Annotated[float, Meta(ge=0, le=100)] = 0.0  # of the calls that name no version
+    labels: dict[Label, Annotated[int, Meta(ge=1, lt=10**18)]] = {}
+    canary_percent: Annotated[float, Meta(ge=0, le=100)] = 0.0  # of requests without a version
 
     def version(self, label: str) -> int:
-        """The version that has the label, or 0."""
+        """The version with this label, or 0."""
         return {str(name): version for name, version in self.labels.items()}.get(label, 0)
 
-    def policy(self, otherwise: VersionPolicy) -> VersionPolicy:
-        """Raises ValueError."""
-        return VersionPolicy.parse(self.versions) if self.versions else otherwise
+    def policy(self, default: VersionPolicy) -> VersionPolicy:
+        """The model's own policy, or `default`. Raises ValueError if the policy is malformed."""
+        return VersionPolicy.parse(self.versions) if self.versions else default
 
 
-class Found(NamedTuple):
-    """What a look at the repository found."""
+def read_serving_config(home: Path) -> ServingConfig:
+    """Reads serving.json from a model's folder; a missing file means the defaults.
 
-    versions: list[Version]  # as repository.scan
-    plans: dict[str, ServingConfig]  # of every model whose plan can be read
-    strays: list[IgnoredEntry]  # as repository.strays, and plans that can't be read
-
-
-def look(root: Path) -> Found:
-    """All that is in the repository. Raises OSError when `root` can't be read."""
-    versions, strays = reader.scan(root), reader.strays(root)
-    plans: dict[str, ServingConfig] = {}
-    for model in dict.fromkeys(version.model for version in versions):
-        try:
-            plans[model] = read_plan(root / model)
-        except InvalidVersion as error:
-            strays.append(IgnoredEntry(root / model / SERVING, str(error)))
-    return Found(versions, plans, strays)
-
-
-def read_plan(home: Path) -> ServingConfig:
-    """The plan in a model's folder; an empty one where there is none. Raises Unsound."""
-    path = home / SERVING
+    Raises InvalidVersion.
+    """
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
-            raise InvalidVersion(f"{SERVING} is not a regular file")
-        with path.open("rb") as file:
-            text = file.read(LIMIT_BYTES + 1)
+        text = read_limited(home / SERVING_CONFIG_FILE, MAX_BYTES)
     except FileNotFoundError:
         return ServingConfig()
-    except OSError as error:
-        raise InvalidVersion(f"{SERVING} can't be read: {error.strerror}") from None
-    if len(text) > LIMIT_BYTES:
-        raise InvalidVersion(f"{SERVING} is larger than {LIMIT_BYTES} bytes")
     try:
-        plan = msgspec.json.decode(text, type=ServingConfig)
+        config = msgspec.json.decode(text, type=ServingConfig)
     except (ValueError, RecursionError) as error:
-        raise InvalidVersion(f"{SERVING} is no plan: {error}") from None
+        raise InvalidVersion(f"{SERVING_CONFIG_FILE} is malformed: {error}") from None
     try:
-        plan.policy(SERVE_LATEST)
+        config.policy(SERVE_LATEST)
     except ValueError as error:
-        raise InvalidVersion(f"{SERVING}: versions {error}") from None
-    return plan
+        raise InvalidVersion(f"{SERVING_CONFIG_FILE}: versions {error}") from None
+    return config
 
 
-def write_plan(root: Path, model: str, plan: ServingConfig) -> None:
-    """Replaces a model's plan: a reader sees the old one or the new. Raises OSError, ValueError."""
+def write_serving_config(root: Path, model: str, config: ServingConfig) -> None:
+    """Replaces serving.json in one step, so readers see the old file or the new one.
+
+    Raises OSError, and ValueError if `model` is not a valid name.
+    """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")
     home = root / model
-    with locked(home):
+    with exclusive_lock(home):
         descriptor, name = tempfile.mkstemp(prefix=".serving-", dir=home)
         try:
             with open(descriptor, "wb") as file:
-                file.write(msgspec.json.format(msgspec.json.encode(plan), indent=2) + b"\n")
+                file.write(msgspec.json.format(msgspec.json.encode(config), indent=2) + b"\n")
             os.chmod(name, 0o644)
-            sync(Path(name))
-            os.replace(name, home / SERVING)
+            fsync(Path(name))
+            os.replace(name, home / SERVING_CONFIG_FILE)
         except BaseException:
             with suppress(OSError):
                 os.unlink(name)
             raise
-        sync(home)
+        fsync(home)
 
 
 def _is_number(text: str) -> bool:

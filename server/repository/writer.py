@@ -1,4 +1,8 @@
-"""Writes a model repository: publishes versions, adds engines to them."""
+"""Writes a model repository: publishes versions and adds engines to them.
+
+A writer prepares files in a hidden folder beside the versions, syncs them to disk and renames them.
+So readers see all of a version or nothing of it, even if the writer stops at any point.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +18,8 @@ import msgspec
 import numpy as np
 
 from server.repository.manifest import (
-    FORMAT,
-    MANIFEST,
+    MANIFEST_FILE,
+    MANIFEST_FORMAT,
     MODEL_NAME,
     VERSION_NAME,
     EngineRecord,
@@ -24,79 +28,79 @@ from server.repository.manifest import (
     Manifest,
     decode_manifest,
 )
-from server.repository.reader import Golden, check_size, read, sha256_of
+from server.repository.reader import Golden, check_size, read_manifest, sha256_of
 
 
 @contextmanager
 def staging(root: Path, model: str) -> Iterator[Path]:
-    """An empty hidden folder beside the versions of `model`, for `publish`; gone at the end.
+    """Creates an empty hidden folder for the files of a new version, and removes it at the end.
 
-    Also clears away what writers that died have left there. Raises ValueError for a name no model
-    may have.
+    Also removes the folders of writers that stopped early. Raises ValueError if `model` is not a
+    valid name.
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")
     home = root / model
-    for made in (root, home):
-        if not made.is_dir():
-            made.mkdir(parents=True, exist_ok=True)
-            made.chmod(0o755)  # whatever the writer's mask: the server may be another user
-    with ExitStack() as held:
-        with locked(home):
-            for left in home.glob(".staging-*"):
-                with suppress(OSError), locked(left, wait=False):
-                    shutil.rmtree(left)
-            folder = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
-            held.callback(shutil.rmtree, folder, ignore_errors=True)
-            held.enter_context(locked(folder))  # how the next writer knows that we live
-        folder.chmod(0o755)  # mkdtemp's 0700 would keep a server of another user out
-        yield folder
+    for folder in (root, home):
+        if not folder.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            folder.chmod(0o755)  # ignores the umask: the server may run as another user
+    with ExitStack() as cleanup:
+        with exclusive_lock(home):
+            for abandoned in home.glob(".staging-*"):
+                with suppress(OSError), exclusive_lock(abandoned, wait=False):
+                    shutil.rmtree(abandoned)
+            staged = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
+            cleanup.callback(shutil.rmtree, staged, ignore_errors=True)
+            cleanup.enter_context(exclusive_lock(staged))  # shows other writers that we are alive
+        staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
+        yield staged
 
 
 def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
-    """Makes the staged folder the next version of its model and returns its manifest.
+    """Publishes the staged folder as the next version of its model; returns the final manifest.
 
-    `manifest.version` is replaced by the number it gets. On return the version is on disk for good.
-    Raises Unsound when the folder does not hold exactly the files of the manifest.
+    Sets `manifest.version`. When it returns, the version is safely on disk. Raises InvalidVersion
+    if the folder does not hold exactly the files of the manifest.
     """
     home = root / manifest.model
-    with locked(home):
+    with exclusive_lock(home):
         taken = (int(path.name) for path in home.iterdir() if VERSION_NAME.fullmatch(path.name))
         version = max(taken, default=0) + 1
-        manifest = msgspec.structs.replace(manifest, format=FORMAT, version=version)
+        manifest = msgspec.structs.replace(manifest, format=MANIFEST_FORMAT, version=version)
         _write_manifest(staged, manifest)
         for file in manifest.files():
             check_size(staged / file.name, file)
-        unnamed = {path.name for path in staged.iterdir()} - {MANIFEST}
-        unnamed -= {file.name for file in manifest.files()}
-        if unnamed:
-            raise InvalidVersion(f"{sorted(unnamed)[0]} is not named in {MANIFEST}")
+        unlisted = {path.name for path in staged.iterdir()} - {MANIFEST_FILE}
+        unlisted -= {file.name for file in manifest.files()}
+        if unlisted:
+            raise InvalidVersion(f"{sorted(unlisted)[0]} is not listed in {MANIFEST_FILE}")
         for path in staged.iterdir():
             path.chmod(0o644)
-            sync(path)
-        sync(staged)
+            fsync(path)
+        fsync(staged)
         staged.rename(home / str(version))
-        sync(home)
-    sync(root)
-    with suppress(OSError):  # where `root` is new too; not everybody may read the folder above
-        sync(root.resolve().parent)
+        fsync(home)
+    fsync(root)
+    with suppress(OSError):  # `root` may be new; but not every user may read its parent
+        fsync(root.resolve().parent)
     return manifest
 
 
 def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecord) -> Manifest:
-    """Adds an engine, whose files lie in the staged folder, to a published version.
+    """Adds an engine from the staged folder to a published version; returns the new manifest.
 
-    `manifest` says which version. The files come first and the new manifest takes the old one's
-    place at once, so a reader sees the version with the engine or without. Returns the new
-    manifest. Raises Unsound where the version is not what it was, or has such an engine.
+    `manifest` names the version. The engine's files are moved first. Then the new manifest replaces
+    the old one in one step, so readers see the version with or without the engine. Raises
+    InvalidVersion if the version is invalid now or already has an engine of this name.
     """
     home = root / manifest.model
     folder = home / str(manifest.version)
-    with locked(home):
-        manifest = read(folder)  # another writer may have added one meanwhile
+    with exclusive_lock(home):
+        manifest = read_manifest(folder)  # another writer may have added an engine
         if engine.name in {other.name for other in manifest.engines}:
             raise InvalidVersion(
-                f"{manifest.model} version {manifest.version} has {engine.name} already"
+                f"{manifest.model} version {manifest.version} already has engine {engine.name}"
             )
         manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine))
         written = _write_manifest(staged, manifest)
@@ -104,39 +108,41 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
             path = staged / file.name
             check_size(path, file)
             path.chmod(0o644)
-            sync(path)
-            path.rename(folder / file.name)  # over what a writer that died may have left
-        sync(folder)
+            fsync(path)
+            path.rename(folder / file.name)  # replaces a file of a writer that stopped early
+        fsync(folder)
         written.chmod(0o644)
-        sync(written)
-        written.rename(folder / MANIFEST)
-        sync(folder)
+        fsync(written)
+        written.rename(folder / MANIFEST_FILE)
+        fsync(folder)
     return manifest
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> Path:
-    """Writes the manifest there, unless it is one that can't be read back: then raises Unsound."""
+    """Writes the manifest. Raises InvalidVersion if a reader would reject it."""
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
     decode_manifest(text)
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     path.write_bytes(text + b"\n")
     return path
 
 
-def record(path: Path) -> FileRecord:
-    """The record of a file as it is now."""
+def file_record(path: Path) -> FileRecord:
+    """The record of a file in its present state."""
     return FileRecord(name=path.name, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def write_golden(path: Path, golden: Golden) -> None:
-    """Writes what `read_golden` reads."""
+    """Writes golden inputs and answers for `read_golden`."""
     np.savez_compressed(path, pixels=golden.pixels, probabilities=golden.probabilities)
 
 
 @contextmanager
-def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
-    """No other writer is in the folder meanwhile. Raises OSError, also where one is and we do not
-    wait."""
+def exclusive_lock(folder: Path, *, wait: bool = True) -> Iterator[None]:
+    """Keeps other writers out of a folder.
+
+    Raises OSError, also if the folder is locked and `wait` is False.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -145,8 +151,8 @@ def locked(folder: Path, *, wait: bool = True) -> Iterator[None]:
         os.close(descriptor)
 
 
-def sync(path: Path) -> None:
-    """Has the file, or the folder's names, on disk for good."""
+def fsync(path: Path) -> None:
+    """Flushes a file, or the entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

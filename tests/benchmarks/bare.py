@@ -10,8 +10,7 @@ from queue import SimpleQueue
 from statistics import median
 
 from server.engines.base import Instance, Outputs
-from server.repository import reader
-from server.repository.reader import Version
+from server.repository.contents import VersionEntry, list_versions
 
 
 def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
@@ -42,9 +41,9 @@ def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[flo
     return len(durations) * rows / (ended_s - began_s), median(durations)
 
 
-def newest_version(repo: Path, model: str) -> Version:
+def newest_version(repo: Path, model: str) -> VersionEntry:
     """The version that a server would serve."""
-    for version in reader.scan(repo):
+    for version in list_versions(repo):
         if version.model == model and version.manifest is not None:
             return version
     raise SystemExit(f"bench: {repo} has no sound version of {model}")

@@ -42,7 +42,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.engines.base import instances_by_units
 from server.models import loader as loading
 from server.process.cores import available_cores
-from server.repository import reader
+from server.repository.contents import list_versions
 from tests.benchmarks.bare import keep_busy, newest_version
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -446,7 +446,7 @@ def parser_of(description: str | None, *, rounds: int, seconds: float) -> argpar
 
 def build_if_missing(repo: Path, model: str, console: Console) -> None:
     if repo.is_dir() and any(
-        version.model == model and version.manifest for version in reader.scan(repo)
+        version.model == model and version.manifest for version in list_versions(repo)
     ):
         return
     console.print(f"building {model}, with random weights where there are no others")

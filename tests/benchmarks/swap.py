@@ -33,7 +33,7 @@ from convserve_client.loadgen.arguments import at_least, positive
 from server.api.stubs import classify_pb2 as pb
 from server.process.cores import available_cores
 from server.repository import writer
-from server.repository.reader import Version
+from server.repository.contents import VersionEntry
 from tests.benchmarks.bare import newest_version
 from tests.benchmarks.serving import (
     CALLERS,
@@ -72,7 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _round(
-    server: ServedEngine, repo: Path, sample: Version, args: argparse.Namespace, console: Console
+    server: ServedEngine,
+    repo: Path,
+    sample: VersionEntry,
+    args: argparse.Namespace,
+    console: Console,
 ) -> dict[str, Any]:
     capacity_hz = server.measure(CALLERS, args.seconds / 2)["calls_hz"]
     rate = ("--rate", str(args.factor * capacity_hz), "--deadline-ms", str(args.deadline_ms))
@@ -102,7 +106,7 @@ def _round(
     return {"capacity_hz": capacity_hz, "before": [before], "during": reports, "swaps_s": swaps_s}
 
 
-def _swap(server: ServedEngine, repo: Path, sample: Version) -> float:
+def _swap(server: ServedEngine, repo: Path, sample: VersionEntry) -> float:
     """Publishes a version and waits until it alone is loaded; seconds from the publication."""
     version = _publish(repo, sample)
     began_s = time.monotonic()
@@ -127,7 +131,7 @@ def _until(there: Callable[[], bool], otherwise: str) -> None:
         time.sleep(POLL_S)
 
 
-def _publish(repo: Path, sample: Version) -> int:
+def _publish(repo: Path, sample: VersionEntry) -> int:
     """The next version, a copy of the sample, as a builder publishes it."""
     assert sample.manifest is not None
     with writer.staging(repo, sample.model) as staged:

@@ -13,7 +13,7 @@ import pytest
 from convserve_client.loadgen.measure import BOUND_SHARE, measure
 from convserve_client.loadgen.plan import Kind, Plan
 from server.engines.base import OnDone
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.repository.manifest import Manifest
 from tests.benchmarks.generator import null_server
 from tests.support.serving import (

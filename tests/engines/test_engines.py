@@ -27,9 +27,9 @@ from server.engines.base import (
 )
 from server.engines.golden_check import MAX_ROW_DEVIATION, deviation, deviation_scale
 from server.errors import EngineFailure
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.repository import reader, writer
-from server.repository.manifest import ONNX, EngineRecord, Manifest
+from server.repository.manifest import ONNX_FILE, EngineRecord, Manifest
 
 MAX_BATCH = 5
 CLASSES = 10
@@ -42,8 +42,8 @@ class Compiled:
         self.backend: Backend = backend(name)
         self.folder = folder
         self.published = root / "lenet5" / "1"
-        self.manifest: Manifest = reader.read(self.published)
-        self.onnx = self.published / ONNX
+        self.manifest: Manifest = reader.read_manifest(self.published)
+        self.onnx = self.published / ONNX_FILE
         precision = self.backend.best_precision()
         made = self.backend.compile(self.onnx, folder, CompileOptions(precision, MAX_BATCH))
         self.record = EngineRecord(
@@ -53,7 +53,7 @@ class Compiled:
             precision=precision,
             hardware=self.backend.hardware(),
             max_batch=MAX_BATCH,
-            files=tuple(writer.record(folder / file) for file in made.files),
+            files=tuple(writer.file_record(folder / file) for file in made.files),
             deviation={},
         )
 
@@ -84,7 +84,7 @@ def engine(compiled: Compiled) -> Iterator[Engine]:
 def pixels(built_repository: Path) -> Pixels:
     """The golden digits: [10, 32, 32, 1]."""
     folder = built_repository / "lenet5" / "1"
-    return reader.read_golden(folder, reader.read(folder)).pixels
+    return reader.open_version(folder).golden.pixels
 
 
 def test_every_backend_has_a_file_and_every_file_is_a_backend() -> None:

@@ -19,7 +19,7 @@ from server.engines.golden_check import (
     deviation,
     deviation_scale,
 )
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.repository import reader
 from server.repository.manifest import EngineRecord, FileRecord
 from server.repository.reader import Golden
@@ -264,8 +264,7 @@ class Sound:
     def __init__(self, root: Path, model: str, folder: Path) -> None:
         self.folder = folder
         self.version = root / model / "1"
-        self.manifest = reader.read(self.version)
-        self.golden = reader.read_golden(self.version, self.manifest)
+        self.manifest, _, self.golden = reader.open_version(self.version)
 
     def load(
         self, precision: str, change: Callable[[onnx.GraphProto], None] | None = None

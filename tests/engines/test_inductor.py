@@ -48,12 +48,12 @@ def folder(published: Path) -> Path:
 
 @pytest.fixture
 def record(folder: Path) -> EngineRecord:
-    return reader.read(folder).engines[1]
+    return reader.read_manifest(folder).engines[1]
 
 
 @pytest.fixture
 def truth(folder: Path) -> Golden:
-    return reader.read_golden(folder, reader.read(folder))
+    return reader.open_version(folder).golden
 
 
 @pytest.fixture

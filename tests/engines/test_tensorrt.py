@@ -27,7 +27,7 @@ from server.engines.tensorrt import cuda
 from server.engines.tensorrt.cuda import Absent, Gpu
 from server.errors import DeviceLost, EngineFailure
 from server.repository import reader
-from server.repository.manifest import ONNX, EngineRecord, FileRecord, Manifest
+from server.repository.manifest import ONNX_FILE, EngineRecord, FileRecord, Manifest
 from tests.support.cuda_recorder import (
     Tape,
     TapedContext,
@@ -44,12 +44,12 @@ ADA = Gpu(name="Ada", capability="sm89", cuda=13000, needed=13000, free_bytes=8 
 
 def exported(name: str, folder: Path, built: Path) -> Path:
     """The graph of a network, of those built or with the parameters that creating it gave it."""
-    if (path := built / name / "1" / ONNX).is_file():
+    if (path := built / name / "1" / ONNX_FILE).is_file():
         return path
     card = cards.load(name)
     network = architectures.create(card.architecture, card.classes).eval()
     served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
-    path = folder / ONNX
+    path = folder / ONNX_FILE
     export(served, path, shape=card.input.shape, max_batch=MAX_BATCH)
     return path
 
@@ -76,7 +76,7 @@ def test_every_network_compiles_to_a_plan_without_a_gpu(
 
 
 def test_the_precision_and_the_gpus_are_in_the_name(built_repository: Path, tmp_path: Path) -> None:
-    onnx = built_repository / "lenet5" / "1" / ONNX
+    onnx = built_repository / "lenet5" / "1" / ONNX_FILE
     release = f"rtx{tensorrt.version().split()[1]}"
     for asked, precision, name, hardware in (
         (("8.9",), "bf16", f"tensorrt-bf16-sm89-{release}", "sm89"),
@@ -102,7 +102,7 @@ def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
             return configs[-1]
 
     monkeypatch.setattr(trt, "Builder", Builder)
-    onnx = built_repository / "lenet5" / "1" / ONNX
+    onnx = built_repository / "lenet5" / "1" / ONNX_FILE
     tensorrt.compile(onnx, tmp_path, CompileOptions("fp32", 4))
     (config,) = configs
     assert not config.get_flag(trt.BuilderFlag.TF32)
@@ -125,7 +125,7 @@ def test_float32_means_float32_and_nothing_is_allocated_that_forbids_capturing(
 def test_what_can_not_be_compiled_for_is_told(
     target: CompileOptions, why: str, built_repository: Path, tmp_path: Path
 ) -> None:
-    onnx = built_repository / "lenet5" / "1" / ONNX
+    onnx = built_repository / "lenet5" / "1" / ONNX_FILE
     with pytest.raises(EngineFailure, match=why):
         tensorrt.compile(onnx, tmp_path, target)
     assert not list(tmp_path.iterdir())
@@ -136,7 +136,7 @@ def test_a_layer_that_tensorrt_refuses_is_named_with_what_to_change(
 ) -> None:
     import onnx
 
-    model = onnx.load(built_repository / "lenet5" / "1" / ONNX)
+    model = onnx.load(built_repository / "lenet5" / "1" / ONNX_FILE)
     node = next(node for node in model.graph.node if node.op_type == "Conv")
     node.op_type, node.domain = "ConvOfTomorrow", "tomorrow"
     onnx.save_model(model, tmp_path / "odd.onnx")
@@ -165,10 +165,10 @@ def test_a_graph_in_half_precision_gives_the_answers_its_precision_promises(
 ) -> None:
     """Run by OpenVINO, whose float32 kernels round where the graph says so."""
     folder = built_repository / name / "1"
-    manifest = reader.read(folder)
+    manifest = reader.read_manifest(folder)
     truth = reader.read_golden(folder, manifest)
     path = tmp_path / "typed.onnx"
-    path.write_bytes(convert_precision(folder / ONNX, precision))
+    path.write_bytes(convert_precision(folder / ONNX_FILE, precision))
     core = openvino.Core()
     hint = {"INFERENCE_PRECISION_HINT": "f32"}
     request = core.compile_model(core.read_model(path), "CPU", hint).create_infer_request()
@@ -222,7 +222,7 @@ def record(added: Path) -> EngineRecord:
 
 
 def manifest_of(root: Path, version: int = 1) -> Manifest:
-    return reader.read(root / "lenet5" / str(version))
+    return reader.read_manifest(root / "lenet5" / str(version))
 
 
 def here(monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
@@ -247,7 +247,7 @@ def test_a_plan_lies_beside_the_cpus_engine_with_all_that_is_known_of_it(added: 
     )
     assert cpu.deviation
     assert not gpu.deviation, "it has not been run"
-    reader.verify(added / "lenet5" / "1", manifest_of(added))
+    reader.verify_files(added / "lenet5" / "1", manifest_of(added))
 
 
 def test_a_gpu_that_a_plan_was_made_for_takes_it(
@@ -320,7 +320,7 @@ def test_an_engine_is_added_to_the_newest_version_beside_those_it_has(tmp_path: 
     assert after.engines[0] == before.engines[0]
     assert [engine.hardware for engine in after.engines[1:]] == ["sm89", "sm120"]
     assert msgspec.structs.replace(after, engines=before.engines) == before
-    reader.verify(tmp_path / "lenet5" / "1", after)
+    reader.verify_files(tmp_path / "lenet5" / "1", after)
     with pytest.raises(BuildError, match=r"version 1 has tensorrt-fp16-sm120-\S+ already"):
         build("lenet5", order)
     assert manifest_of(tmp_path) == after

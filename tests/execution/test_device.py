@@ -30,7 +30,7 @@ from server.execution.device import (
     clock,
     lanes_of,
 )
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.scheduling.deadline import DeadlineScheduler, Scheduler
 from server.telemetry.metrics import Metrics
 

@@ -32,12 +32,12 @@ from server.engines import golden_check as golden
 from server.engines.base import CompileOptions, Engine, Outputs, backend, infer
 from server.engines.tensorrt.cuda import Absent, Cuda, CudaError
 from server.errors import EngineFailure
-from server.images.decode import InputSpec, Pixels
+from server.images.input_spec import InputSpec, Pixels
 from server.models import loader as loading
 from server.process.cores import available_cores
 from server.repository import reader
+from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord
-from server.repository.reader import Version
 from tests.benchmarks.bare import keep_busy, newest_version, processor
 from tests.gpu import lane as gpu_lane
 from tests.support.multiplications import multiplications
@@ -217,7 +217,7 @@ def newest(
     lane: Lane,
     name: str,
     choose: Callable[[Sequence[EngineRecord]], EngineRecord] = built_last,
-) -> Iterator[tuple[Engine, Version]]:
+) -> Iterator[tuple[Engine, VersionEntry]]:
     """An engine of the version that was built last."""
     version = newest_version(lane.repo, name)
     assert version.manifest is not None
@@ -231,7 +231,7 @@ def newest(
         gc.collect()
 
 
-def parity(engine: Engine, version: Version) -> dict[str, float]:
+def parity(engine: Engine, version: VersionEntry) -> dict[str, float]:
     """The largest deviation from eager float32, by every size that the engine computes, and that
     the same image gets the same answer in every row. Raises golden.Deviates."""
     assert version.manifest is not None
@@ -241,7 +241,7 @@ def parity(engine: Engine, version: Version) -> dict[str, float]:
     return golden.check(engine, truth, precision, sizes)
 
 
-def contract(engine: Engine, version: Version) -> None:
+def contract(engine: Engine, version: VersionEntry) -> None:
     """What server.engines promises of every engine: forms, answers to keep, instances side by side.
 
     Raises AssertionError.
@@ -396,7 +396,7 @@ def damaged(plan: bytes) -> dict[str, bytes]:
     }
 
 
-def load_damaged(folder: Path, version: Version) -> Results:
+def load_damaged(folder: Path, version: VersionEntry) -> Results:
     """How many loads there were, how many were refused, and what the device's memory lost.
 
     A plan carries no sum of its own, so one with a hole may be taken: servers compare the hash.

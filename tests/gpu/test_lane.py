@@ -18,7 +18,7 @@ import pytest
 from model_repo.build import Order, build
 from server.engines import tensorrt
 from server.engines.tensorrt.cuda import CudaError
-from server.repository import reader
+from server.repository.contents import list_versions
 from tests.gpu import lane as gpu_lane
 from tests.gpu import measure as gpu_measure
 from tests.gpu.measure import multiplications_of
@@ -269,7 +269,7 @@ def test_damaged_plans_are_loaded_again_and_again(
 ) -> None:
     """By TensorRT-RTX's own runtime, which refuses them all where there is no driver."""
     build("lenet5", Order(repo=tmp_path / "engines", backend="tensorrt", weights="random:0"))
-    (version,) = reader.scan(tmp_path / "engines")
+    (version,) = list_versions(tmp_path / "engines")
     tape = Tape()
     monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
     monkeypatch.setattr(gpu_measure, "Cuda", lambda: tape)

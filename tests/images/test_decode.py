@@ -19,13 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from server.errors import InvalidInput
-from server.images.decode import (
-    ImageLimits,
-    InputSpec,
-    batch_from_pixels,
-    decode,
-    from_pixels,
-)
+from server.images.decode import batch_from_pixels, decode, from_pixels
+from server.images.input_spec import ImageLimits, InputSpec
 
 IMAGENET = InputSpec(224, 224, 3, resize=256)
 PHOTOGRAPHS = {

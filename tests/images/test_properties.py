@@ -10,13 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from server.errors import InvalidInput
-from server.images.decode import (
-    ImageLimits,
-    InputSpec,
-    batch_from_pixels,
-    decode,
-    from_pixels,
-)
+from server.images.decode import batch_from_pixels, decode, from_pixels
+from server.images.input_spec import ImageLimits, InputSpec
 
 LIMITS = ImageLimits(pixels=200_000, side=2_000)
 SIGNATURES = [

@@ -15,6 +15,7 @@ from server.engines import golden_check as golden
 from server.engines.base import backend, infer
 from server.process.cores import available_cores
 from server.repository import reader
+from server.repository.contents import list_versions
 from server.repository.manifest import Manifest
 from server.repository.reader import Golden
 
@@ -46,7 +47,7 @@ def refused(order: Order, name: str = "lenet5") -> str:
 
 
 def published(repo: Path) -> dict[str, Manifest]:
-    manifests = [version.manifest for version in reader.scan(repo)]
+    manifests = [version.manifest for version in list_versions(repo)]
     return {manifest.model: manifest for manifest in manifests if manifest is not None}
 
 
@@ -77,8 +78,8 @@ def test_what_is_published_says_what_it_is(built_repository: Path) -> None:
         assert 0 < max(engine.deviation.values()) <= golden.MAX_DEVIATION[engine.precision]
         assert openvino.incompatibility(engine) is None
         folder = built_repository / name / "1"
-        reader.verify(folder, manifest)
-        assert reader.read_labels(folder, manifest) == card.labels
+        reader.verify_files(folder, manifest)
+        assert reader.open_version(folder).labels == card.labels
     assert manifests["lenet5"].parameters == 61_706
     assert (manifests["lenet5"].weights.source, manifests["lenet5"].weights.trained) == (
         "digits",
@@ -98,7 +99,7 @@ def test_golden_answers_are_those_of_the_networks_parameters(tmp_path: Path) -> 
     manifest = build.build("lenet5", order).manifest
     assert manifest.weights.trained
     folder = order.repo / "lenet5" / "1"
-    truth = reader.read_golden(folder, manifest)
+    truth = reader.open_version(folder).golden
     card = cards.load("lenet5")
     pixels = (torch.tensor(truth.pixels).float() / 255 - card.mean[0]) / card.std[0]
     with torch.inference_mode():
@@ -218,7 +219,7 @@ def test_a_checkpoint_of_another_network_is_told_by_name(tmp_path: Path) -> None
 def test_golden_answers_of_another_network_are_noticed_when_loaded(built_repository: Path) -> None:
     folder = built_repository / "resnet18" / "1"
     manifest = published(built_repository)["resnet18"]
-    truth = reader.read_golden(folder, manifest)
+    truth = reader.open_version(folder).golden
     other = Golden(truth.pixels, np.roll(truth.probabilities, 1, axis=1))
     (record,) = manifest.engines
     engine = openvino.load(folder, record, truth.pixels.shape[1:], threads=available_cores())

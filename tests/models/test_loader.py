@@ -18,7 +18,8 @@ from server.engines import tensorrt
 from server.engines.base import Instance
 from server.models import loader as loading
 from server.repository import reader
-from server.repository.manifest import MANIFEST, ONNX, EngineRecord, InvalidVersion
+from server.repository.contents import list_versions
+from server.repository.manifest import MANIFEST_FILE, ONNX_FILE, EngineRecord, InvalidVersion
 from tests.support.serving import serve
 
 UNTRAINED = "random:0"
@@ -39,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def loaded(repo: Path, **options: Any) -> loading.LoadedEngine:
-    (version,) = reader.scan(repo)
+    (version,) = list_versions(repo)
     usual: dict[str, Any] = {"only": "", "threads": 1, "stopping": threading.Event()}
     return loading.load(version, **usual | options)
 
@@ -86,7 +87,7 @@ async def test_without_a_gpu_the_cpus_engine_serves_and_says_why(
         metrics = served.server.metrics.render().decode()
     assert len(answer.results) == 1
     assert (model.state, model.backend) == (pb.Model.READY, "openvino")
-    plan = reader.scan(published / "both")[0].manifest
+    plan = list_versions(published / "both")[0].manifest
     assert plan is not None
     assert model.reason == f"{plan.engines[1].name}: {NO_DRIVER}"
     assert 'engine_fallback{backend="openvino",model="lenet5",version="1"} 1.0' in metrics
@@ -118,10 +119,10 @@ def test_where_nothing_fits_an_engine_is_compiled_from_the_graph_and_kept(
     first.engine.close()
     assert first.record.backend == "openvino"
     assert first.record.deviation, "it was held against the golden answers"
-    (version,) = reader.scan(repo)
+    (version,) = list_versions(repo)
     assert version.manifest is not None
     assert [engine.backend for engine in version.manifest.engines] == ["tensorrt", "openvino"]
-    reader.verify(version.folder, version.manifest)
+    reader.verify_files(version.folder, version.manifest)
     again = loaded(repo)
     again.engine.close()
     assert again.record == first.record
@@ -133,15 +134,15 @@ def test_what_can_not_be_rebuilt_says_why_and_changes_nothing(
 ) -> None:
     repo = tmp_path / "repo"
     shutil.copytree(published / "plan", repo)
-    onnx = repo / "lenet5" / "1" / ONNX
+    onnx = repo / "lenet5" / "1" / ONNX_FILE
     damaged = bytearray(onnx.read_bytes())
     damaged[1000] ^= 1
     onnx.write_bytes(damaged)
-    before = (repo / "lenet5" / "1" / MANIFEST).read_bytes()
+    before = (repo / "lenet5" / "1" / MANIFEST_FILE).read_bytes()
     why = refused(repo, rebuild=True)
     assert "a new one of tensorrt: this machine has nothing that it runs on" in why
     assert "a new one of openvino: model.onnx is not what was published" in why
-    assert (repo / "lenet5" / "1" / MANIFEST).read_bytes() == before
+    assert (repo / "lenet5" / "1" / MANIFEST_FILE).read_bytes() == before
     assert "this server is to use tensorrt only" in refused(repo, rebuild=True, only="tensorrt")
 
 

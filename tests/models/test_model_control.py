@@ -17,7 +17,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tritonclient.utils import InferenceServerException
 
 from server.models.loader import LoadedEngine
-from server.repository.reader import Version
+from server.repository.contents import VersionEntry
 from tests.models.test_watcher import once, states, under_load
 from tests.support import triton_clients as triton
 from tests.support.serving import (
@@ -135,7 +135,7 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
     go_on = threading.Event()
     engines = Mirrors()
 
-    def slow(version: Version, **options: Any) -> LoadedEngine:
+    def slow(version: VersionEntry, **options: Any) -> LoadedEngine:
         if version.model == "b":
             go_on.wait()
         return loading(engines)(version, **options)
@@ -181,7 +181,7 @@ async def test_an_unload_stands_though_a_load_that_nobody_waits_for_comes_before
     publish(tmp_path, "c")
     go_on = threading.Event()
 
-    def slow(version: Version, **options: Any) -> LoadedEngine:
+    def slow(version: VersionEntry, **options: Any) -> LoadedEngine:
         if version.model == "b":
             go_on.wait()
         return loading(Mirror)(version, **options)
@@ -207,7 +207,7 @@ async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_p
     publish(tmp_path, "b")
     stopped = threading.Event()
 
-    def slow(version: Version, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
+    def slow(version: VersionEntry, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
         if version.model == "b":
             stopping.wait()
             stopped.set()
@@ -227,7 +227,7 @@ async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
     publish(tmp_path)
     made, checked = threading.Event(), threading.Event()
 
-    def slow(version: Version, *, checking: Any, **options: Any) -> LoadedEngine:
+    def slow(version: VersionEntry, *, checking: Any, **options: Any) -> LoadedEngine:
         def told() -> None:
             if version.version > 1:
                 made.wait()

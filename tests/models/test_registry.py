@@ -22,9 +22,8 @@ from server.models.loader import LoadedEngine
 from server.models.registry import ModelRegistry
 from server.models.state import State
 from server.repository import reader
+from server.repository.contents import VersionEntry, list_contents
 from server.repository.manifest import InvalidVersion
-from server.repository.reader import Version
-from server.repository.serving_config import look
 from server.scheduling.deadline import DeadlineScheduler, InstanceGroup
 from server.telemetry.metrics import Metrics, ModelMetrics
 from tests.support.serving import SHAPE, Mirror, publish
@@ -40,14 +39,14 @@ class Shop:
     metrics: Metrics = field(default_factory=Metrics)
     changes: int = 0
 
-    def load(self, version: Version, checking: Callable[[], None]) -> LoadedEngine:
+    def load(self, version: VersionEntry, checking: Callable[[], None]) -> LoadedEngine:
         key = f"{version.model}/{version.version}"
         if key in self.failures:
             raise self.failures[key]
         assert version.manifest is not None
         engine = self.engines[key] = Mirror(version.manifest)
         lanes = lanes_of(engine, lambda instance, rows: 0.001)
-        labels = reader.read_labels(version.folder, version.manifest)
+        labels = reader.open_version(version.folder, version.manifest).labels
         checking()
         return LoadedEngine(engine, version.manifest.engines[0], lanes, labels)
 
@@ -100,8 +99,8 @@ async def registry_of(root: Path, shop: Shop, **options: Any) -> AsyncIterator[M
 
 async def sync(registry: ModelRegistry, root: Path) -> None:
     """Has the registry look at the repository as it is now."""
-    found = look(root)
-    await registry.sync(found.versions, found.plans)
+    found = list_contents(root)
+    await registry.sync(found.versions, found.configs)
 
 
 def told(registry: ModelRegistry) -> list[tuple[str, int, State, str]]:
@@ -185,7 +184,7 @@ async def test_versions_are_loading_until_their_turn_comes(tmp_path: Path) -> No
     gate = threading.Event()
     shop = Shop()
 
-    def held_load(version: Version, checking: Callable[[], None]) -> LoadedEngine:
+    def held_load(version: VersionEntry, checking: Callable[[], None]) -> LoadedEngine:
         gate.wait()
         return shop.load(version, checking)
 

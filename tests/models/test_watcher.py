@@ -25,9 +25,9 @@ from server.errors import EngineFailure
 from server.models import watcher as rollout
 from server.repository import writer
 from server.repository.__main__ import main as command
-from server.repository.manifest import GOLDEN, LABELS_FILE, MANIFEST, ONNX, Manifest
+from server.repository.manifest import GOLDEN_FILE, LABELS_FILE, MANIFEST_FILE, ONNX_FILE, Manifest
 from server.repository.reader import Golden
-from server.repository.serving_config import ServingConfig, write_plan
+from server.repository.serving_config import ServingConfig, write_serving_config
 from tests.support import triton_clients as triton
 from tests.support.serving import (
     CLASSES,
@@ -221,7 +221,7 @@ Break = Callable[[Path], None]
 
 def republished(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Changes a manifest, with the hashes of the files as they are now."""
-    path = folder / MANIFEST
+    path = folder / MANIFEST_FILE
     manifest = json.loads(path.read_text())
     change(manifest)
     path.write_text(json.dumps(manifest))
@@ -229,7 +229,7 @@ def republished(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 def with_hash(folder: Path, part: str, name: str) -> None:
     """Has the manifest say that a file is as it should be."""
-    record = msgspec.to_builtins(writer.record(folder / name))
+    record = msgspec.to_builtins(writer.file_record(folder / name))
 
     def change(manifest: dict[str, Any]) -> None:
         if part == "engine":
@@ -282,7 +282,7 @@ def engine(**fields: Any) -> Break:
 
 def text(content: str) -> Break:
     def broken(folder: Path) -> None:
-        (folder / MANIFEST).write_text(content)
+        (folder / MANIFEST_FILE).write_text(content)
 
     return broken
 
@@ -298,13 +298,13 @@ def golden_of_another(folder: Path) -> None:
     answers = np.zeros((2, CLASSES), np.float32)
     answers[:, 1] = 1
     truth = Golden(np.zeros((2, *SHAPE), np.uint8), answers)
-    writer.write_golden(folder / GOLDEN, truth)
-    with_hash(folder, "golden", GOLDEN)
+    writer.write_golden(folder / GOLDEN_FILE, truth)
+    with_hash(folder, "golden", GOLDEN_FILE)
 
 
 def golden_that_is_none(folder: Path) -> None:
-    (folder / GOLDEN).write_bytes(b"PK\x03\x04 no archive")
-    with_hash(folder, "golden", GOLDEN)
+    (folder / GOLDEN_FILE).write_bytes(b"PK\x03\x04 no archive")
+    with_hash(folder, "golden", GOLDEN_FILE)
 
 
 def pipe(folder: Path) -> None:
@@ -325,18 +325,18 @@ BROKEN: dict[str, Break] = {
     "engine named outside": engine(files=[{"name": "../x", "bytes": 1, "sha256": "0" * 64}]),
     "engine with a batch beyond reason": engine(max_batch=1 << 30),
     "engine without files": engine(files=[]),
-    "graph truncated": truncate(ONNX),
-    "graph flipped": flip(ONNX),
-    "graph linked": linked(ONNX),
+    "graph truncated": truncate(ONNX_FILE),
+    "graph flipped": flip(ONNX_FILE),
+    "graph linked": linked(ONNX_FILE),
     "golden wrong": golden_of_another,
     "golden no archive": golden_that_is_none,
-    "golden flipped": flip(GOLDEN),
-    "golden missing": missing(GOLDEN),
-    "golden linked": linked(GOLDEN),
+    "golden flipped": flip(GOLDEN_FILE),
+    "golden missing": missing(GOLDEN_FILE),
+    "golden linked": linked(GOLDEN_FILE),
     "labels truncated": truncate(LABELS_FILE),
     "labels missing": missing(LABELS_FILE),
-    "manifest missing": missing(MANIFEST),
-    "manifest linked": linked(MANIFEST),
+    "manifest missing": missing(MANIFEST_FILE),
+    "manifest linked": linked(MANIFEST_FILE),
     "manifest empty": text(""),
     "manifest no JSON": text("{"),
     "manifest a thousand deep": text("[" * 100_000),
@@ -494,7 +494,7 @@ async def test_a_canary_gets_its_percentage_and_a_request_always_the_same_of_bot
 ) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=25))
+    write_serving_config(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=25))
     async with serve(tmp_path) as served:
         assert await states(served) == {1: "READY", 2: "READY"}
         listing = await served.call("ListModels", pb.ListModelsRequest())
@@ -514,7 +514,7 @@ async def test_a_canary_gets_its_percentage_and_a_request_always_the_same_of_bot
 async def test_who_asks_about_a_model_takes_nothing_of_its_canarys_share(tmp_path: Path) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
+    write_serving_config(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
     async with (
         serve(tmp_path) as served,
         triton.aio.InferenceServerClient(served.target) as client,
@@ -536,7 +536,7 @@ async def test_a_canary_that_is_given_up_is_a_rollback_too(
 ) -> None:
     publish(tmp_path)
     publish(tmp_path)
-    write_plan(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
+    write_serving_config(tmp_path, "tiny", ServingConfig(labels={"canary": 2}, canary_percent=50))
     engines = Mirrors()
     async with serve(tmp_path, load=loading(engines), bake_time_s=60.0) as served:
         await once(served, {1: "READY", 2: "READY"})

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from server.repository.__main__ import main
+from server.repository.contents import list_contents
 from server.repository.manifest import InvalidVersion
 from server.repository.serving_config import (
     ServingConfig,
     VersionPolicy,
-    look,
-    read_plan,
-    write_plan,
+    read_serving_config,
+    write_serving_config,
 )
 from tests.support.serving import publish
 
@@ -54,7 +54,7 @@ def test_the_list_says_of_every_version_whether_it_is_sound(
     assert run(tmp_path, "list") == 0
     text = capsys.readouterr().out
     assert "labels.txt is missing" in text
-    assert "tiny: stable=1, versions as the server is set" in text
+    assert "tiny: stable=1, versions as set in the server" in text
 
 
 def test_verifying_reads_what_the_list_only_weighs(
@@ -66,8 +66,8 @@ def test_verifying_reads_what_the_list_only_weighs(
     path.write_bytes(path.read_bytes()[::-1])
     assert run(tmp_path, "verify") == 1
     assert capsys.readouterr().out.splitlines() == [
-        "tiny/2: sound",
-        "tiny/1: UNSOUND: null.json is not what was published: its sha256 differs",
+        "tiny/2: valid",
+        "tiny/1: INVALID: null.json is not what was published: its sha256 differs",
     ]
     assert run(tmp_path, "verify", "tiny/2") == 0
     assert run(tmp_path, "verify", "tiny/3") == 1
@@ -97,14 +97,14 @@ def test_labels_are_given_moved_and_taken_away(
     home = tmp_path / "tiny"
     arguments = ("stable=2", "canary=3", "--canary-percent=5", "--versions=latest:2")
     assert run(tmp_path, "label", "tiny", *arguments) == 0
-    told = "tiny: stable=2, canary=3, 5 % of the calls to canary, versions latest:2\n"
+    told = "tiny: stable=2, canary=3, 5% of requests to canary, versions latest:2\n"
     assert capsys.readouterr().out == told
     plan = ServingConfig(versions="latest:2", labels={"stable": 2, "canary": 3}, canary_percent=5)
-    assert read_plan(home) == plan
+    assert read_serving_config(home) == plan
     assert run(tmp_path, "label", "tiny") == 0
     assert capsys.readouterr().out == told
     assert run(tmp_path, "label", "tiny", "canary=", "stable=3") == 0
-    assert read_plan(home) == ServingConfig(versions="latest:2", labels={"stable": 3})
+    assert read_serving_config(home) == ServingConfig(versions="latest:2", labels={"stable": 3})
     assert sorted(versions(tmp_path)) == ["1", "2", "3", "serving.json"]
 
 
@@ -113,8 +113,11 @@ def test_labels_are_given_moved_and_taken_away(
     [
         (("other",), "has no model 'other'; it has tiny"),
         (("tiny", "stable=2"), "tiny has no version 2; it has 1"),
-        (("tiny", "best=1"), "'best=1' is no LABEL=VERSION; a label is stable or canary"),
-        (("tiny", "stable=01"), "'stable=01' is no LABEL=VERSION"),
+        (
+            ("tiny", "best=1"),
+            "not of the form LABEL=VERSION; a label is stable or canary, as",
+        ),
+        (("tiny", "stable=01"), "'stable=01' is not of the form LABEL=VERSION"),
         (("tiny", "--canary-percent=5"), "--canary-percent needs a canary"),
     ],
 )
@@ -133,7 +136,7 @@ def test_an_unsound_version_gets_no_label(
     publish(tmp_path)
     (tmp_path / "tiny/1/labels.txt").unlink()
     assert run(tmp_path, "label", "tiny", "stable=1") == 1
-    assert "version 1 is unsound: labels.txt is missing" in capsys.readouterr().err
+    assert "version 1 is invalid: labels.txt is missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -153,7 +156,7 @@ def test_it_is_a_command(tmp_path: Path) -> None:
     command = [sys.executable, "-W", "error", "-m", "server.repository", "--repo"]
     ask = partial(subprocess.run, cwd=ROOT, capture_output=True, text=True, timeout=60)
     done = ask([*command, str(tmp_path), "verify"])
-    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny/1: sound\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "tiny/1: valid\n", "")
     nowhere = tmp_path / "nowhere"
     done = ask([*command, str(nowhere), "list"])
     assert (done.returncode, done.stdout) == (1, "")
@@ -209,25 +212,25 @@ def test_an_absurd_plan_is_told_and_hides_nothing(tmp_path: Path, text: str) -> 
     publish(tmp_path)
     (tmp_path / "tiny/serving.json").write_text(text)
     with pytest.raises(InvalidVersion, match=r"serving\.json"):
-        read_plan(tmp_path / "tiny")
-    found = look(tmp_path)
+        read_serving_config(tmp_path / "tiny")
+    found = list_contents(tmp_path)
     assert [(one.model, one.version) for one in found.versions] == [("tiny", 1)]
-    assert found.plans == {}
-    assert [stray.path.name for stray in found.strays] == ["serving.json"]
+    assert found.configs == {}
+    assert [stray.path.name for stray in found.ignored] == ["serving.json"]
 
 
 def test_a_plan_that_is_no_file_is_told(tmp_path: Path) -> None:
     publish(tmp_path)
     os.mkfifo(tmp_path / "tiny/serving.json")
     with pytest.raises(InvalidVersion, match="not a regular file"):
-        read_plan(tmp_path / "tiny")
+        read_serving_config(tmp_path / "tiny")
 
 
 def test_a_plan_is_replaced_whole(tmp_path: Path) -> None:
     publish(tmp_path)
     for version in (1, 2):
-        write_plan(tmp_path, "tiny", ServingConfig(labels={"stable": version}))
-    assert read_plan(tmp_path / "tiny") == ServingConfig(labels={"stable": 2})
+        write_serving_config(tmp_path, "tiny", ServingConfig(labels={"stable": version}))
+    assert read_serving_config(tmp_path / "tiny") == ServingConfig(labels={"stable": 2})
     assert versions(tmp_path) == ["1", "serving.json"]
     with pytest.raises(ValueError, match="must match"):
-        write_plan(tmp_path, "../tiny", ServingConfig())
+        write_serving_config(tmp_path, "../tiny", ServingConfig())

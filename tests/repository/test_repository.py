@@ -22,16 +22,17 @@ import msgspec
 import numpy as np
 import pytest
 
+from server.repository.contents import list_ignored, list_versions
 from server.repository.manifest import (
-    FORMAT,
+    MANIFEST_FORMAT,
     EngineRecord,
     InputRecord,
     InvalidVersion,
     Manifest,
     WeightsRecord,
 )
-from server.repository.reader import Golden, read, read_golden, read_labels, scan, strays, verify
-from server.repository.writer import publish, record, staging, write_golden
+from server.repository.reader import Golden, open_version, read_golden, read_manifest, verify_files
+from server.repository.writer import file_record, publish, staging, write_golden
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ENGINE = b"engine" * 1000
@@ -54,7 +55,7 @@ def fill(staged: Path, model: str = "tiny", engine: bytes = ENGINE) -> Manifest:
     (staged / "engine.bin").write_bytes(engine)
     write_golden(staged / "golden.npz", Golden(pixels, probabilities))
     return Manifest(
-        format=FORMAT,
+        format=MANIFEST_FORMAT,
         model=model,
         version=1,
         created="2026-01-02T03:04:05Z",
@@ -66,9 +67,9 @@ def fill(staged: Path, model: str = "tiny", engine: bytes = ENGINE) -> Manifest:
         classes=3,
         top_k=3,
         objective_ms=5.0,
-        onnx=record(staged / "model.onnx"),
-        golden=record(staged / "golden.npz"),
-        labels=record(staged / "labels.txt"),
+        onnx=file_record(staged / "model.onnx"),
+        golden=file_record(staged / "golden.npz"),
+        labels=file_record(staged / "labels.txt"),
         engines=(
             EngineRecord(
                 name="null-fp32",
@@ -77,7 +78,7 @@ def fill(staged: Path, model: str = "tiny", engine: bytes = ENGINE) -> Manifest:
                 precision="fp32",
                 hardware="x86_64",
                 max_batch=4,
-                files=(record(staged / "engine.bin"),),
+                files=(file_record(staged / "engine.bin"),),
                 deviation={"1": 0.0, "4": 1e-4},
             ),
         ),
@@ -101,7 +102,7 @@ def root(published: Path, tmp_path: Path) -> Path:
 
 def reason(root: Path, model: str = "tiny", version: int = 1) -> str:
     """Why a version is not sound; and makes sure that `other` still is."""
-    found = {(entry.model, entry.version): entry for entry in scan(root)}
+    found = {(entry.model, entry.version): entry for entry in list_versions(root)}
     assert found["other", 1].manifest is not None
     assert found[model, version].manifest is None
     return found[model, version].reason
@@ -121,12 +122,12 @@ def rewrite(root: Path, mutate: Mutate) -> None:
 def test_what_was_published_is_read_back_as_it_was(tmp_path: Path) -> None:
     published = put(tmp_path)
     assert published.version == 1
-    (found,) = scan(tmp_path)
+    (found,) = list_versions(tmp_path)
     assert (found.model, found.version, found.reason) == ("tiny", 1, "")
     assert found.folder == tmp_path / "tiny" / "1"
     assert found.manifest == published
-    verify(found.folder, published)
-    assert read_labels(found.folder, published) == ("cat", "dog", "sea cow")
+    verify_files(found.folder, published)
+    assert open_version(found.folder).labels == ("cat", "dog", "sea cow")
     golden = read_golden(found.folder, published)
     rng = np.random.default_rng(0)
     assert np.array_equal(golden.pixels, rng.integers(0, 256, (2, 4, 5, 3), np.uint8))
@@ -136,7 +137,7 @@ def test_what_was_published_is_read_back_as_it_was(tmp_path: Path) -> None:
 def test_versions_count_up_and_the_newest_comes_first(tmp_path: Path) -> None:
     for number in range(1, 12):
         assert put(tmp_path).version == number
-    assert [entry.version for entry in scan(tmp_path)] == list(range(11, 0, -1))
+    assert [entry.version for entry in list_versions(tmp_path)] == list(range(11, 0, -1))
 
 
 def test_a_broken_version_keeps_its_number(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_a_folder_that_is_not_as_its_manifest_says_is_not_published(tmp_path: Pa
         (staged / "engine.bin").symlink_to(tmp_path / "elsewhere")
 
     for spoil, words in (
-        (extra, "cache is not named in manifest.json"),
+        (extra, "cache is not listed in manifest.json"),
         (missing, "engine.bin is missing"),
         (shorter, "engine.bin has 0 bytes; 6000 were published"),
         (linked, "engine.bin is not a regular file"),
@@ -188,7 +189,7 @@ def test_a_folder_that_is_not_as_its_manifest_says_is_not_published(tmp_path: Pa
             spoil(staged)
             with pytest.raises(InvalidVersion, match=words):
                 publish(tmp_path, staged, manifest)
-    assert scan(tmp_path) == []
+    assert list_versions(tmp_path) == []
 
 
 def test_a_manifest_that_could_not_be_read_back_is_not_published(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_a_manifest_that_could_not_be_read_back_is_not_published(tmp_path: Path)
         manifest = msgspec.structs.replace(fill(staged), objective_ms=float("nan"))
         with pytest.raises(InvalidVersion, match="objective_ms"):
             publish(tmp_path, staged, manifest)
-    assert scan(tmp_path) == []
+    assert list_versions(tmp_path) == []
 
 
 def test_a_name_that_no_model_may_have_is_refused(tmp_path: Path) -> None:
@@ -279,11 +280,11 @@ def test_a_crash_at_any_step_leaves_the_old_state_or_the_new(
             patch.setattr("shutil.rmtree", lambda *_, **__: None)  # the dead clear nothing away
             with pytest.raises(Crash):
                 put(root, engine=b"new")
-        entries = scan(root)
+        entries = list_versions(root)
         assert all(entry.manifest for entry in entries), entries
         for entry in entries:
             assert entry.manifest is not None
-            verify(entry.folder, entry.manifest)
+            verify_files(entry.folder, entry.manifest)
         assert [entry.version for entry in entries] in ([1], [2, 1])
         assert put(root, engine=b"next").version == len(entries) + 1
         assert not list((root / "tiny").glob(".*")), "what the dead left is gone"
@@ -312,13 +313,13 @@ def test_a_killed_publisher_never_leaves_an_unsound_version(tmp_path: Path) -> N
             for _ in range(rng.integers(0, 5_000)):  # anywhere in the next publication
                 pass
             process.send_signal(signal.SIGKILL)
-        entries = scan(tmp_path)
+        entries = list_versions(tmp_path)
         assert len(entries) >= before + 2
         for entry in entries:
             assert entry.manifest is not None, entry.reason
-            verify(entry.folder, entry.manifest)
+            verify_files(entry.folder, entry.manifest)
     newest = put(tmp_path)
-    assert newest.version == len(scan(tmp_path))
+    assert newest.version == len(list_versions(tmp_path))
     assert not list((tmp_path / "tiny").glob(".*"))
 
 
@@ -327,7 +328,7 @@ def test_publishers_at_the_same_time_get_different_versions(tmp_path: Path) -> N
     with context.Pool(4) as pool:
         published = pool.map(put, [tmp_path] * 24, chunksize=1)
     assert sorted(manifest.version for manifest in published) == list(range(1, 25))
-    assert all(entry.manifest for entry in scan(tmp_path))
+    assert all(entry.manifest for entry in list_versions(tmp_path))
 
 
 def test_a_reader_never_sees_half_a_version(tmp_path: Path) -> None:
@@ -338,10 +339,10 @@ def test_a_reader_never_sees_half_a_version(tmp_path: Path) -> None:
     seen = set()
     while last not in seen:
         assert writer.is_alive() or len(list((tmp_path / "tiny").iterdir())) == last
-        for entry in scan(tmp_path):
+        for entry in list_versions(tmp_path):
             assert entry.manifest is not None, entry.reason
             if entry.version not in seen:
-                verify(entry.folder, entry.manifest)
+                verify_files(entry.folder, entry.manifest)
                 read_golden(entry.folder, entry.manifest)
             seen.add(entry.version)
     writer.join()
@@ -369,8 +370,8 @@ def test_a_version_without_a_manifest_says_so(root: Path) -> None:
         (b'{"format": "' + b"9" * 100_000 + b'"}', "has format '999"),
         (b"[]", "has format None; this server reads format 1"),
         (b'{"format": 2}', "has format 2; this server reads format 1"),
-        (b'{"format": true}', "is not a manifest"),
-        (b'{"format": 1}', "is not a manifest: Object missing required field"),
+        (b'{"format": true}', "is malformed"),
+        (b'{"format": 1}', "is malformed: Object missing required field"),
         (b" " * (10 << 20), "is larger than 1048576 bytes"),
     ],
     ids=lambda value: repr(value)[:24],
@@ -397,9 +398,9 @@ def at(path: str, value: Any) -> Mutate:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("model", "other", "is of other version 1, but lies in the folder tiny/1"),
+        ("model", "other", "is of other version 1, but the folder is tiny/1"),
         ("model", "x" * 100_000, "$.model"),
-        ("version", 2, "is of tiny version 2, but lies in the folder tiny/1"),
+        ("version", 2, "is of tiny version 2, but the folder is tiny/1"),
         ("version", 0, "$.version"),
         ("version", -1, "$.version"),
         ("version", 1.5, "$.version"),
@@ -408,7 +409,7 @@ def at(path: str, value: Any) -> Mutate:
         ("parameters", 0, "$.parameters"),
         ("classes", 0, "$.classes"),
         ("classes", 10**12, "$.classes"),
-        ("top_k", 4, "top_k 4 of 3 classes"),
+        ("top_k", 4, "top_k is 4; at most the 3 classes"),
         ("objective_ms", 0, "$.objective_ms"),
         ("objective_ms", None, "$.objective_ms"),
         ("share", 0, "$.share"),
@@ -434,8 +435,8 @@ def at(path: str, value: Any) -> Mutate:
         ("engines.0.files.0.name", "", "files[0].name"),
         ("engines.0.files.0.name", "engine.bin\n", "files[0].name"),
         ("engines.0.files.0.name", "engine.bin\u0000", "files[0].name"),
-        ("engines.0.files.0.name", "model.onnx", "names model.onnx 2 times"),
-        ("engines.0.files.0.name", "manifest.json", "names manifest.json 2 times"),
+        ("engines.0.files.0.name", "model.onnx", "has the name model.onnx 2 times"),
+        ("engines.0.files.0.name", "manifest.json", "has the name manifest.json 2 times"),
         ("engines.0.files.0.name", "engine2.bin", "engine2.bin is missing"),
         ("engines.0.files.0.bytes", -1, "files[0].bytes"),
         ("engines.0.files.0.bytes", 5999, "engine.bin has 6000 bytes; 5999 were published"),
@@ -457,7 +458,7 @@ def test_two_engines_of_one_name_are_told(root: Path) -> None:
         manifest["engines"].append(other)
 
     rewrite(root, twice)
-    assert "names null-fp32 2 times" in reason(root)
+    assert "has the name null-fp32 2 times" in reason(root)
 
 
 def test_a_batch_that_would_eat_the_memory_is_told(root: Path) -> None:
@@ -471,7 +472,7 @@ def test_a_batch_that_would_eat_the_memory_is_told(root: Path) -> None:
 
 def test_fields_of_a_later_build_are_no_trouble(root: Path) -> None:
     rewrite(root, at("mood", "sunny"))
-    assert all(entry.manifest for entry in scan(root))
+    assert all(entry.manifest for entry in list_versions(root))
 
 
 def test_a_missing_file_is_told(root: Path) -> None:
@@ -508,11 +509,11 @@ def test_a_corrupted_file_of_the_right_size_is_found_by_its_hash(root: Path) -> 
         spoiled = bytearray(sound)
         spoiled[len(spoiled) // 2] ^= 1
         path.write_bytes(spoiled)
-        manifest = read(path.parent)
+        manifest = read_manifest(path.parent)
         with pytest.raises(InvalidVersion, match=f"{name} is not what was published"):
-            verify(path.parent, manifest)
+            verify_files(path.parent, manifest)
         path.write_bytes(sound)
-    verify(root / "tiny" / "1", read(root / "tiny" / "1"))
+    verify_files(root / "tiny" / "1", read_manifest(root / "tiny" / "1"))
 
 
 def test_of_an_engine_that_is_not_asked_for_the_files_are_not_read(root: Path) -> None:
@@ -520,27 +521,27 @@ def test_of_an_engine_that_is_not_asked_for_the_files_are_not_read(root: Path) -
         manifest = fill(staged, "two")
         (staged / "second.bin").write_bytes(b"second")
         second = msgspec.structs.replace(
-            manifest.engines[0], name="second", files=(record(staged / "second.bin"),)
+            manifest.engines[0], name="second", files=(file_record(staged / "second.bin"),)
         )
         engines = (*manifest.engines, second)
         manifest = publish(root, staged, msgspec.structs.replace(manifest, engines=engines))
     folder = root / "two" / "1"
     (folder / "second.bin").write_bytes(b"sEcond")
-    verify(folder, manifest, manifest.engines[0])
+    verify_files(folder, manifest, manifest.engines[0])
     for engine in (second, None):
         with pytest.raises(InvalidVersion, match=r"second\.bin"):
-            verify(folder, manifest, engine)
+            verify_files(folder, manifest, engine)
 
 
 def test_what_bears_a_version_number_and_is_no_folder_is_told(root: Path) -> None:
     (root / "tiny" / "2").write_text("a file")
     (root / "tiny" / "3").symlink_to(root / "tiny" / "1")
-    assert reason(root, version=2) == "it is no folder"
+    assert reason(root, version=2) == "it is not a folder"
     assert reason(root, version=3) == "it is a symbolic link"
 
 
 def test_entries_with_alien_names_are_passed_over_with_their_reason(root: Path) -> None:
-    sound = scan(root)
+    sound = list_versions(root)
     strange = os.fsencode(root) + b"/tiny/\xff\xfe"
     os.mkdir(strange)
     for name in ("0", "01", "-1", "1.0", "v2", "١", "9" * 19, "9" * 200, "latest"):
@@ -553,12 +554,12 @@ def test_entries_with_alien_names_are_passed_over_with_their_reason(root: Path) 
     (root / "Upper Case" / "1").mkdir(parents=True)
     (root / "link").symlink_to(root / "tiny")
     (root / "empty").mkdir()
-    assert scan(root) == sound
-    told = {os.fsencode(stray.path.name): stray.reason for stray in strays(root)}
-    named = "a version is named by a whole number from 1, of 18 digits at most"
+    assert list_versions(root) == sound
+    told = {os.fsencode(stray.path.name): stray.reason for stray in list_ignored(root)}
+    named = "a version must be named by a whole number from 1, of at most 18 digits"
     alien = [b"0", b"01", b"-1", b"1.0", b"v2", "١".encode(), b"9" * 19, b"9" * 200, b"latest"]
     assert told == dict.fromkeys([*alien, b"\xff\xfe", b"newest"], named) | {
-        b"Upper Case": "a model's name must match [a-z0-9][a-z0-9_.-]{0,63}",
+        b"Upper Case": "the name of a model must match [a-z0-9][a-z0-9_.-]{0,63}",
         b"link": "it is a symbolic link",
     }
 
@@ -581,13 +582,13 @@ def test_what_may_not_be_read_is_told(forbidden: Path) -> None:
     (forbidden / "closed").chmod(0)
     with unprivileged():
         assert reason(forbidden) == "manifest.json can't be read: Permission denied"
-        assert [entry.model for entry in scan(forbidden)] == ["other", "tiny"]
-        (stray,) = strays(forbidden)
+        assert [entry.model for entry in list_versions(forbidden)] == ["other", "tiny"]
+        (stray,) = list_ignored(forbidden)
         assert stray == (forbidden / "closed", "it can't be read: Permission denied")
     (engine / "manifest.json").chmod(0o644)
     (engine / "engine.bin").chmod(0)
     with unprivileged(), pytest.raises(InvalidVersion, match=r"engine\.bin can't be read"):
-        verify(engine, read(engine))
+        verify_files(engine, read_manifest(engine))
 
 
 class unprivileged:
@@ -604,8 +605,8 @@ class unprivileged:
 
 def test_a_repository_that_is_not_there_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        scan(tmp_path / "nowhere")
-    assert scan(tmp_path) == []
+        list_versions(tmp_path / "nowhere")
+    assert list_versions(tmp_path) == []
 
 
 # --- contents --------------------------------------------------------------------------------
@@ -621,9 +622,9 @@ def test_labels_that_are_not_one_a_class_are_told(tmp_path: Path) -> None:
     ):
         (folder / "labels.txt").write_bytes(content)
         with pytest.raises(InvalidVersion, match=words):
-            read_labels(folder, manifest)
+            open_version(folder, manifest)
     (folder / "labels.txt").write_text("one\u2028line\ndog\n\n", encoding="utf-8")
-    assert read_labels(folder, manifest) == ("one\u2028line", "dog", "")
+    assert open_version(folder, manifest).labels == ("one\u2028line", "dog", "")
 
 
 def npz(**arrays: Any) -> bytes:
@@ -666,17 +667,17 @@ def cut() -> bytes:
         (npz(pixels=PIXELS), "can't be read"),
         (npz(pixels=PIXELS, probabilities=SURE)[:-30], "can't be read"),
         (npz(pixels=PIXELS[:0], probabilities=SURE[:0]), "is needed"),
-        (npz(pixels=PIXELS.astype(np.float32), probabilities=SURE), "pixels are float32"),
-        (npz(pixels=PIXELS[:, :3], probabilities=SURE), r"pixels are uint8 \[2, 3, 5, 3\]"),
-        (npz(pixels=np.uint8(1), probabilities=SURE), r"pixels are uint8 \[\]"),
-        (npz(pixels=np.array([{}], object), probabilities=SURE), "pixels are object"),
-        (npz(pixels=PIXELS, probabilities=SURE[:, :2]), r"probabilities are float32 \[2, 2\]"),
+        (npz(pixels=PIXELS.astype(np.float32), probabilities=SURE), "pixels is float32"),
+        (npz(pixels=PIXELS[:, :3], probabilities=SURE), r"pixels is uint8 \[2, 3, 5, 3\]"),
+        (npz(pixels=np.uint8(1), probabilities=SURE), r"pixels is uint8 \[\]"),
+        (npz(pixels=np.array([{}], object), probabilities=SURE), "pixels is object"),
+        (npz(pixels=PIXELS, probabilities=SURE[:, :2]), r"probabilities is float32 \[2, 2\]"),
         (npz(pixels=PIXELS, probabilities=SURE[:1]), "has 2 inputs and 1 answers"),
-        (npz(pixels=PIXELS, probabilities=SURE * np.nan), "no probabilities"),
-        (npz(pixels=PIXELS, probabilities=SURE * 0), "no probabilities"),
-        (npz(pixels=PIXELS, probabilities=-SURE), "no probabilities"),
-        (bomb(), "pixels take 6000000000 bytes"),
-        (cut(), "pixels end after 119 of 120 bytes"),
+        (npz(pixels=PIXELS, probabilities=SURE * np.nan), "not probabilities"),
+        (npz(pixels=PIXELS, probabilities=SURE * 0), "not probabilities"),
+        (npz(pixels=PIXELS, probabilities=-SURE), "not probabilities"),
+        (bomb(), "pixels has 6000000000 bytes"),
+        (cut(), "pixels has 119 of 120 bytes"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

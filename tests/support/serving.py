@@ -25,20 +25,21 @@ from server.app import Load, Running, running
 from server.engines import null
 from server.engines.base import Engine, Instance, OnDone, Outputs
 from server.execution.device import lanes_of
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from server.models.loader import LoadedEngine, Profiles
 from server.repository import reader, writer
+from server.repository.contents import VersionEntry
 from server.repository.manifest import (
-    FORMAT,
-    GOLDEN,
+    GOLDEN_FILE,
     LABELS_FILE,
-    ONNX,
+    MANIFEST_FORMAT,
+    ONNX_FILE,
     EngineRecord,
     InputRecord,
     Manifest,
     WeightsRecord,
 )
-from server.repository.reader import Golden, Version
+from server.repository.reader import Golden
 from server.settings import Settings
 
 SHAPE: tuple[int, int, Literal[1, 3]] = (8, 6, 3)
@@ -60,14 +61,14 @@ def publish(
     """The next version of a model with a null engine; its labels are "class 0", "class 1", ..."""
     with writer.staging(root, model) as staged:
         top_k = min(10, classes)
-        (staged / ONNX).write_bytes(b"no graph: the null engine computes nothing")
+        (staged / ONNX_FILE).write_bytes(b"no graph: the null engine computes nothing")
         labels = "".join(f"class {index}\n" for index in range(classes))
         (staged / LABELS_FILE).write_text(labels)
         (staged / null.FILE).write_bytes(msgspec.json.encode(null.Sizes(classes, top_k)))
         answers = np.zeros((2, classes), np.float32)
         answers[:, 0] = 1
         golden = Golden(np.zeros((2, *shape), np.uint8), answers)
-        writer.write_golden(staged / GOLDEN, golden)
+        writer.write_golden(staged / GOLDEN_FILE, golden)
         engine = EngineRecord(
             name="null-fp32",
             backend="null",
@@ -75,11 +76,11 @@ def publish(
             precision="fp32",
             hardware=null.hardware(),
             max_batch=max_batch,
-            files=(writer.record(staged / null.FILE),),
+            files=(writer.file_record(staged / null.FILE),),
             deviation={},
         )
         manifest = Manifest(
-            format=FORMAT,
+            format=MANIFEST_FORMAT,
             model=model,
             version=1,
             created="2026-01-01T00:00:00Z",
@@ -98,9 +99,9 @@ def publish(
             top_k=top_k,
             objective_ms=100.0,
             share=share,
-            onnx=writer.record(staged / ONNX),
-            golden=writer.record(staged / GOLDEN),
-            labels=writer.record(staged / LABELS_FILE),
+            onnx=writer.file_record(staged / ONNX_FILE),
+            golden=writer.file_record(staged / GOLDEN_FILE),
+            labels=writer.file_record(staged / LABELS_FILE),
             engines=(engine,),
         )
         return writer.publish(root, staged, manifest)
@@ -190,7 +191,7 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
     profile says that a batch of any size takes `batch_s`."""
 
     def load(
-        version: Version,
+        version: VersionEntry,
         *,
         only: str,
         threads: int,
@@ -202,7 +203,7 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
         assert version.manifest is not None
         made = engine(version.manifest)
         checking()
-        labels = reader.read_labels(version.folder, version.manifest)
+        labels = reader.open_version(version.folder, version.manifest).labels
         lanes = lanes_of(made, lambda instance, rows: batch_s)
         return LoadedEngine(made, version.manifest.engines[0], lanes, labels)
 

@@ -29,7 +29,8 @@ from server.api.v2.json_tensors import files_from_json, numbers_from_json
 from server.api.v2.shared_memory import Regions, Window, WindowRows
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, ModelNotFound
-from server.images.decode import Pixels, batch_from_pixels, decode
+from server.images.decode import batch_from_pixels, decode
+from server.images.input_spec import Pixels
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.models.state import State
 from server.models.watcher import RepositoryWatcher

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from server.engines.base import RowSource
 from server.errors import InvalidInput, Overloaded
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 
 FOLDER = Path("/dev/shm")
 NAME_LIMIT = 128  # characters of a region's name

@@ -25,7 +25,7 @@ from server.api.http.routes import HTTP_STATUS
 from server.api.stubs import classify_pb2
 from server.api.v2 import json_tensors
 from server.errors import EngineFailure
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from tests.api.v2.test_service import png, rows
 from tests.support import triton_clients as triton
 from tests.support.serving import (
@@ -340,7 +340,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
     without_data = {name: value for name, value in one["inputs"][0].items() if name != "data"}
     calls: list[tuple[str, bytes, int, str, str]] = [
         (CLASSIFY, b"", 400, "body", "is empty; a JPEG, PNG"),
-        (CLASSIFY, b"no image", 400, "body", "none of these formats"),
+        (CLASSIFY, b"no image", 400, "body", "not a supported format"),
         (CLASSIFY + "?top_k=11", png(1), 400, "top_k", "is 11; this model gives 1 to 10"),
         (CLASSIFY + "?top_k=-1", png(1), 400, "top_k", "is '-1'; a whole number is needed"),
         (CLASSIFY + "?top=1", png(1), 400, "top", "is no parameter; there are top_k"),

@@ -19,7 +19,7 @@ from server.api.stubs import classify_pb2
 from server.api.stubs import open_inference_pb2 as pb
 from server.api.v2.service import EXTENSIONS, _small_numbers
 from server.errors import EngineFailure, InvalidInput
-from server.images.decode import Pixels
+from server.images.input_spec import Pixels
 from tests.support import triton_clients as triton
 from tests.support.serving import (
     CLASSES,
