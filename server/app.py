@@ -45,7 +45,7 @@ from server.scheduling.deadline import DeadlineScheduler, FixedScheduler, Schedu
 from server.settings import Settings
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
-from server.telemetry.nvml import gpus
+from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
 from server.transport.calls_in_progress import TransportLimits
 from server.transport.grpc_server import GrpcServer
@@ -124,7 +124,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     policy, lying = _policy_of_versions(settings), _found(settings)
     threads = settings.threads or available_cores()
     metrics = Metrics()
-    if (found := gpus()) is not None:
+    if (found := gpu_monitor()) is not None:
         metrics.read_gpus(found)
     tracing = _tracing(settings)
     hosts: dict[str, DeviceExecutor] = {}

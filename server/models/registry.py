@@ -486,7 +486,7 @@ class ModelRegistry:
         last, model.last = model.last, stable
         if last is None:
             return
-        self._metrics.swaps.labels(model.name).inc()
+        self._metrics.version_switches.labels(model.name).inc()
         if last.cause:
             self._note_rollback(last, stable)
         else:

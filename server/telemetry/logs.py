@@ -1,9 +1,9 @@
-"""Structured logs: one line an event, as JSON or as text a person reads.
+"""Structured logs: one line per event, as JSON or as plain text.
 
     log.info("model_ready", extra={"model": "lenet5", "version": 1})
 
-The message is the event's name, constant and searchable; everything else is a key with a value.
-Values may be a caller's text: whatever they hold, an event is one line and keeps to its own.
+The message is the event's name, a constant. All data are key=value pairs. Values may hold text of
+clients: they are quoted, so that an event stays on one line.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime
 
 
 def configure(level: str, format: str) -> None:
-    """Sends records to standard error: the server's own from `level` on, of libraries warnings."""
+    """Logs to standard error: the server's events from `level` on, libraries' from warning on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Libraries tell of trouble only: at DEBUG hpack tells of all that callers send along, their
-    # credentials too.
+    # Libraries stay at WARNING: at DEBUG hpack logs all metadata, credentials included.
     logging.getLogger(__name__.partition(".")[0]).setLevel(level.upper())
 
 
@@ -61,7 +60,7 @@ def _time(record: logging.LogRecord) -> str:
 
 
 def _number(value: object) -> object:
-    """JSON knows neither infinity nor NaN."""
+    """Floats that JSON lacks (infinity, NaN) become text."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -72,6 +71,6 @@ def _quoted(value: object) -> str:
 
 
 def _line(event: object) -> str:
-    """As it is, but in one line that no terminal obeys: libraries log whole sentences."""
+    """The message on one line, without control characters. Libraries log whole sentences."""
     text = str(event)
     return text if text.isprintable() else json.dumps(text)

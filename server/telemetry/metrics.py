@@ -1,12 +1,13 @@
-"""Every instrument, once. Labels are closed sets, never a caller's text."""
+"""All Prometheus instruments of the server.
+
+Label values come from closed sets, never from a client's text.
+"""
 
 from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_left
-from collections import Counter as Counted
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from prometheus_client import (
@@ -22,17 +23,16 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.samples import Exemplar, Sample
-from prometheus_client.values import ValueClass
 
+from server.telemetry.histogram import BufferedHistogram
 from server.telemetry.nvml import GpuMonitor
 
-# They would be a series beside each counter and histogram, which nobody reads.
+# `_created` series would double the number of counters and histograms; no query uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PHASES = ("decode", "queue", "compute", "respond")
 
-# Steps of 1.5 to 2 from 100 us to 10 s: a p99 read off them is within a third of the truth.
+# Steps of 1.5 to 2 from 100 us to 10 s. A p99 read from these buckets is at most a third wrong.
 SECONDS = (
     *(0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.0007),
     *(0.001, 0.0015, 0.002, 0.003, 0.005, 0.007),
@@ -47,198 +47,111 @@ ERRORS = (
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
-class BufferedHistogram(Histogram):
-    """A histogram that sorts values into its buckets some at a time, and all before it is read.
-
-    One value costs 0.25 us instead of 0.9 so (31 buckets). Used on one thread only. Labels must
-    have been given.
-    """
-
-    TOGETHER = 64
-
-    def _metric_init(self) -> None:
-        super()._metric_init()
-        self._waiting: list[float] = []
-        # Other processes' values are read from files, where none may be missing.
-        self._most = 1 if getattr(ValueClass, "_multiprocess", False) else self.TOGETHER
-
-    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
-        self._waiting.append(amount)
-        if exemplar:
-            bucket = self._buckets[bisect_left(self._upper_bounds, amount)]
-            bucket.set_exemplar(Exemplar(exemplar, amount, time.time()))
-        if len(self._waiting) >= self._most:
-            self._sort()
-
-    def _sort(self) -> None:
-        values, self._waiting = self._waiting, []
-        self._sum.inc(sum(values))
-        for index, count in Counted([bisect_left(self._upper_bounds, v) for v in values]).items():
-            self._buckets[index].inc(count)
-
-    def _child_samples(self) -> Iterable[Sample]:
-        self._sort()
-        samples = super()._child_samples()
-        if self._upper_bounds[0] < 0:  # OpenMetrics allows no count then, as there is no sum
-            return [sample for sample in samples if sample.name != "_count"]
-        return samples
-
-
 class Metrics:
-    """The instruments of one server, in a registry of its own."""
+    """All instruments of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-        self.requests = Counter(
-            "convserve_requests",
-            "Calls answered, by status; model and version are empty where none was found.",
-            ["model", "version", "method", "code"],
-            registry=registry,
+
+        def counter(name: str, help: str, *labels: str) -> Counter:
+            return Counter(f"convserve_{name}", help, labels, registry=registry)
+
+        def gauge(name: str, help: str, *labels: str) -> Gauge:
+            return Gauge(f"convserve_{name}", help, labels, registry=registry)
+
+        def histogram(name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return BufferedHistogram(
+                f"convserve_{name}", help, labels, buckets=buckets, registry=registry
+            )
+
+        # Requests. Labels model and version are empty if the request named no known model.
+        text = "Requests by status. model and version are empty if the model is unknown."
+        self.requests = counter("requests", text, "model", "version", "method", "code")
+        text = "Time from arrival to response of successful requests."
+        self.request_duration = histogram(
+            "request_duration_seconds", text, SECONDS, "model", "method"
         )
-        self.request_duration = BufferedHistogram(
-            "convserve_request_duration_seconds",
-            "From a call's arrival to its answer, successful calls only.",
-            ["model", "method"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.phase_duration = BufferedHistogram(
-            "convserve_phase_duration_seconds",
-            "Where the time of a successful call went.",
-            ["model", "phase"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.images = Counter(
-            "convserve_images", "Images classified.", ["model"], registry=registry
-        )
-        self.batch_rows = BufferedHistogram(
-            "convserve_batch_rows", "Rows in a batch.", ["model"], buckets=ROWS, registry=registry
-        )
-        self.padded_rows = Counter(
-            "convserve_padded_rows",
-            "Rows computed for nobody, to fill a batch up to a size that its engine has.",
-            ["model"],
-            registry=registry,
-        )
-        self.compute = Counter(
-            "convserve_compute_seconds",
-            "Seconds of engines at work, each batch counted once.",
-            ["model"],
-            registry=registry,
-        )
-        self.refused = Counter(
-            "convserve_refused",
-            "Calls refused before any work was done for them; model is empty where none was known.",
-            ["model", "reason"],
-            registry=registry,
-        )
-        self.deadline_missed = Counter(
-            "convserve_deadline_missed",
-            "Calls whose deadline passed, by where they were then.",
-            ["model", "stage"],
-            registry=registry,
-        )
-        self.wasted = Counter(
-            "convserve_wasted_compute_seconds",
-            "Seconds of engines at work for answers that nobody got.",
-            ["model"],
-            registry=registry,
-        )
-        self.prediction_error = BufferedHistogram(
-            "convserve_prediction_error_seconds",
-            "When an answer was expected at admission, less when its engine was done.",
-            ["model"],
-            buckets=ERRORS,
-            registry=registry,
-        )
-        self.ready = Gauge(
-            "convserve_model_ready",
-            "1 where the version answers calls, 0 where it is known but does not.",
-            ["model", "version"],
-            registry=registry,
-        )
-        self.state = Gauge(
-            "convserve_model_state",
-            "1 for the state a version is in, 0 for the others.",
-            ["model", "version", "state"],
-            registry=registry,
-        )
-        self.swaps = Counter(
-            "convserve_version_switches",
-            "Times that a model's calls were moved to another version.",
-            ["model"],
-            registry=registry,
-        )
-        self.rollbacks = Counter(
-            "convserve_rollbacks",
-            "Versions given up for another one after they had begun to answer, by what was wrong.",
-            ["model", "reason"],
-            registry=registry,
-        )
-        self.golden_checks = Counter(
-            "convserve_golden_checks",
-            "Times that golden inputs were run again, by whether the answers were right.",
-            ["model", "outcome"],
-            registry=registry,
-        )
-        self.engine_info = Gauge(
-            "convserve_engine_info",
-            "1 for each engine in use; weights is trained or untrained.",
-            ["model", "version", "backend", "precision", "weights"],
-            registry=registry,
-        )
-        self.engine_fallback = Gauge(
-            "convserve_engine_fallback",
-            "1 where a better engine of the version was passed over; backend is what serves.",
-            ["model", "version", "backend"],
-            registry=registry,
-        )
-        self.engine_load = Gauge(
-            "convserve_engine_load_seconds",
-            "How long loading took: hashes, compilation, golden check, warm-up.",
-            ["model"],
-            registry=registry,
-        )
+        text = "Time of successful requests by phase: decode, queue, compute, respond."
+        self.phase_duration = histogram("phase_duration_seconds", text, SECONDS, "model", "phase")
+        self.images = counter("images", "Images classified.", "model")
+        text = "Requests refused before any work was done. model is empty if it is unknown."
+        self.refused = counter("refused", text, "model", "reason")
+        text = "Requests whose deadline passed, by their stage at that time."
+        self.deadline_missed = counter("deadline_missed", text, "model", "stage")
+        text = "Predicted minus actual completion time."
+        self.prediction_error = histogram("prediction_error_seconds", text, ERRORS, "model")
+
+        # Batches.
+        self.batch_rows = histogram("batch_rows", "Images per batch.", ROWS, "model")
+        text = "Rows computed only to fill a batch to a size that the engine has."
+        self.padded_rows = counter("padded_rows", text, "model")
+        self.compute = counter("compute_seconds", "Compute time of batches.", "model")
+        text = "Compute time of results that no client received."
+        self.wasted = counter("wasted_compute_seconds", text, "model")
+
+        # Versions and engines.
+        text = "1 if the version answers requests, 0 if it is known but does not."
+        self.ready = gauge("model_ready", text, "model", "version")
+        text = "1 for the version's current state, 0 for the others."
+        self.state = gauge("model_state", text, "model", "version", "state")
+        text = "Switches of a model's requests to another version."
+        self.version_switches = counter("version_switches", text, "model")
+        text = "Versions rolled back after they had answered requests, by reason."
+        self.rollbacks = counter("rollbacks", text, "model", "reason")
+        text = "Periodic golden checks by outcome: passed, failed, skipped."
+        self.golden_checks = counter("golden_checks", text, "model", "outcome")
+        text = "1 for each engine in use. weights is trained or untrained."
+        labels = ("model", "version", "backend", "precision", "weights")
+        self.engine_info = gauge("engine_info", text, *labels)
+        text = "1 if a preferred engine of the version was skipped. backend is the one in use."
+        self.engine_fallback = gauge("engine_fallback", text, "model", "version", "backend")
+        text = "Time to load the engine: hashes, compilation, golden check, warm-up."
+        self.engine_load = gauge("engine_load_seconds", text, "model")
 
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
-        """The instruments of one model, their labels bound once."""
+        """The instruments of one model, with its labels bound."""
         return ModelMetrics(self, name, objective_s)
 
     def read_queue_rows(self, read: Callable[[], dict[str, int]]) -> None:
-        """Exports convserve_queue_rows{model} by asking `read` whenever metrics are collected."""
-        self._read("convserve_queue_rows", "Images waiting for an engine.", "model", read)
+        """Exports convserve_queue_rows{model}; `read` is called at each scrape."""
+        self._read("convserve_queue_rows", "Images that wait for an engine.", "model", read)
 
     def read_busy(self, read: Callable[[], dict[str, float]]) -> None:
-        """Exports convserve_device_busy_ratio{device} likewise."""
+        """Exports convserve_device_busy_ratio{device}; `read` is called at each scrape."""
         self._read(
             "convserve_device_busy_ratio",
-            "Share of the device's units at work over the last seconds, 0 to 1.",
+            "Fraction of the device's units at work over the last seconds, 0 to 1.",
             "device",
             read,
         )
 
     def read_gpus(self, gpus: GpuMonitor) -> None:
-        """Exports what NVML tells of each GPU, likewise."""
+        """Exports the readings of NVML for each GPU."""
         for name, help, read in (
-            ("busy_ratio", "Share of the last moment in which some kernel ran.", gpus.busy_ratio),
-            ("memory_used_bytes", "Memory in use, by whomever.", gpus.memory_used),
-            ("memory_total_bytes", "Memory there is.", gpus.memory_total),
-            ("power_watts", "Power drawn.", gpus.power_watts),
-            ("temperature_celsius", "Temperature of the chip.", gpus.temperature),
+            (
+                "busy_ratio",
+                "Fraction of the last sampling period in which a kernel ran.",
+                gpus.busy_ratio,
+            ),
+            ("memory_used_bytes", "GPU memory in use by all processes.", gpus.memory_used),
+            ("memory_total_bytes", "GPU memory in total.", gpus.memory_total),
+            ("power_watts", "Power draw.", gpus.power_watts),
+            ("temperature_celsius", "Temperature of the GPU.", gpus.temperature),
         ):
             self._read(f"convserve_gpu_{name}", help, "gpu", read)
 
     def render(self) -> bytes:
-        """The text that Prometheus reads."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
     def render_for(self, accept: str) -> tuple[bytes, str]:
-        """That, in the best form that a reader's Accept names, and its content type: OpenMetrics
-        where it is one of them, as only that has exemplars."""
+        """All metrics and their content type, in the best format that the Accept header allows.
+
+        OpenMetrics is preferred because only it has exemplars.
+        """
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
 
@@ -264,22 +177,26 @@ class Metrics:
 
 @dataclass(slots=True)
 class Totals:
-    """What one version has done since it was loaded, for callers who ask by RPC."""
+    """What one version has done since it was loaded, for the statistics RPC."""
 
     images: int = 0
-    batches: dict[int, tuple[int, float]] = field(default_factory=dict)  # and seconds, by rows
-    calls: int = 0  # answered
-    late_calls: int = 0  # of those, later than the model's objective
-    phases_s: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))  # of those calls
-    last_s: float = 0.0  # when the last of them was, since 1970
+    batches: dict[int, tuple[int, float]] = field(
+        default_factory=dict
+    )  # number and seconds of batches, by rows
+    calls: int = 0  # successful ones
+    late_calls: int = 0  # successful, but later than the model's latency objective
+    phases_s: list[float] = field(
+        default_factory=lambda: [0.0] * len(PHASES)
+    )  # of successful calls
+    last_s: float = 0.0  # Unix time of the last successful call
     failed_calls: int = 0
     failed_s: float = 0.0
 
 
 class ModelMetrics:
-    """What is recorded for each call and batch of one version of a model.
+    """Records the calls and batches of one version of a model.
 
-    The instruments are the model's, `totals` the version's own.
+    The instruments are shared by all versions of the model; `totals` is the version's own.
     """
 
     def __init__(self, metrics: Metrics, model: str, objective_s: float = math.inf) -> None:
@@ -295,7 +212,7 @@ class ModelMetrics:
         self._wasted = metrics.wasted.labels(model)
         self._prediction_error = metrics.prediction_error.labels(model)
         for reason in ("overloaded", "deadline_unreachable"):
-            metrics.refused.labels(model, reason)  # from 0, so that the first one is seen to rise
+            metrics.refused.labels(model, reason)  # start at 0, so that rate() sees the first one
         for reason in ("engine_failure", "objective", "golden_drift", "stalled"):
             metrics.rollbacks.labels(model, reason)
         for outcome in ("passed", "failed", "skipped"):
@@ -304,7 +221,7 @@ class ModelMetrics:
             metrics.deadline_missed.labels(model, stage)
 
     def answered(self, images: int, *seconds: float) -> None:
-        """A call of so many images, and its seconds in the order of PHASES."""
+        """Records a successful call: its images, and its seconds in the order of PHASES."""
         self._images.inc(images)
         totals = self.totals
         totals.images += images
@@ -317,12 +234,12 @@ class ModelMetrics:
             spent_s[phase] += value
 
     def failed(self, seconds: float) -> None:
-        """A call that got no answer, and when it knew so."""
+        """Records a failed call that took `seconds`."""
         self.totals.failed_calls += 1
         self.totals.failed_s += seconds
 
     def batch(self, rows: int, seconds: float, computed: int) -> None:
-        """A batch of so many rows, for which the device computed as many or more."""
+        """Records a batch of `rows` rows, for which the device computed `computed` rows."""
         batches, spent_s = self.totals.batches.get(rows, (0, 0.0))
         self.totals.batches[rows] = (batches + 1, spent_s + seconds)
         self._batch_rows.observe(rows)

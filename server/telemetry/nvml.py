@@ -1,4 +1,4 @@
-"""What NVML tells of the GPUs, for the metrics: nothing where there is no GPU or no nvidia-ml-py.
+"""GPU readings from NVML for the metrics. Needs a GPU and the package nvidia-ml-py.
 
 https://docs.nvidia.com/deploy/nvml-api/
 """
@@ -15,7 +15,7 @@ Readings = dict[str, float]  # by the GPU's number
 
 
 class GpuMonitor:
-    """The GPUs that NVML counts, asked anew at each reading."""
+    """Reads all GPUs that NVML lists. Each call queries the driver."""
 
     def __init__(self, library: Any) -> None:
         self._nvml = library
@@ -41,18 +41,18 @@ class GpuMonitor:
         return self._each(lambda handle: self._nvml.nvmlDeviceGetTemperature(handle, kind))
 
     def _each(self, read: Callable[[Any], float]) -> Readings:
-        """What can be read; a GPU that does not tell one thing may tell the others."""
+        """The readings of all GPUs; a GPU that does not support one is left out."""
         found = {}
         for number, handle in self._handles.items():
             try:
                 found[number] = float(read(handle))
             except self._nvml.NVMLError as error:
-                log.debug("nvml", extra={"gpu": number, "error": str(error)})
+                log.debug("gpu_reading_failed", extra={"gpu": number, "error": str(error)})
         return found
 
 
-def gpus() -> GpuMonitor | None:
-    """The GPUs of this machine, or None where there are none to be asked."""
+def gpu_monitor() -> GpuMonitor | None:
+    """A monitor for this machine's GPUs; None without a GPU or without nvidia-ml-py."""
     try:
         import pynvml
     except ImportError:
@@ -61,5 +61,5 @@ def gpus() -> GpuMonitor | None:
         pynvml.nvmlInit()
         return GpuMonitor(pynvml)
     except pynvml.NVMLError as error:
-        log.debug("no_nvml", extra={"error": str(error)})
+        log.debug("nvml_unavailable", extra={"error": str(error)})
         return None

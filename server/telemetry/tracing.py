@@ -1,9 +1,8 @@
-"""Traces of single calls, told to an OpenTelemetry collector: where the time of a call went.
+"""Traces calls and exports them to an OpenTelemetry collector.
 
-A traced call is a span with a child for each phase, and its batch a span that links to all traced
-calls in it. Whether a call is traced is its caller's decision, by the sampled flag of the W3C
-`traceparent` it sends; of the calls without one a share is. Without a collector nothing of this is
-made, and nothing of OpenTelemetry imported.
+A traced call is a span with a child span for each phase. Its batch is a span that links to all
+traced calls in it. The sampled flag of a W3C `traceparent` header decides whether its call is
+traced; calls without the header are sampled. OpenTelemetry is imported only when tracing is on.
 """
 
 from __future__ import annotations
@@ -15,21 +14,24 @@ from typing import Any
 from server.telemetry.metrics import PHASES
 
 HEADERS = ("traceparent", "tracestate")
-EXPORT_S = 2.0  # for one export; at the end the spans that are left get one
+EXPORT_S = 2.0  # timeout of one export, also of the last one at shutdown
 
 
 class TracingMissing(Exception):
-    """The packages that tracing needs are not installed."""
+    """The packages for tracing are not installed."""
 
 
 class Tracing:
-    """Makes traces and sends them from a thread of its own. Used on the event loop's thread.
+    """Makes traces. A thread of OpenTelemetry's exports them. Used on the event loop's thread.
 
-    Times are those of `host.clock`, seconds.
+    Times are seconds of time.monotonic.
     """
 
     def __init__(self, endpoint: str, ratio: float) -> None:
-        """Spans go to `endpoint`, HOST:PORT, by OTLP over gRPC. Raises TracingMissing."""
+        """Exports to `endpoint` (HOST:PORT) by OTLP over gRPC; samples the fraction `ratio`.
+
+        Raises TracingMissing.
+        """
         try:
             from opentelemetry import trace
             from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -54,13 +56,13 @@ class Tracing:
         self._tracer = self._provider.get_tracer("convserve")
         self._extract = TraceContextTextMapPropagator().extract
         self._api = trace
-        # Spans have times since 1970; the distance is taken once, so that they fit each other.
+        # Spans need Unix time. One fixed offset keeps the times of different spans consistent.
         self._epoch_ns = time.time_ns() - time.monotonic_ns()
 
     def begin(
         self, method: str, metadata: Iterable[tuple[str, Any]], arrived_s: float
     ) -> Trace | None:
-        """The trace of a call that has arrived; None where it is not to be traced."""
+        """The trace of a call that arrived; None if it is not sampled."""
         carrier = {key: str(value) for key, value in metadata if key in HEADERS}
         span = self._tracer.start_span(
             method,
@@ -78,7 +80,7 @@ class Tracing:
         done_s: float,
         traces: Sequence[Trace],
     ) -> None:
-        """A batch that ran, with the traces of its calls; it stands in the first one's."""
+        """Records a batch. Its span is a child of the first call's, and links to all of them."""
         links = [self._api.Link(trace.span.get_span_context()) for trace in traces]
         span = self._tracer.start_span(
             "batch",
@@ -104,7 +106,7 @@ class Tracing:
         return self._api.set_span_in_context(span)
 
     def close(self) -> None:
-        """Sends what is left. Blocks for some seconds where nobody takes it."""
+        """Exports the remaining spans. Blocks for some seconds if the collector does not answer."""
         self._provider.force_flush(round(EXPORT_S * 1e3))
         self._provider.shutdown()
 
@@ -113,7 +115,7 @@ class Tracing:
 
 
 class Trace:
-    """A call that is traced."""
+    """One traced call."""
 
     __slots__ = ("_arrived_s", "_tracing", "context", "exemplar", "span")
 
@@ -125,7 +127,7 @@ class Trace:
         self._arrived_s = arrived_s
 
     def phases(self, model: str, images: int, *seconds: float) -> None:
-        """Where its time went: its seconds in the order of metrics.PHASES, one after the other."""
+        """Adds a child span for each phase, from its seconds in the order of metrics.PHASES."""
         self.span.set_attribute("convserve.model", model)
         self.span.set_attribute("convserve.images", images)
         began_s = self._arrived_s
@@ -134,5 +136,5 @@ class Trace:
             began_s += spent_s
 
     def end(self, code: str) -> None:
-        """The call ends now, with that status."""
+        """Ends the span now, with the call's status."""
         self._tracing.end(self.span, code)

@@ -15,11 +15,11 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api.stubs import classify_pb2 as pb
+from server.telemetry.histogram import BufferedHistogram
 from server.telemetry.metrics import (
     PHASES,
     ROWS,
     SECONDS,
-    BufferedHistogram,
     Metrics,
 )
 from server.telemetry.nvml import GpuMonitor
