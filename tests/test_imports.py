@@ -38,7 +38,7 @@ LAYERS = (
     {"models"},
     {"api"},
     {"app"},
-    {"__main__"},
+    {"__main__", "cli"},
 )
 
 LIBRARIES = {  # each is seen by one file
