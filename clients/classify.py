@@ -1,4 +1,4 @@
-"""Command: classifies image files; see convserve_client.classify."""
+"""Command: classifies image files; see convserve_client/classify.py."""
 
 import sys
 

@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from convserve_client.client import Answer, AsyncClient, ClassifierError
+from convserve_client import Answer, AsyncClient, ClassifierError
 from convserve_client.loadgen.load import (
     OK,
     Sample,

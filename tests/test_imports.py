@@ -76,7 +76,7 @@ sys.meta_path.insert(0, Wall())
 import asyncio, json
 from pathlib import Path
 import numpy as np
-from convserve_client.client import AsyncClient
+from convserve_client import AsyncClient
 from tests.support.serving import serve
 
 async def main():

@@ -25,7 +25,7 @@ def test_the_committed_stubs_are_what_make_proto_writes(tmp_path: Path) -> None:
 
 def test_one_process_can_import_both_stubs_and_the_client_of_triton() -> None:
     code = """
-import convserve_client.client
+import convserve_client
 from convserve_client.stubs import classify_pb2 as of_client
 from convserve_client.loadgen import open_inference
 from server.api.stubs import classify_pb2, open_inference_pb2

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convserve_client.client import ClassifierError
+from convserve_client.errors import ClassifierError
 from convserve_client.loadgen.arguments import Asked, parsed
 from convserve_client.loadgen.event_loop import run_loop
 from convserve_client.loadgen.measure import Report, measure

@@ -1,8 +1,8 @@
-"""Command: what is in these pictures?
+"""Command: classifies image files.
 
-    python clients/classify.py cat.jpg dog.png --model resnet50 --top-k 3
+    convserve-classify cat.jpg dog.png --model resnet50 --top-k 3
 
-Prints a table, or JSON with --json. Exit status: 0, 1 when there is no answer, 2 for wrong usage.
+Prints a table, or JSON with --json. Exit status: 0, 1 if there is no answer, 2 for wrong usage.
 """
 
 import argparse
@@ -11,43 +11,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from convserve_client.client import (
-    DEFAULT_TIMEOUT_S,
-    Answer,
-    ClassifierError,
-    Client,
-    ModelInfo,
-)
+from convserve_client.async_client import DEFAULT_TIMEOUT_S
+from convserve_client.client import Client
+from convserve_client.errors import ClassifierError
+from convserve_client.values import Answer, ModelInfo
 
 BAR_WIDTH = 20
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    parser.add_argument("--model", help="needed where the server has more than one ready")
-    parser.add_argument("--label", default="", help='"stable" or "canary"; else the server chooses')
-    parser.add_argument(
-        "--priority", type=int, default=0, help="0 to 9, the most urgent (%(default)s)"
-    )
-    parser.add_argument("--target", default="127.0.0.1:8001", help="HOST:PORT (%(default)s)")
-    parser.add_argument("--top-k", type=int, default=5, help="classes an image (%(default)s)")
-    parser.add_argument(
-        "--timeout", type=float, default=DEFAULT_TIMEOUT_S, help="seconds (%(default)g)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
-    args = parser.parse_args(argv)
-    if not 0 < args.timeout < float("inf"):
-        parser.error(f"--timeout {args.timeout} must be positive and finite")
-    if args.top_k < 1:
-        parser.error(f"--top-k {args.top_k} must be at least 1")
+    args = _parse(argv)
     try:
-        with Client(args.target, timeout_s=args.timeout) as client:
-            model = args.model or _only_ready(client.list_models())
+        with Client(args.target, timeout_s=args.timeout_s) as client:
+            model = args.model or _only_ready_model(client.list_models())
             answer = client.classify(
                 args.images,
                 model=model,
@@ -61,27 +38,55 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps({"images": [str(path) for path in args.images], **asdict(answer)}))
         return 0
     try:
-        from rich.console import Console
+        _print_table(args.images, answer)
     except ImportError:
-        return _fail("the table needs rich (pip install 'convserve[client]'); --json does not")
-    _print_table(args.images, answer, Console())
+        return _fail("the table needs rich: pip install rich, or use --json")
     return 0
 
 
-def _only_ready(models: Sequence[ModelInfo]) -> str:
-    """The one model there is to choose. Raises ClassifierError naming those there are."""
-    ready = sorted({model.name for model in models if model.ready})
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    add("--model", help="name of the model; needed if the server has several ready models")
+    add("--label", default="", help='"stable" or "canary" (default: the server chooses)')
+    add("--priority", type=int, default=0, help="0 to 9; 9 is most urgent (%(default)s)")
+    add("--target", default="127.0.0.1:8001", help="HOST:PORT of the server (%(default)s)")
+    add("--top-k", type=int, default=5, help="number of classes per image (%(default)s)")
+    add(
+        "--timeout-s",
+        type=float,
+        default=DEFAULT_TIMEOUT_S,
+        help="seconds to wait for the answer (%(default)g)",
+    )
+    add("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args(argv)
+    if not 0 < args.timeout_s < float("inf"):
+        parser.error(f"--timeout-s {args.timeout_s} must be positive and finite")
+    if args.top_k < 1:
+        parser.error(f"--top-k {args.top_k} must be at least 1")
+    return args
+
+
+def _only_ready_model(models: Sequence[ModelInfo]) -> str:
+    """Name of the only ready model. Raises ClassifierError if there are none or several."""
+    ready = sorted({model.name for model in models if model.is_ready})
     if len(ready) == 1:
         return ready[0]
     if not ready:
-        raise ClassifierError("the server has no model ready")
+        raise ClassifierError("the server has no ready model")
     raise ClassifierError(f"--model is needed; the server has {', '.join(ready)}")
 
 
-def _print_table(images: Sequence[Path], answer: Answer, console: Any) -> None:
+def _print_table(images: Sequence[Path], answer: Answer) -> None:
+    """Raises ImportError if rich is not installed."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    console = Console()
     console.print(f"{escape(answer.model)} version {answer.version}", highlight=False)
     if not answer.trained:
         console.print("UNTRAINED: random parameters, these classes mean nothing", style="bold red")

@@ -17,8 +17,7 @@ import grpc
 import pytest
 from rich.console import Console
 
-from convserve_client import bench
-from convserve_client.client import ModelNotFound
+from convserve_client import ModelNotFound, bench
 from convserve_client.loadgen.arguments import parsed
 from convserve_client.loadgen.calls import Call, Channel, clock
 from convserve_client.loadgen.load import NOT_SENT, OK, poisson

@@ -24,7 +24,7 @@ from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
 from h2.settings import SettingCodes, Settings
 from hpack import Decoder, Encoder
 
-from convserve_client.client import ServerUnreachable
+from convserve_client import ServerUnreachable
 from convserve_client.loadgen import calls, http2
 from convserve_client.loadgen.calls import (
     CODES,

@@ -1,4 +1,4 @@
-"""A server that speaks the contract on a real socket and does what a test's script says."""
+"""Scripted server: speaks the contract on a real socket and follows the script of a test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,13 +11,14 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2_grpc
 
+from convserve_client import Answer, Prediction, Timing
 from convserve_client.stubs import classify_pb2 as pb
 from convserve_client.stubs import classify_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Step = Callable[[pb.ClassifyRequest, Context], Awaitable[pb.ClassifyResponse]]
-Servicer: Any = classify_pb2_grpc.ClassifierServicer  # protoc generates no types for it
-HealthServicer: Any = vars(health)["aio"].HealthServicer  # nor do the stubs know this one
+Servicer: Any = classify_pb2_grpc.ClassifierServicer  # protoc generates no types
+HealthServicer: Any = vars(health)["aio"].HealthServicer  # the stubs do not have it
 
 SMALL = pb.Model(
     name="small",
@@ -51,16 +52,24 @@ ANSWER = pb.ClassifyResponse(
     timing=pb.Timing(decode_ms=1, queue_ms=2, compute_ms=4, total_ms=8, batch_rows=[2, 3]),
     request_id="mine",
 )
+EXPECTED_ANSWER = Answer(  # what the client returns for ANSWER
+    results=((Prediction(1, "dog", 0.75), Prediction(0, "cat", 0.25)),),
+    model="small",
+    version=3,
+    trained=True,
+    timing=Timing(decode_ms=1, queue_ms=2, compute_ms=4, total_ms=8, batch_rows=(2, 3)),
+    request_id="mine",
+)
 
 
 class ScriptedClassifier(Servicer):  # type: ignore[misc]
-    """Takes one step of its script for every Classify; the last one is for all that follow."""
+    """Takes one step of its script for each Classify call, and repeats the last step."""
 
     def __init__(self, *script: Step, models: tuple[pb.Model, ...] = (SMALL,)) -> None:
         self._script = list(script) or [answer]
         self._models = models
         self.requests: list[pb.ClassifyRequest] = []
-        self.time_left_s: list[float] = []  # what each call's deadline allowed when it came in
+        self.time_left_s: list[float] = []  # until the deadline of each call, when it arrived
         self.health = HealthServicer()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
@@ -90,7 +99,7 @@ def refuse(
     *details: Message,
     trailing: tuple[tuple[str, str | bytes], ...] = (),
 ) -> Step:
-    """A step that ends the call with that status, the details packed into a google.rpc.Status."""
+    """A step that fails the call with a status, its details packed into a google.rpc.Status."""
     if details:
         status = status_pb2.Status(code=code.value[0], message=message)
         for detail in details:
@@ -111,7 +120,7 @@ def retry_info(delay_s: float) -> error_details_pb2.RetryInfo:
 
 
 class Silence:
-    """A step that never answers, and says when a call came in and when its caller left."""
+    """A step that never answers. It signals when a call arrives and when its caller leaves."""
 
     def __init__(self) -> None:
         self.entered = asyncio.Event()
@@ -130,7 +139,7 @@ class Silence:
 async def serving(
     service: ScriptedClassifier, *, port: int = 0, max_message_bytes: int = 2**26
 ) -> AsyncIterator[str]:
-    """The address the service answers at. A test that takes 30 s is stuck and fails."""
+    """Address of the running service. A test that takes 30 s is stuck and fails."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_message_bytes)])
     add_service: Any = classify_pb2_grpc.add_ClassifierServicer_to_server
     add_service(service, server)

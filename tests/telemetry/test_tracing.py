@@ -18,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.sdk.trace import TracerProvider
 
-from convserve_client.client import AsyncClient
+from convserve_client import AsyncClient
 from server.app import CannotServe
 from tests.support.serving import (
     SERVICE,

@@ -14,7 +14,9 @@ from heapq import heapify, heappop, heappush
 
 import grpc
 
-from convserve_client.client import MAX_MESSAGE_BYTES, ServerUnreachable, translated
+from convserve_client.async_client import MAX_MESSAGE_BYTES
+from convserve_client.error_translation import translate
+from convserve_client.errors import ServerUnreachable
 from convserve_client.loadgen.headers import Head, request_block
 from convserve_client.loadgen.http2 import (
     CANCEL,
@@ -111,7 +113,7 @@ class Call(Stream):
         for key, value in self.trailers.fields if self.trailers else ():
             if key == b"grpc-retry-pushback-ms":  # cheaper to read than a google.rpc.RetryInfo
                 return int(value) / 1000 if value.isdigit() else -1.0
-        hint_s = translated(self.failure(), connected=True).retry_after_s
+        hint_s = translate(self.failure(), connected=True).retry_after_s
         return -1.0 if hint_s is None or hint_s == float("inf") else hint_s
 
     def end(self, code: int, message: str) -> None:

@@ -22,7 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from convserve_client.client import ClassifierError, translated
+from convserve_client.error_translation import translate
+from convserve_client.errors import ClassifierError
 from convserve_client.loadgen.arguments import Asked
 from convserve_client.loadgen.calls import (
     Call,
@@ -207,7 +208,7 @@ class _Answering:
         while (began_s := clock()) < ends_s:
             call = await self._ask([0])
             if call.code and not latencies:
-                raise translated(call.failure(), connected=True)
+                raise translate(call.failure(), connected=True)
             latencies.append(clock() - began_s)
         return median(latencies) if latencies else None
 
@@ -225,7 +226,7 @@ class _Answering:
                 if STATUSES[call.code] == OK:
                     done += self._images
                     continue
-                error = translated(call.failure(), connected=True)
+                error = translate(call.failure(), connected=True)
                 if STATUSES[call.code] not in RETRIED:
                     raise error
                 await asyncio.sleep(_pause_s(error))
@@ -270,7 +271,7 @@ class _Answering:
         status = STATUSES[call.code]
         if status == OK:
             return OK
-        error = translated(call.failure(), connected=True)
+        error = translate(call.failure(), connected=True)
         if status not in RETRIED or self._now_s() - issued_s > GIVE_UP_S:
             self.outcome.failures.append(f"{status}: {error}")
             return status

@@ -16,7 +16,8 @@ from typing import Any, Protocol, cast
 import grpc
 import numpy as np
 
-from convserve_client.client import AsyncClient, translated
+from convserve_client.async_client import AsyncClient
+from convserve_client.error_translation import translate
 from convserve_client.loadgen import open_inference as oip
 from convserve_client.loadgen.images import (
     Pixels,
@@ -191,7 +192,7 @@ class OpenInference:
                 metadata = await rpc(asked.SerializeToString(), timeout=METADATA_S)
             except grpc.aio.AioRpcError as failure:
                 connected = failure.code() is not grpc.StatusCode.UNAVAILABLE
-                raise translated(failure, connected=connected) from None
+                raise translate(failure, connected=connected) from None
         return infer_requests(plan, kind, metadata)
 
     async def library(self, plan: Plan, kind: Kind, samples: int) -> Request:
