@@ -1,27 +1,30 @@
-# Every command of the project; `make` alone lists them. Needs Python 3.11 or newer and make.
+# All commands of the project. `make` alone lists them. Needs Python 3.11 or newer.
 
 PYTHON ?= python3
 VENV ?= .venv
-# An index of CPU builds of torch for pip to look at as well. Without one, and on Linux, pip may take
-# the build for CUDA, which is some gigabytes larger and works as well.
+# An extra package index with CPU builds of torch. Without one, pip on Linux installs the CUDA build:
+# it works too, but is some gigabytes larger.
 TORCH_INDEX ?=
 PIP_FLAGS ?=
-# The model repository of `make models` and `make serve`. The demo and the benchmark have one of their
-# own, so that the untrained networks they may make are never served to anybody by mistake.
+# Model repository of `make models` and `make serve`. The demo and the benchmarks use another one,
+# because they may build untrained networks, which nobody should serve by mistake.
 REPO ?= model_repo/engines
 SCRATCH ?= .demo
 ARGS ?=
 
 PY := $(VENV)/bin/python
-# Python compiles what it imports when it first does; pip would compile torch whole, which takes longer
-# than installing it (measured: 304 s of processor time with, 110 s without).
+# Without --no-compile pip compiles all of torch, which takes longer than the installation (measured:
+# 304 s of processor time with, 110 s without). Python compiles modules at their first import.
 PIP_INSTALL := $(PY) -m pip install --no-compile $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(PIP_FLAGS)
-# Stamps in the environment: what running takes, and what developing takes on top of it.
+# Sends a command's output to the log, and shows the end of the log if the command fails.
+LOG := $(VENV)/install.log
+INTO_LOG := > $(LOG) 2>&1 || { tail -n 30 $(LOG); echo "==> failed; all output is in $(LOG)"; exit 1; }
+# Stamps in the environment: installed for running, and for development.
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 DEMO_MODELS := lenet5 resnet18
 CODE := server model_repo clients proto deploy tests
-# What an engine depends on.
+# Files that an engine depends on.
 BUILDER := pyproject.toml $(wildcard server/repository/*.py server/images/*.py \
 	server/engines/*.py server/engines/tensorrt/*.py model_repo/*.py model_repo/architectures/*.py \
 	model_repo/cards/*.toml model_repo/labels/*.txt)
@@ -35,19 +38,19 @@ help: ## list these commands
 	@echo
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) REPO=$(REPO) TORCH_INDEX=$(TORCH_INDEX)"
 
-demo: $(RUN) $(SCRATCH)/models.built $(SCRATCH)/digits.written ## build two models, serve them, classify every held-out digit and a photograph
-	@echo "==> serving, and asking"
-	$(PY) clients/demo.py --repo $(SCRATCH)/engines --digits $(SCRATCH)/digits $(ARGS)
+demo: $(RUN) $(SCRATCH)/models.built $(SCRATCH)/digits.written ## build two models, serve them, classify all held-out digits and a photograph
+	@echo "==> starting a server and sending it images"
+	@$(PY) clients/demo.py --repo $(SCRATCH)/engines --digits $(SCRATCH)/digits $(ARGS)
 
 models: MODEL ?= lenet5
-models: $(RUN) ## build MODEL="NAME..." (lenet5; or --all) into REPO; more flags in ARGS
+models: $(RUN) ## build MODEL="NAME..." (default lenet5; --all builds all) into REPO; more flags in ARGS
 	$(PY) -m model_repo.build $(MODEL) --repo $(REPO) $(ARGS)
 
-serve: $(RUN) ## serve REPO, after building lenet5 if it is empty; flags of the server in ARGS
+serve: $(RUN) ## serve REPO (builds lenet5 if it is empty); server flags in ARGS
 	@ls $(REPO)/*/*/manifest.json >/dev/null 2>&1 || $(MAKE) --no-print-directory models ARGS=
 	$(PY) -m server --repo $(REPO) $(ARGS)
 
-test: lint ## lint, check types, run all tests, a process for each core
+test: lint ## lint, check types, run all tests on all cores
 	$(PY) -m pytest -n auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## check style and types
@@ -55,67 +58,67 @@ lint: $(DEV) ## check style and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy $(CODE)
 
-format: $(DEV) ## rewrite the code as lint wants it
+format: $(DEV) ## format the code and fix lint errors
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-proto: $(DEV) ## generate the stubs of proto/*.proto
+proto: $(DEV) ## generate the stubs from proto/*.proto
 	$(PY) proto/generate.py
 
 bench: MODELS ?= resnet50 lenet5 resnet18
-bench: $(DEV) ## measure MODELS (or all) behind gRPC and bare, and write docs/benchmarks/cpu.md; MODEL=NAME: one, no page
+bench: $(DEV) ## measure MODELS served and bare, write docs/benchmarks/cpu.md; MODEL=NAME measures one
 	$(if $(MODEL),\
 	$(PY) -m tests.benchmarks.serving --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS),\
 	$(PY) -m tests.benchmarks.page --models $(MODELS) --repo $(SCRATCH)/engines $(ARGS))
 
 bench-cost: MODEL ?= lenet5
-bench-cost: $(DEV) ## processor time of a call of MODEL (lenet5), by part of the server
+bench-cost: $(DEV) ## processor time per call of MODEL (lenet5), by part of the server
 	$(PY) -m tests.benchmarks.cost --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-overload: MODEL ?= resnet50
-bench-overload: $(DEV) ## offer MODEL (resnet50) 0.5 to 4 times what it can serve, under both policies
+bench-overload: $(DEV) ## load MODEL (resnet50) with 0.5 to 4 times its capacity, with both schedulers
 	$(PY) -m tests.benchmarks.overload --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-swap: MODEL ?= resnet50
-bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load: calls lost, and their latency
+bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load; counts lost calls and latency
 	$(PY) -m tests.benchmarks.swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 bench-beside: MODEL ?= resnet50
-bench-beside: $(DEV) ## clients/bench.py beside perf_analyzer, which ARGS="--perf-analyzer PATH" names
+bench-beside: $(DEV) ## compare clients/bench.py with perf_analyzer: ARGS="--perf-analyzer PATH"
 	$(PY) -m tests.benchmarks.beside --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
-gpu-lane: ## check and measure the engines on this machine's GPU, by VENV or else PYTHON; results in OUT
+gpu-lane: ## check and measure engines on this machine's GPU; results in OUT
 	$(if $(wildcard $(PY)),$(PY),$(PYTHON)) -m tests.gpu.lane --out $(OUT) $(ARGS)
 
-clean: ## remove the demo's models and all caches; the environment and REPO stay
+clean: ## remove the demo's models and caches; keeps the environment and REPO
 	rm -rf $(SCRATCH) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find $(CODE) -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean ## clean, and remove the environment
 	rm -rf $(VENV)
 
-$(RUN): pyproject.toml
+$(RUN): pyproject.toml clients/convserve_client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"convserve needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}. Name another: make PYTHON=python3.12")'
-	@echo "==> installing into $(VENV): some minutes the first time"
-	$(PYTHON) -m venv $(VENV)
-	$(PIP_INSTALL) -e './clients/convserve_client[bench]' -e '.[cpu,build]'
+	@$(PYTHON) -m venv $(VENV)
+	@echo "==> installing into $(VENV); takes some minutes the first time; log: $(LOG)"
+	@$(PIP_INSTALL) -e './clients/convserve_client[bench]' -e '.[cpu,build]' $(INTO_LOG)
 	@touch $@
 
 $(DEV): $(RUN)
-	@echo "==> installing the tools of development"
-	$(PIP_INSTALL) -e './clients/convserve_client[bench,hdr,mlperf,report]' -e '.[cpu,gpu,build,dev]'
+	@echo "==> installing the development tools; log: $(LOG)"
+	@$(PIP_INSTALL) -e './clients/convserve_client[bench,hdr,mlperf,report]' -e '.[cpu,gpu,build,dev]' $(INTO_LOG)
 	@touch $@
 
-# The public weights of resnet18 may be out of reach; those of lenet5 are trained here.
+# The public weights of resnet18 may be unreachable. Those of lenet5 are trained here.
 $(SCRATCH)/models.built: $(BUILDER) | $(RUN)
-	@echo "==> building $(DEMO_MODELS)"
+	@echo "==> building models: $(DEMO_MODELS)"
 	@rm -rf $(addprefix $(SCRATCH)/engines/,$(DEMO_MODELS))
-	$(PY) -m model_repo.build $(DEMO_MODELS) --repo $(SCRATCH)/engines --or-random
+	@$(PY) -m model_repo.build $(DEMO_MODELS) --repo $(SCRATCH)/engines --or-random
 	@touch $@
 
 $(SCRATCH)/digits.written: model_repo/digits.py | $(RUN)
 	@echo "==> writing the held-out digits as PNG files"
 	@rm -rf $(SCRATCH)/digits
-	$(PY) -m model_repo.digits $(SCRATCH)/digits
+	@$(PY) -m model_repo.digits $(SCRATCH)/digits
 	@touch $@
