@@ -1,4 +1,4 @@
-"""Whatever the bytes, the answer is the model's shape or an InvalidInput that names the field."""
+"""Promise: any bytes give pixels of the model's shape, or an InvalidInput that names the field."""
 
 from collections.abc import Callable
 from io import BytesIO
@@ -32,7 +32,7 @@ specs = st.builds(
     resize=st.integers(0, 50),
     interpolation=st.sampled_from(["nearest", "bilinear", "bicubic"]),
 )
-steady = settings(
+repeatable = settings(
     deadline=None,
     max_examples=150,
     derandomize=True,
@@ -40,11 +40,11 @@ steady = settings(
 )
 
 
-def sound_files() -> list[bytes]:
+def valid_files() -> list[bytes]:
     pixels = np.random.default_rng(1).integers(0, 256, (12, 17, 3), np.uint8)
     image = Image.fromarray(pixels)
     files = []
-    for format, picture in [
+    for format, converted in [
         ("JPEG", image),
         ("JPEG", image.convert("L")),
         ("PNG", image),
@@ -55,7 +55,7 @@ def sound_files() -> list[bytes]:
         ("BMP", image),
     ]:
         buffer = BytesIO()
-        picture.save(buffer, format)
+        converted.save(buffer, format)
         files.append(buffer.getvalue())
     return files
 
@@ -67,7 +67,7 @@ def outcome(call: Callable[[], NDArray[np.uint8]]) -> NDArray[np.uint8] | Invali
         return error
 
 
-def answered_or_refused(file: bytes, spec: InputSpec) -> None:
+def check_outcome(file: bytes, spec: InputSpec) -> None:
     pixels = outcome(lambda: decode(file, spec, LIMITS, "images[3].encoded"))
     if isinstance(pixels, InvalidInput):
         assert pixels.field == "images[3].encoded"
@@ -77,15 +77,15 @@ def answered_or_refused(file: bytes, spec: InputSpec) -> None:
         assert pixels.flags.c_contiguous
 
 
-@steady
+@repeatable
 @given(st.binary(max_size=400), st.sampled_from([b"", *SIGNATURES]), specs)
-def test_any_bytes_are_answered_or_refused(tail: bytes, signature: bytes, spec: InputSpec) -> None:
-    answered_or_refused(signature + tail, spec)
+def test_any_bytes_are_decoded_or_rejected(tail: bytes, signature: bytes, spec: InputSpec) -> None:
+    check_outcome(signature + tail, spec)
 
 
-@steady
-@given(st.sampled_from(sound_files()), specs, st.data())
-def test_any_changed_file_is_answered_or_refused(
+@repeatable
+@given(st.sampled_from(valid_files()), specs, st.data())
+def test_any_changed_file_is_decoded_or_rejected(
     file: bytes, spec: InputSpec, data: st.DataObject
 ) -> None:
     changed = bytearray(file)
@@ -93,17 +93,17 @@ def test_any_changed_file_is_answered_or_refused(
         begin = data.draw(st.integers(0, len(changed)))
         end = data.draw(st.integers(begin, min(begin + 4, len(changed))))
         changed[begin:end] = data.draw(st.binary(max_size=6))
-    answered_or_refused(bytes(changed), spec)
+    check_outcome(bytes(changed), spec)
 
 
-@steady
+@repeatable
 @given(
     width=st.integers(1, 300),
     height=st.integers(1, 300),
     spec=specs,
     mode=st.sampled_from(["1", "L", "P", "RGB", "RGBA", "LA"]),
 )
-def test_any_sound_file_is_answered(width: int, height: int, spec: InputSpec, mode: str) -> None:
+def test_any_valid_file_is_decoded(width: int, height: int, spec: InputSpec, mode: str) -> None:
     buffer = BytesIO()
     Image.new(mode, (width, height)).save(buffer, "PNG")
     assert decode(buffer.getvalue(), spec, LIMITS).shape == spec.shape
@@ -112,25 +112,25 @@ def test_any_sound_file_is_answered(width: int, height: int, spec: InputSpec, mo
 sizes = st.one_of(st.integers(0, 60), st.integers(0, 2**32 - 1))
 
 
-@steady
+@repeatable
 @given(sizes, sizes, st.integers(0, 5), specs, st.sampled_from([0, 0, 0, -1, 1]))
-def test_raw_pixels_are_answered_exactly_when_they_are_what_they_say(
+def test_raw_pixels_are_accepted_exactly_if_their_size_is_as_declared(
     height: int, width: int, channels: int, spec: InputSpec, wrong_by: int
 ) -> None:
-    sound = 1 <= height <= 2_000 and 1 <= width <= 2_000 and height * width <= 200_000
-    sound = sound and channels in (1, 3) and not wrong_by
+    valid = 1 <= height <= 2_000 and 1 <= width <= 2_000 and height * width <= 200_000
+    valid = valid and channels in (1, 3) and not wrong_by
     needed = min(height * width * channels, 600_000)
     data = bytes(max(0, needed + wrong_by))
     pixels = outcome(lambda: from_pixels(data, height, width, channels, spec, LIMITS))
     if isinstance(pixels, InvalidInput):
-        assert not sound
+        assert not valid
         assert pixels.field.startswith("images[0].raw.")
     else:
-        assert sound
+        assert valid
         assert pixels.shape == spec.shape
 
 
-@steady
+@repeatable
 @given(
     count=st.integers(0, 9),
     height=st.integers(0, 30),
@@ -139,16 +139,16 @@ def test_raw_pixels_are_answered_exactly_when_they_are_what_they_say(
     spec=specs,
     wrong_by=st.sampled_from([0, 0, 0, -1, 1]),
 )
-def test_a_raw_batch_is_answered_exactly_when_it_is_what_it_says(
+def test_a_raw_batch_is_accepted_exactly_if_its_size_is_as_declared(
     count: int, height: int, width: int, channels: int, spec: InputSpec, wrong_by: int
 ) -> None:
-    sound = count > 0 and height > 0 and width > 0 and channels in (1, 3) and not wrong_by
+    valid = count > 0 and height > 0 and width > 0 and channels in (1, 3) and not wrong_by
     data = bytes(max(0, count * height * width * channels + wrong_by))
     batch = outcome(lambda: batch_from_pixels(data, count, height, width, channels, spec, LIMITS))
     if isinstance(batch, InvalidInput):
-        assert not sound
+        assert not valid
         assert batch.field.startswith("pixels.")
     else:
-        assert sound
+        assert valid
         assert batch.shape == (count, *spec.shape)
         assert batch.flags.c_contiguous

@@ -1,0 +1,33 @@
+"""Promise: an invalid input specification or limit is rejected when it is created."""
+
+from typing import Any
+
+import pytest
+
+from server.images.input_spec import ImageLimits, InputSpec
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"height": 0}, "0 x 8"),
+        ({"width": -1}, "8 x -1"),
+        ({"channels": 4}, "not 4"),
+        ({"resize": -1}, "not -1"),
+        ({"interpolation": "lanczos"}, "not 'lanczos'"),
+    ],
+)
+def test_an_invalid_spec_is_rejected(wrong: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        InputSpec(**{"height": 8, "width": 8, "channels": 3, **wrong})
+
+
+@pytest.mark.parametrize("name", ["encoded_bytes", "pixels", "side", "resized_bytes"])
+def test_a_limit_of_zero_is_rejected(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
+        ImageLimits(**{name: 0})
+
+
+def test_a_limit_above_pillows_is_rejected() -> None:
+    with pytest.raises(ValueError, match="at most 89,478,485, not 100,000,000"):
+        ImageLimits(pixels=100_000_000)
