@@ -41,7 +41,9 @@ from server.process.cores import available_cores
 from server.process.idle_priority import idle_priority
 from server.repository.contents import RepositoryContents, VersionEntry, list_contents
 from server.repository.serving_config import VersionPolicy
-from server.scheduling.deadline import DeadlineScheduler, FixedScheduler, Scheduler
+from server.scheduling.base import Scheduler
+from server.scheduling.deadline import DeadlineScheduler
+from server.scheduling.fixed import FixedScheduler
 from server.settings import Settings
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
@@ -128,7 +130,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
         metrics.read_gpus(found)
     tracing = _tracing(settings)
     hosts: dict[str, DeviceExecutor] = {}
-    backlog = LoopLag()
+    loop_lag = LoopLag()
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
     stop_loading = threading.Event()
@@ -139,10 +141,9 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 if engine.device not in hosts:
                     policy = _policy(settings, engine.units)
                     hosts[engine.device] = host = DeviceExecutor(
-                        engine.device, engine.units, policy, backlog
+                        engine.device, engine.units, policy, loop_lag, tracing
                     )
-                    host.tracing = tracing
-                    watching.append(background.create_task(host.watch()))
+                    watching.append(background.create_task(host.watch_for_stalls()))
                 return hosts[engine.device]
 
             with (
@@ -232,7 +233,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         without=unserved,
                         tracing=tracing,
                     )
-                server = GrpcServer(methods, _limits(settings), backlog)
+                server = GrpcServer(methods, _limits(settings), loop_lag)
                 state = Running(
                     port=grpc_socket.getsockname()[1],
                     http_port=http_socket.getsockname()[1],
@@ -253,7 +254,9 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         metrics,
                         registry,
                         accepting=lambda: state.accepting,
-                        lost=lambda: next((host.lost for host in hosts.values() if host.lost), ""),
+                        lost=lambda: next(
+                            (host.lost_reason for host in hosts.values() if host.lost_reason), ""
+                        ),
                         calls=rest.routes(),
                     )
                 )

@@ -317,7 +317,7 @@ async def test_a_server_that_lost_its_device_says_that_it_is_to_be_started_anew(
             await served.classify(raw(1))
         alive = await get(served.http + "/healthz")
     assert alive.status_code == 503
-    assert alive.text.startswith("the device mirror is lost; start the server anew: CUDA: cudaErr")
+    assert alive.text.startswith("the device mirror is lost: CUDA: cudaErr")
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from server.errors import InvalidInput
 from server.images.decode import batch_from_pixels, decode, from_pixels
 from server.images.input_spec import InputSpec, Pixels
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
-from server.scheduling.deadline import PRIORITIES
+from server.scheduling.base import PRIORITIES
 
 log = logging.getLogger(__name__)
 

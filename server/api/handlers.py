@@ -37,7 +37,7 @@ from server.errors import (
     Overloaded,
     ServingError,
 )
-from server.execution.device import clock
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Trace, Tracing
 from server.transport.grpc_call import BUSY_RETRY_S, STOPPING
@@ -89,7 +89,7 @@ class Call:
 
     def __init__(self, arrived_s: float, deadline_s: float, after: DeferredCallbacks) -> None:
         self.arrived_s = arrived_s
-        self.deadline_s = deadline_s  # on host.clock; infinite where the caller set none
+        self.deadline_s = deadline_s  # on `telemetry.clock`; infinite where the caller set none
         self.model = ""  # set once it is known to exist
         self.version = ""
         self.request_id = ""  # set where a stream's answer is to bring it back

@@ -13,9 +13,10 @@ import numpy as np
 from server.api.handlers import Call
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, Overloaded
-from server.execution.device import Answer, clock
+from server.execution.pending_request import ExecutionResult
 from server.images.input_spec import ImageLimits, Pixels
 from server.models.registry import LoadedModel
+from server.telemetry.clock import clock
 
 REQUEST_ID_LIMIT = 128
 
@@ -26,18 +27,18 @@ Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # a place, and what t
 class Classified:
     """The answer to a call, to be put into its protocol's words and then `made`."""
 
-    answer: Answer
-    decoded_s: float  # when its pixels were there, on host.clock
+    answer: ExecutionResult
+    decoded_s: float  # when its pixels were there, on `telemetry.clock`
     _model: LoadedModel
     _call: Call
     _images: int
 
     def made(self) -> float:
-        """The response is made: has its phases counted, and returns the time on host.clock."""
+        """The response is made: counts its phases. Returns the time on `telemetry.clock`."""
         ended_s = clock()
         model, call, answer = self._model, self._call, self.answer
         respond_s = ended_s - answer.done_s
-        model.executor.response_delay.learn(respond_s, ended_s)
+        model.executor.response_delay.record(respond_s, ended_s)
         decode_s = self.decoded_s - call.arrived_s
         phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
         call.after(model.metrics.answered, self._images, *phases_s)
@@ -81,27 +82,25 @@ class Inference:
         """Admits the call, has its pixels made, and waits for the answer.
 
         `pixels` gives as many rows as `images` says, [N, H, W, C] of the model's input, or what to
-        await for them; it is asked only once the call has its place. Raises what `Host.admit`,
-        `Place.answer` and `pixels` do.
+        await for them; it is asked only once the call has its reservation. Raises what
+        `DeviceExecutor.admit`, `Reservation.run` and `pixels` do.
         """
         try:
-            place = model.executor.admit(
-                model.key, images, deadline_s=deadline_s, priority=priority
+            reservation = model.executor.admit(
+                model.key, images, deadline_s=deadline_s, priority=priority, trace=call.trace
             )
-            if call.trace is not None:
-                place.trace(call.trace)
             try:
                 found = pixels()
                 rows = found if isinstance(found, (np.ndarray, RowSource)) else await found
             except BaseException:
-                place.leave()
+                reservation.release()
                 raise
             decoded_s = clock()
             call.stage = "queue"
             try:
-                answer = await place.answer(rows)
+                answer = await reservation.run(rows)
             finally:
-                if place.started:
+                if reservation.has_started:
                     call.stage = "compute"
         except BaseException:
             call.after(model.metrics.failed, clock() - call.arrived_s)

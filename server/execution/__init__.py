@@ -1,1 +1,1 @@
-"""Runs the batches that a scheduler chooses on a device's engines."""
+"""Runs the batches that a scheduler chooses on the engines of a device."""

@@ -14,12 +14,12 @@ from concurrent.futures import Executor
 from server.engines import golden_check as golden
 from server.engines.base import Outputs
 from server.errors import ServingError
-from server.execution.device import clock
 from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
 from server.repository import reader
 from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion
 from server.repository.reader import Golden
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)

@@ -28,12 +28,12 @@ from server.engines.base import (
 )
 from server.engines.record import engine_record
 from server.errors import EngineFailure
-from server.execution.device import lanes_of
+from server.execution.device import profile_groups
 from server.models.memory_budget import check_memory
 from server.repository import reader, writer
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
-from server.scheduling.deadline import InstanceGroup
+from server.scheduling.base import InstanceGroup
 
 log = logging.getLogger(__name__)
 
@@ -56,13 +56,13 @@ class LoadedEngine(NamedTuple):
 
     engine: Engine
     record: EngineRecord
-    lanes: list[InstanceGroup]
+    groups: list[InstanceGroup]
     labels: tuple[str, ...]
     passed_over: str = ""  # the better engines of the version, and why they do not serve
 
 
 class Profiles:
-    """The lanes of the engines that were timed here. Used on the loader's thread only.
+    """The groups of the engines that were timed here. Used on the loader's thread only.
 
     What computes the same with other weights takes as long. So a new version of a model is not
     timed beside the calls that the one before answers: it would seem slower than it is, for good.
@@ -71,7 +71,7 @@ class Profiles:
     def __init__(self) -> None:
         self._known: dict[Hashable, list[InstanceGroup]] = {}
 
-    def lanes(
+    def groups(
         self, engine: Engine, manifest: Manifest, record: EngineRecord
     ) -> list[InstanceGroup]:
         kinds = tuple((group[0].units, len(group)) for group in instances_by_units(engine))
@@ -82,7 +82,7 @@ class Profiles:
             *(record.min_batch, record.opt_batch),
         )
         if work not in self._known:
-            self._known[work] = lanes_of(engine, _measure)
+            self._known[work] = profile_groups(engine, _measure)
         return self._known[work]
 
 
@@ -235,12 +235,12 @@ def _proved(
         _go_on(how)
         how.checking()
         deviation = golden.check(engine, contents.golden, record.precision)
-        lanes = how.profiles.lanes(engine, manifest, record)
+        groups = how.profiles.groups(engine, manifest, record)
         _warm(engine, how)
     except BaseException:
         engine.close()
         raise
-    return LoadedEngine(engine, record, lanes, contents.labels), deviation
+    return LoadedEngine(engine, record, groups, contents.labels), deviation
 
 
 def _go_on(how: _How) -> None:

@@ -24,7 +24,7 @@ from msgspec.structs import replace
 
 from server.engines.base import Engine
 from server.errors import InvalidInput, ModelNotFound, ModelNotReady
-from server.execution.device import DeviceExecutor, clock
+from server.execution.device import DeviceExecutor
 from server.images.input_spec import InputSpec
 from server.models.changes import ChangeNotifier
 from server.models.loader import LoadedEngine
@@ -38,6 +38,7 @@ from server.repository.serving_config import (
     ServingConfig,
     VersionPolicy,
 )
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics, ModelMetrics
 
 log = logging.getLogger(__name__)
@@ -265,7 +266,7 @@ class ModelRegistry:
         rows: dict[str, int] = {}
         for status in self.versions():
             if status.loaded is not None:
-                waiting = status.loaded.executor.waiting(status.loaded.key)
+                waiting = status.loaded.executor.queued_rows(status.loaded.key)
                 rows[status.model_name] = rows.get(status.model_name, 0) + waiting
         return rows
 
@@ -576,12 +577,12 @@ class ModelRegistry:
         host.add(
             ready.key,
             loaded.engine,
-            loaded.lanes,
+            loaded.groups,
             ready.metrics,
-            failed=partial(self._stalled, status),
+            on_engine_failed=partial(self._stalled, status),
             objective_s=objective_s,
             weight=manifest.share,
-            erred=partial(self._erred, status),
+            on_batch_failed=partial(self._erred, status),
         )
         self._metrics.engine_info.labels(*_engine_info(ready)).set(1)
         for method in (
@@ -607,8 +608,8 @@ class ModelRegistry:
                 status,
                 engine=record.name,
                 weights=_weights(manifest),
-                lanes=" ".join(f"{lane.count}x{lane.units}" for lane in loaded.lanes),
-                row_ms=loaded.lanes[0].profile(1) * 1e3,
+                instance_groups=" ".join(f"{group.count}x{group.units}" for group in loaded.groups),
+                row_ms=loaded.groups[0].profile(1) * 1e3,
                 seconds=seconds,
             ),
         )
@@ -622,7 +623,7 @@ class ModelRegistry:
             async with asyncio.timeout(DRAIN_S):
                 await ready.executor.drain(ready.key, lambda: status.state is State.DRAINING)
         except TimeoutError:
-            rows = ready.executor.waiting(ready.key)
+            rows = ready.executor.queued_rows(ready.key)
             log.warning("drain_cut_short", extra=_named(status, waiting=rows, seconds=DRAIN_S))
         if status.loaded is None or status.state is not State.DRAINING:  # stalled, or wanted again
             return

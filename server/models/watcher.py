@@ -12,10 +12,10 @@ from pathlib import Path
 from watchfiles import Change, awatch
 
 from server.errors import ModelNotReady
-from server.execution.device import clock
 from server.models.registry import ModelRegistry
 from server.repository.contents import RepositoryContents, list_contents
 from server.repository.manifest import MODEL_NAME
+from server.telemetry.clock import clock
 
 log = logging.getLogger(__name__)
 

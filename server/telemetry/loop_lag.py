@@ -1,62 +1,60 @@
-"""How far the event loop is behind: what waits for it, at the pace of what it got to last."""
+"""How long new work waits for the event loop."""
 
 from __future__ import annotations
 
-import time
-
-clock = time.monotonic
+from server.telemetry.clock import clock
 
 
 class LoopLag:
-    """Counts what waits for the loop, calls to begin and answers to be sent, and learns how long
-    each takes. One for all calls of a server; used on the loop's thread only.
+    """Predicts the wait of a task for the event loop: the tasks that wait, times the time of each.
 
-    The pace is the time in which something waited, over what the loop got to meanwhile: so
-    everything counts that it does then, and nothing that others do while it is idle. Where nothing
-    waits the next call waits for nothing, however slow the loop once was: somebody always begins,
-    and the pace is learned anew.
+    Tasks are calls to start and answers to send. One object serves all calls of a server. Use it on
+    the event loop's thread only.
+
+    The time per task is the time during which at least one task waited, divided by the number of
+    tasks that the loop started meanwhile. So it includes everything that the loop does then, and
+    excludes idle time. If no task waits, the predicted wait is 0, even if the loop was slow before:
+    some tasks always start, and their measured time replaces the old one.
     """
 
-    WINDOW = 32  # things got to between two looks at the pace
-    WEIGHT = 0.25  # of such a look
+    WINDOW = 32  # tasks per measurement
+    WEIGHT = 0.25  # of a new measurement in the moving average
 
     def __init__(self) -> None:
         self._waiting = 0
-        self._since_s = 0.0  # when it last became more than none
-        self._busy_s = 0.0  # in this window, up to then
-        self._count = 0  # in this window
-        self._each_s = 0.0
+        self._busy_since_s = 0.0  # when `_waiting` became more than 0
+        self._busy_s = 0.0  # in this window, before `_busy_since_s`
+        self._started = 0  # in this window
+        self._task_s = 0.0
 
     @property
     def wait_s(self) -> float:
-        """How long something would wait that came now, in seconds."""
-        return self._waiting * self._each_s
+        """Seconds that a new task would wait."""
+        return self._waiting * self._task_s
 
-    def waits(self) -> None:
-        """Something is to be done."""
+    def task_queued(self) -> None:
         if not self._waiting:
-            self._since_s = clock()
+            self._busy_since_s = clock()
         self._waiting += 1
 
-    def leaves(self) -> None:
-        """It is to be done no more."""
+    def task_cancelled(self) -> None:
+        """A task that waits will not start."""
         self._waiting -= 1
         if not self._waiting:
-            self._busy_s += clock() - self._since_s
+            self._busy_s += clock() - self._busy_since_s
 
-    def begins(self) -> None:
-        """The loop has got to it."""
+    def task_started(self) -> None:
         self._waiting -= 1
-        self._count += 1
-        if self._count == self.WINDOW:
-            self._look()
+        self._started += 1
+        if self._started == self.WINDOW:
+            self._measure()
         elif not self._waiting:
-            self._busy_s += clock() - self._since_s
+            self._busy_s += clock() - self._busy_since_s
 
-    def _look(self) -> None:
+    def _measure(self) -> None:
         now_s = clock()
-        busy_s = self._busy_s + now_s - self._since_s
-        self._each_s += self.WEIGHT * (busy_s / self.WINDOW - self._each_s)
-        self._since_s = now_s
+        busy_s = self._busy_s + now_s - self._busy_since_s
+        self._task_s += self.WEIGHT * (busy_s / self.WINDOW - self._task_s)
+        self._busy_since_s = now_s
         self._busy_s = 0.0
-        self._count = 0
+        self._started = 0

@@ -227,12 +227,12 @@ class GrpcCall(Stream):
     def _start(self) -> None:
         run = self._run_unary() if isinstance(self._method, UnaryMethod) else self._run_stream()
         self._task = self._calls.loop.create_task(run)
-        self._calls.loop_lag.waits()
+        self._calls.loop_lag.task_queued()
 
     def _cancel(self) -> None:
         if self._task is not None:
             if not self._has_started:
-                self._calls.loop_lag.leaves()
+                self._calls.loop_lag.task_cancelled()
             self._task.cancel()
 
     def _expire(self) -> None:
@@ -241,7 +241,7 @@ class GrpcCall(Stream):
     async def _run_unary(self) -> None:
         assert isinstance(self._method, UnaryMethod)
         self._has_started = True
-        self._calls.loop_lag.begins()
+        self._calls.loop_lag.task_started()
         limit_bytes = self._calls.limits.message_bytes
         try:
             message, compressed = self._messages.popleft()
@@ -258,7 +258,7 @@ class GrpcCall(Stream):
     async def _run_stream(self) -> None:
         assert isinstance(self._method, StreamingMethod)
         self._has_started = True
-        self._calls.loop_lag.begins()
+        self._calls.loop_lag.task_started()
         requests = self._requests()
         try:
             await self._method.answer(requests, self)

@@ -193,7 +193,7 @@ async def test_batch_rows_count_the_rows_of_other_callers(tmp_path: Path) -> Non
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         others = [asyncio.create_task(served.classify(raw(*of))) for of in ([2], [3, 4, 5])]
         (host,) = {ready.executor for ready in served.server.registry.serving_models()}
-        await eventually(lambda: host.waiting("tiny/1") == 4)
+        await eventually(lambda: host.queued_rows("tiny/1") == 4)
         mirrors.made[0].release()
         answers = await asyncio.gather(first, *others)
     assert [list(answer.timing.batch_rows) for answer in answers] == [[1], [4], [4]]
@@ -254,7 +254,7 @@ async def test_the_phases_of_a_call_follow_each_other(tmp_path: Path) -> None:
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         second = asyncio.create_task(served.classify(raw(2)))
         (host,) = {ready.executor for ready in served.server.registry.serving_models()}
-        await eventually(lambda: host.waiting("tiny/1") == 1)
+        await eventually(lambda: host.queued_rows("tiny/1") == 1)
         until_s = loop.time() + 0.05
         await eventually(lambda: loop.time() > until_s)
         mirrors.made[0].release()
@@ -573,7 +573,7 @@ async def test_a_refusal_under_load_says_when_to_try_again(tmp_path: Path) -> No
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         waiting = asyncio.create_task(served.classify(raw(1, 2, 3, 4)))
         (host,) = {ready.executor for ready in served.server.registry.serving_models()}
-        await eventually(lambda: host.waiting("tiny/1") == 4)
+        await eventually(lambda: host.queued_rows("tiny/1") == 4)
         error = await failure(served.classify(raw(1)))
         registry = served.server.metrics.registry
         refusals = value(registry, "convserve_refused_total", model="tiny", reason="overloaded")
@@ -671,12 +671,12 @@ async def test_a_caller_that_leaves_is_counted_and_costs_nothing_more(tmp_path: 
         await eventually(lambda: bool(mirrors.made) and mirrors.made[0].started.is_set())
         leaving = asyncio.create_task(served.classify(raw(2, 3)))
         (host,) = {ready.executor for ready in served.server.registry.serving_models()}
-        await eventually(lambda: host.waiting("tiny/1") == 2)
+        await eventually(lambda: host.queued_rows("tiny/1") == 2)
         leaving.cancel()
         registry = served.server.metrics.registry
         counted = {"model": "tiny", "version": "1", "method": "Classify", "code": "CANCELLED"}
         await eventually(lambda: value(registry, "convserve_requests_total", **counted) == 1)
-        assert host.waiting("tiny/1") == 0
+        assert host.queued_rows("tiny/1") == 0
         mirrors.made[0].release()
         assert found(await running) == [1]
         assert list((await served.classify(raw(4))).timing.batch_rows) == [1]

@@ -10,7 +10,8 @@ import sys
 import time
 
 from server.errors import ServingError
-from server.scheduling.deadline import DeadlineScheduler, Request
+from server.scheduling.base import Request
+from server.scheduling.deadline import DeadlineScheduler
 from tests.simulator.simulation import GPU, MODEL
 
 WAITING = 1000
@@ -26,13 +27,13 @@ def cost_s(deadline_s: float) -> float:
     for _ in range(WAITING):
         call = Request(1, now_s, now_s + deadline_s)
         policy.admit(MODEL, call, now_s)
-        policy.ready(MODEL, call, now_s)
+        policy.mark_ready(MODEL, call, now_s)
     began_s = time.process_time()
     while asked < CALLS:
-        batch = policy.next(now_s)
+        batch = policy.next_batch(now_s)
         assert batch is not None, "there is always work"
         now_s += batch.expected_s
-        policy.finished(batch, now_s, batch.expected_s)
+        policy.batch_finished(batch, now_s, batch.expected_s)
         for _ in range(batch.rows):
             asked += 1
             call = Request(1, now_s, now_s + deadline_s)
@@ -40,7 +41,7 @@ def cost_s(deadline_s: float) -> float:
                 policy.admit(MODEL, call, now_s)
             except ServingError:
                 continue
-            policy.ready(MODEL, call, now_s)
+            policy.mark_ready(MODEL, call, now_s)
     return (time.process_time() - began_s) / asked
 
 

@@ -56,10 +56,12 @@ def test_a_sample_belongs_to_the_innermost_of_the_servers_functions() -> None:
             sample(f"Intake.take ({rpc}:{line_of(rpc, 'self.calls += 1')})", 5),
             sample(f"{classify};Classifier._pixels ({SERVER}/api/classify.py:85)", 6),
             sample(
-                f"{classify};Host.admit ({SERVER}/execution/device.py:247);<lambda> (<string>:1)", 7
+                f"{classify};DeviceExecutor.admit ({SERVER}/execution/device.py:247);"
+                "<lambda> (<string>:1)",
+                7,
             ),
             sample(
-                f"Host._start ({SERVER}/execution/device.py:379);"
+                f"DeviceExecutor._start ({SERVER}/execution/device.py:379);"
                 f"OpenVinoInstance.start ({SERVER}/engines/openvino.py:136);"
                 "InferRequest.start_async (/lib/openvino/_ov_api.py:268)",
                 8,
@@ -84,7 +86,7 @@ def test_a_sample_belongs_to_the_innermost_of_the_servers_functions() -> None:
 def test_samples_of_other_threads_are_not_the_loops() -> None:
     raw = "\n".join(
         [
-            sample(f"Host.admit ({SERVER}/execution/device.py:247)", 3),
+            sample(f"DeviceExecutor.admit ({SERVER}/execution/device.py:247)", 3),
             sample(f"decode ({SERVER}/images/decode.py:50)", 5, "thread (8): decode_0"),
             "thread (9);OpenVinoInstance.finished (/x/openvino.py:1) 2",
         ]

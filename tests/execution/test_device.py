@@ -22,16 +22,14 @@ from server.errors import (
     ModelNotReady,
     Overloaded,
 )
-from server.execution import device as host_module
-from server.execution.device import (
-    Answer,
-    DeviceExecutor,
-    ResponseDelayEstimator,
-    clock,
-    lanes_of,
-)
+from server.execution import device, running_batches
+from server.execution.device import DeviceExecutor, profile_groups
+from server.execution.pending_request import ExecutionResult
+from server.execution.response_delay import ResponseDelayEstimator
 from server.images.input_spec import Pixels
-from server.scheduling.deadline import DeadlineScheduler, Scheduler
+from server.scheduling.base import Scheduler
+from server.scheduling.deadline import DeadlineScheduler
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 
 SHAPE = (2, 2, 1)
@@ -104,7 +102,7 @@ class Bench:
     metrics: Metrics
     failures: list[str] = field(default_factory=list)
 
-    def ask(self, *classes: int, deadline_s: float = 1e9) -> asyncio.Task[Answer]:
+    def ask(self, *classes: int, deadline_s: float = 1e9) -> asyncio.Task[ExecutionResult]:
         pixels = np.zeros((len(classes), *SHAPE), np.uint8)
         pixels[:, 0, 0, 0] = classes
         return asyncio.create_task(self.host.submit("m", pixels, clock() + deadline_s))
@@ -123,12 +121,12 @@ async def hosting(
     bench.host.add(
         "m",
         engine,
-        lanes_of(engine, lambda instance, rows: 0.001),
+        profile_groups(engine, lambda instance, rows: 0.001),
         metrics.model("m"),
-        failed=bench.failures.append,
+        on_engine_failed=bench.failures.append,
         objective_s=10.0,
     )
-    watching = asyncio.create_task(bench.host.watch()) if watch else None
+    watching = asyncio.create_task(bench.host.watch_for_stalls()) if watch else None
     try:
         async with asyncio.timeout(30):
             yield bench
@@ -139,7 +137,7 @@ async def hosting(
             watching.cancel()
 
 
-def found(answer: Answer) -> list[int]:
+def found(answer: ExecutionResult) -> list[int]:
     return [int(row[0]) for row in answer.outputs.classes]
 
 
@@ -170,7 +168,7 @@ async def test_rows_that_stand_elsewhere_are_copied_once_into_the_batch() -> Non
     async with hosting(Scripted()) as bench:
         lent = Elsewhere(6, 20)
         place = bench.host.admit("m", 6)
-        assert found(await place.answer(lent)) == [20, 21, 22, 23, 24, 25]
+        assert found(await place.run(lent)) == [20, 21, 22, 23, 24, 25]
         memory = [instance.pixels for instance in bench.engine.instances]
         for target in lent.targets:
             assert any(np.shares_memory(target, pixels) for pixels in memory)
@@ -182,7 +180,7 @@ async def test_rows_that_are_gone_fail_their_own_call_alone(failure: Exception) 
         first = bench.ask(0)
         await bench.engine.started.get()
         gone = asyncio.create_task(
-            bench.host.admit("m", 6).answer(Elsewhere(6, 20, failure))  # more than one batch
+            bench.host.admit("m", 6).run(Elsewhere(6, 20, failure))  # more than one batch
         )
         mate = bench.ask(7)
         await asyncio.sleep(0)
@@ -191,7 +189,7 @@ async def test_rows_that_are_gone_fail_their_own_call_alone(failure: Exception) 
         with pytest.raises(known):
             await gone
         assert (found(await first), found(await mate)) == ([0], [7])
-        assert bench.host.waiting("m") == 0
+        assert bench.host.queued_rows("m") == 0
 
 
 async def test_calls_that_wait_travel_together_and_no_batch_exceeds_the_engine() -> None:
@@ -226,7 +224,7 @@ async def test_a_cancelled_caller_does_not_harm_its_batch_mates() -> None:
         bench.engine.release()
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert isinstance(answers[1], asyncio.CancelledError)
-        assert [found(answer) for answer in answers if isinstance(answer, Answer)] == [
+        assert [found(answer) for answer in answers if isinstance(answer, ExecutionResult)] == [
             [9],
             [1],
             [2],
@@ -253,7 +251,7 @@ async def test_a_failure_is_told_to_its_own_batch_and_the_next_one_runs() -> Non
             await bench.ask(*range(10))
         engine.failure = None
         assert found(await bench.ask(3)) == [3]
-        assert bench.host.waiting("m") == 0
+        assert bench.host.queued_rows("m") == 0
 
 
 async def test_an_engine_that_can_not_even_start_fails_its_batch_only() -> None:
@@ -273,7 +271,7 @@ async def test_a_full_queue_refuses_the_next_call() -> None:
         await engine.started.get()
         calls += [bench.ask(1, 2), bench.ask(3, 4)]
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="queue holds 4"):
+        with pytest.raises(Overloaded, match="queue holds at most 4"):
             await bench.ask(5)
         engine.release()
         assert [len(found(answer)) for answer in await asyncio.gather(*calls)] == [1, 2, 2]
@@ -334,22 +332,22 @@ async def test_an_engine_is_closed_off_the_loop_and_none_of_it_is_kept() -> None
 async def test_a_place_that_was_taken_before_decoding_is_given_back() -> None:
     async with hosting(Scripted()) as bench:
         place = bench.host.admit("m", 3)
-        assert bench.host.waiting("m") == 3
-        place.leave()
-        place.leave()
-        assert bench.host.waiting("m") == 0
+        assert bench.host.queued_rows("m") == 3
+        place.release()
+        place.release()
+        assert bench.host.queued_rows("m") == 0
         place = bench.host.admit("m", 1)
         await bench.host.remove("m")
         with pytest.raises(ModelNotReady):
-            await place.answer(np.zeros((1, *SHAPE), np.uint8))
+            await place.run(np.zeros((1, *SHAPE), np.uint8))
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hosts take a batch for dead after 20 ms."""
-    monkeypatch.setattr(host_module, "STALL_S", 0.02)
-    monkeypatch.setattr(host_module, "STALL_FACTOR", 1)
-    monkeypatch.setattr(host_module, "WATCH_S", 0.01)
+    monkeypatch.setattr(running_batches, "STALL_S", 0.02)
+    monkeypatch.setattr(running_batches, "STALL_FACTOR", 1)
+    monkeypatch.setattr(device, "WATCH_INTERVAL_S", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
@@ -359,7 +357,7 @@ async def test_an_engine_that_stopped_answering_is_given_up_and_nobody_waits_for
         runs = bench.ask(1)
         await engine.started.get()
         waits = [bench.ask(2), bench.ask(3)]
-        with pytest.raises(EngineFailure, match="has not come back"):
+        with pytest.raises(EngineFailure, match="has not finished"):
             await runs
         for call in waits:
             with pytest.raises(ModelNotReady, match="has failed"):
@@ -376,7 +374,7 @@ async def test_an_engine_that_stopped_answering_does_not_hold_up_its_removal() -
         runs = bench.ask(1)
         await engine.started.get()
         removal = asyncio.create_task(bench.host.remove("m"))
-        with pytest.raises(EngineFailure, match="has not come back"):
+        with pytest.raises(EngineFailure, match="has not finished"):
             await runs
         await removal
         assert not engine.closed  # something may still run in it
@@ -387,7 +385,7 @@ async def test_a_lost_device_fails_what_runs_there_and_gives_up_all_its_engines_
     lost.failure = DeviceLost("CUDA: cudaErrorIllegalAddress")
     failures: list[str] = []
     async with hosting(lost) as bench:
-        profile = lanes_of(neighbour, lambda instance, rows: 0.001)
+        profile = profile_groups(neighbour, lambda instance, rows: 0.001)
         metrics = Metrics().model("n")
         bench.host.add("n", neighbour, profile, metrics, failures.append, objective_s=1.0)
         runs = bench.ask(1)
@@ -400,11 +398,11 @@ async def test_a_lost_device_fails_what_runs_there_and_gives_up_all_its_engines_
         with pytest.raises(ModelNotReady, match="the device scripted is lost"):
             await waits
         with pytest.raises(ModelNotReady):
-            await place.answer(np.zeros((1, *SHAPE), np.uint8))
+            await place.run(np.zeros((1, *SHAPE), np.uint8))
         with pytest.raises(ModelNotReady):
             bench.host.admit("n", 1)
     (why,) = bench.failures
-    assert "start the server anew: CUDA: cudaErrorIllegalAddress" in why
+    assert "is lost: CUDA: cudaErrorIllegalAddress; restart the server" in why
     assert failures == [why]
 
 
@@ -434,31 +432,35 @@ async def test_a_device_is_busy_as_long_as_a_batch_runs() -> None:
 
 def test_the_way_back_is_the_mean_and_four_times_its_spread() -> None:
     response_delay = ResponseDelayEstimator()
-    assert response_delay.before(1.0, 0.0) == 1.0 - ResponseDelayEstimator.WIRE_S
+    assert response_delay.batch_deadline_s(1.0, 0.0) == 1.0 - ResponseDelayEstimator.WIRE_S
     for _ in range(200):
-        response_delay.learn(0.002, 0.0)
-    assert 1.0 - response_delay.before(1.0, 0.0) == pytest.approx(0.003, abs=1e-4)
-    response_delay.learn(0.010, 0.0)
-    assert 1.0 - response_delay.before(1.0, 0.0) > 0.006
-    assert response_delay.before(math.inf, 0.0) == math.inf
-    assert response_delay.before(-0.5, 0.0) == -0.5  # it has passed
+        response_delay.record(0.002, 0.0)
+    assert 1.0 - response_delay.batch_deadline_s(1.0, 0.0) == pytest.approx(0.003, abs=1e-4)
+    response_delay.record(0.010, 0.0)
+    assert 1.0 - response_delay.batch_deadline_s(1.0, 0.0) > 0.006
+    assert response_delay.batch_deadline_s(math.inf, 0.0) == math.inf
+    assert response_delay.batch_deadline_s(-0.5, 0.0) == -0.5  # it has passed
 
 
 def test_a_way_back_that_was_long_once_does_not_shut_the_door_for_good() -> None:
     """After a hiccup of 50 ms calls with 20 ms are let in again, and so it is seen to be over."""
     response_delay = ResponseDelayEstimator()
     for _ in range(200):
-        response_delay.learn(0.050, 0.0)
-    assert response_delay.before(0.020, 0.0) == pytest.approx(0.010)  # half of what it has
-    assert response_delay.before(1.0, 0.0) == pytest.approx(1.0 - 0.051, abs=1e-3)
+        response_delay.record(0.050, 0.0)
+    assert response_delay.batch_deadline_s(0.020, 0.0) == pytest.approx(
+        0.010
+    )  # half of what it has
+    assert response_delay.batch_deadline_s(1.0, 0.0) == pytest.approx(1.0 - 0.051, abs=1e-3)
     later_s = 6 * ResponseDelayEstimator.HALF_LIFE_S
-    assert response_delay.before(later_s + 1.0, later_s) == pytest.approx(later_s + 0.998, abs=1e-3)
+    assert response_delay.batch_deadline_s(later_s + 1.0, later_s) == pytest.approx(
+        later_s + 0.998, abs=1e-3
+    )
 
 
 async def test_an_answer_is_planned_to_be_done_before_its_way_back() -> None:
     engine = Scripted(held=True)
     async with hosting(engine) as bench:
         for _ in range(200):
-            bench.host.response_delay.learn(0.050, clock())
+            bench.host.response_delay.record(0.050, clock())
         with pytest.raises(DeadlineUnreachable):
             await bench.ask(1, deadline_s=0.0019)  # a batch takes 1 ms

@@ -161,13 +161,13 @@ def test_what_computes_the_same_with_other_weights_is_not_timed_again(
     first.engine.close()
     sizes = len(timed)
     assert sizes > 1
-    assert first.lanes[0].profile(1) == 1
+    assert first.groups[0].profile(1) == 1
     repo = tmp_path / "repo"
     build("lenet5", Order(repo=repo, backend="openvino", weights="random:1"))
     second = loaded(repo, profiles=profiles)
     second.engine.close()
     assert len(timed) == sizes
-    assert second.lanes == first.lanes
+    assert second.groups == first.groups
     build(
         "lenet5",
         Order(repo=tmp_path / "fp32", backend="openvino", precision="fp32", weights=UNTRAINED),

@@ -16,7 +16,7 @@ import pytest
 
 from server.engines.base import Engine
 from server.errors import EngineFailure, InvalidInput, ModelNotFound, ModelNotReady
-from server.execution.device import DeviceExecutor, clock, lanes_of
+from server.execution.device import DeviceExecutor, profile_groups
 from server.models.changes import ChangeNotifier
 from server.models.loader import LoadedEngine
 from server.models.registry import ModelRegistry
@@ -24,7 +24,9 @@ from server.models.state import State
 from server.repository import reader
 from server.repository.contents import VersionEntry, list_contents
 from server.repository.manifest import InvalidVersion
-from server.scheduling.deadline import DeadlineScheduler, InstanceGroup
+from server.scheduling.base import InstanceGroup
+from server.scheduling.deadline import DeadlineScheduler
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics, ModelMetrics
 from tests.support.serving import SHAPE, Mirror, publish
 
@@ -45,10 +47,10 @@ class Shop:
             raise self.failures[key]
         assert version.manifest is not None
         engine = self.engines[key] = Mirror(version.manifest)
-        lanes = lanes_of(engine, lambda instance, rows: 0.001)
+        groups = profile_groups(engine, lambda instance, rows: 0.001)
         labels = reader.open_version(version.folder, version.manifest).labels
         checking()
-        return LoadedEngine(engine, version.manifest.engines[0], lanes, labels)
+        return LoadedEngine(engine, version.manifest.engines[0], groups, labels)
 
     def host_for(self, engine: Engine) -> DeviceExecutor:
         if not self.hosts:
@@ -240,15 +242,24 @@ async def test_an_engine_given_up_ceases_to_answer_at_once(tmp_path: Path) -> No
             self,
             name: str,
             engine: Engine,
-            lanes: Sequence[InstanceGroup],
+            groups: Sequence[InstanceGroup],
             metrics: ModelMetrics,
-            failed: Callable[[str], None],
+            on_engine_failed: Callable[[str], None],
             objective_s: float,
             weight: float = 1.0,
-            erred: Callable[[str], None] = lambda reason: None,
+            on_batch_failed: Callable[[str], None] = lambda reason: None,
         ) -> None:
-            given_up.append(failed)
-            super().add(name, engine, lanes, metrics, failed, objective_s, weight, erred)
+            given_up.append(on_engine_failed)
+            super().add(
+                name,
+                engine,
+                groups,
+                metrics,
+                on_engine_failed,
+                objective_s,
+                weight,
+                on_batch_failed,
+            )
 
     shop.hosts.append(Telling("mirror", 1, DeadlineScheduler(1, 64)))
     async with registry_of(tmp_path, shop) as registry:

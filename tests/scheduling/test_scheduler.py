@@ -4,26 +4,21 @@ from __future__ import annotations
 
 import math
 import random
+import statistics
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.errors import DeadlineUnreachable, Overloaded
-from server.scheduling.deadline import (
-    Batch,
-    DeadlineScheduler,
-    FixedScheduler,
-    InstanceGroup,
-    LatencyEstimate,
-    LatencyProfile,
-    Request,
-    Scheduler,
-    _Begin,
-    _finish_s,
-    _Plan,
-    _Share,
-)
+from server.scheduling import admission
+from server.scheduling.admission import MIN_MAX_WAIT_S
+from server.scheduling.base import Batch, InstanceGroup, Request, Scheduler
+from server.scheduling.deadline import DeadlineScheduler
+from server.scheduling.device_share import Share
+from server.scheduling.fixed import FixedScheduler
+from server.scheduling.latency import LatencyEstimate, LatencyProfile
+from server.scheduling.plans import Plan, StartTimes, finish_s
 from tests.simulator.simulation import (
     CPU,
     GPU,
@@ -49,12 +44,12 @@ def deadline_policy(device: Device, capacity: int = 1 << 16) -> DeadlineSchedule
 
 def enter(policy: Scheduler, call: Request, now_s: float = 0.0, model: str = MODEL) -> Request:
     policy.admit(model, call, now_s)
-    policy.ready(model, call, now_s)
+    policy.mark_ready(model, call, now_s)
     return call
 
 
 def start(policy: Scheduler, now_s: float = 0.0) -> Batch:
-    batch = policy.next(now_s)
+    batch = policy.next_batch(now_s)
     assert batch is not None
     return batch
 
@@ -80,7 +75,12 @@ def test_a_profile_is_straight_between_sizes_and_never_falls() -> None:
     assert [profile(rows) for rows in (1, 2, 4)] == [0.010, 0.010, 0.020]
     assert profile(3) == pytest.approx(0.015)
     assert profile(8) == pytest.approx(0.040)
-    assert [profile.largest(seconds) for seconds in (0.009, 0.010, 0.016, 1.0)] == [0, 2, 3, 4]
+    assert [profile.largest_batch(seconds) for seconds in (0.009, 0.010, 0.016, 1.0)] == [
+        0,
+        2,
+        3,
+        4,
+    ]
 
 
 @pytest.mark.parametrize("seconds", [{}, {2: 0.1}, {1: 0.0}, {1: 0.1, 4: -1.0}])
@@ -94,21 +94,21 @@ def test_a_profile_without_a_first_size_or_with_no_time_is_refused(
 def test_a_latency_follows_a_change_within_twenty_batches_both_ways() -> None:
     latency = LatencyEstimate(LatencyProfile({1: 0.010, 8: 0.040}))
     for _ in range(20):
-        latency.learn(8, 0.120, 0.0)
-    assert latency.usual == pytest.approx(3)
-    assert latency.careful == pytest.approx(3)
-    assert latency.p50(1) == pytest.approx(0.030), "sizes not run lately are slower too"
+        latency.record(8, 0.120, 0.0)
+    assert latency.p50_factor == pytest.approx(3)
+    assert latency.p99_factor == pytest.approx(3)
+    assert latency.p50_s(1) == pytest.approx(0.030), "sizes not run lately are slower too"
     for _ in range(20):
-        latency.learn(1, 0.010, 0.0)
-    assert (latency.usual, latency.careful) == (1.0, 1.0)
+        latency.record(1, 0.010, 0.0)
+    assert (latency.p50_factor, latency.p99_factor) == (1.0, 1.0)
 
 
 def test_one_hiccup_frightens_nobody_and_nothing_is_faster_than_at_load() -> None:
     latency = LatencyEstimate(LatencyProfile({1: 0.010}))
     for seconds in (0.010, 0.500, 0.004, 0.010):
-        latency.learn(1, seconds, 0.0)
-    assert latency.careful == pytest.approx(1.0)
-    assert latency.usual == 1.0
+        latency.record(1, seconds, 0.0)
+    assert latency.p99_factor == pytest.approx(1.0)
+    assert latency.p50_factor == 1.0
 
 
 def test_the_careful_latency_is_about_the_99th_percentile_of_an_exponential_tail() -> None:
@@ -117,8 +117,8 @@ def test_the_careful_latency_is_about_the_99th_percentile_of_an_exponential_tail
     for _ in range(400):
         latency = LatencyEstimate(profile)
         for _ in range(LatencyEstimate.WINDOW):
-            latency.learn(1, 1.0 + draw.expovariate(1 / 0.1), 0.0)
-        estimates.append(latency.careful)
+            latency.record(1, 1.0 + draw.expovariate(1 / 0.1), 0.0)
+        estimates.append(latency.p99_factor)
     percentile = 1.0 + 0.1 * math.log(100)
     assert sum(estimates) / len(estimates) == pytest.approx(percentile, rel=0.05)
 
@@ -132,12 +132,12 @@ def test_a_lane_that_has_not_run_for_a_while_is_judged_by_its_profile_again() ->
     def ask(now_s: float) -> int:
         call = Request(1, now_s)
         policy.admit("net", call, now_s)
-        policy.ready("net", call, now_s)
-        batch = policy.next(now_s)
+        policy.mark_ready("net", call, now_s)
+        batch = policy.next_batch(now_s)
         assert batch is not None
-        seconds = (0.040, 0.018)[batch.lane]
-        policy.finished(batch, now_s + seconds, seconds)
-        return batch.lane
+        seconds = (0.040, 0.018)[batch.group_index]
+        policy.batch_finished(batch, now_s + seconds, seconds)
+        return batch.group_index
 
     assert [ask(0.1 * n) for n in range(6)] == [0] + 5 * [1], "the wide one was slow just now"
     assert ask(0.6) == 0, "that is long ago, and it gets another chance"
@@ -155,7 +155,7 @@ def test_a_caller_alone_gets_the_whole_device_and_many_get_lanes_side_by_side() 
     for _ in range(16):
         enter(crowd, Request(1, 0.0, 10.0))
     assert [start(crowd).units, start(crowd).units] == [1, 1]
-    assert crowd.next(0.0) is None
+    assert crowd.next_batch(0.0) is None
 
 
 def test_the_earliest_deadline_goes_first_within_a_priority_and_urgent_ones_before() -> None:
@@ -166,8 +166,8 @@ def test_the_earliest_deadline_goes_first_within_a_priority_and_urgent_ones_befo
     urgent = Request(1, 0.0, 9.5, priority=9)
     for call in (late, early, urgent):
         enter(policy, call)
-    policy.finished(running, 0.012, 0.012)
-    assert [portion.call for portion in start(policy, 0.012).portions] == [urgent, early, late]
+    policy.batch_finished(running, 0.012, 0.012)
+    assert [part.request for part in start(policy, 0.012).parts] == [urgent, early, late]
 
 
 def test_a_batch_grows_only_as_far_as_its_tightest_deadline_allows() -> None:
@@ -178,9 +178,9 @@ def test_a_batch_grows_only_as_far_as_its_tightest_deadline_allows() -> None:
     tight = enter(policy, Request(1, 0.0, 0.0135))
     for _ in range(7):
         enter(policy, Request(1, 0.0, 5.0))
-    policy.finished(running, 0.005, 0.005)
+    policy.batch_finished(running, 0.005, 0.005)
     batch = start(policy, 0.005)
-    assert batch.portions[0].call is tight
+    assert batch.parts[0].request is tight
     assert batch.rows == 4  # 5 + 3 * 1 ms: five rows would end at 14 ms
 
 
@@ -191,8 +191,8 @@ def test_a_batch_grows_no_further_than_rows_become_cheaper() -> None:
     for _ in range(16):
         call = Request(1, 0.0, 1.0)
         policy.admit(MODEL, call, 0.0)
-        policy.ready(MODEL, call, 0.0)
-    batch = policy.next(0.0)
+        policy.mark_ready(MODEL, call, 0.0)
+    batch = policy.next_batch(0.0)
     assert batch is not None
     assert batch.rows == 4
 
@@ -201,12 +201,12 @@ def test_a_call_larger_than_a_batch_is_split_in_order_and_taken_whole() -> None:
     policy = deadline_policy(ONE)
     call = enter(policy, Request(20, 0.0, 10.0))
     taken, now_s = [], 0.0
-    while (batch := policy.next(now_s)) is not None:
-        taken += [(portion.first, portion.rows) for portion in batch.portions]
+    while (batch := policy.next_batch(now_s)) is not None:
+        taken += [(part.first, part.rows) for part in batch.parts]
         now_s += 0.012
-        policy.finished(batch, now_s, 0.012)
+        policy.batch_finished(batch, now_s, 0.012)
     assert taken == [(0, 8), (8, 8), (16, 4)]
-    assert (call.taken, policy.waiting(MODEL)) == (20, 0)
+    assert (call.taken_rows, policy.queued_rows(MODEL)) == (20, 0)
 
 
 def test_a_withdrawn_call_is_in_no_batch_and_its_room_is_free_again() -> None:
@@ -214,23 +214,23 @@ def test_a_withdrawn_call_is_in_no_batch_and_its_room_is_free_again() -> None:
     calls = [enter(policy, Request(5, 0.0, 10.0)) for _ in range(2)]
     policy.cancel(MODEL, calls[0])
     policy.cancel(MODEL, calls[0])
-    assert policy.waiting(MODEL) == 5
+    assert policy.queued_rows(MODEL) == 5
     enter(policy, Request(5, 0.0, 11.0))
-    assert calls[0] not in [portion.call for portion in start(policy).portions]
+    assert calls[0] not in [part.request for part in start(policy).parts]
 
 
 def test_a_call_admitted_before_its_rows_are_there_keeps_its_place_but_does_not_run() -> None:
     policy = deadline_policy(ONE)
     decoding = Request(1, 0.0, 5.0)
     policy.admit(MODEL, decoding, 0.0)
-    assert policy.next(0.0) is None
-    assert policy.waiting(MODEL) == 1
+    assert policy.next_batch(0.0) is None
+    assert policy.queued_rows(MODEL) == 1
     other = enter(policy, Request(1, 0.0, 9.0))
     running = start(policy)
-    assert [portion.call for portion in running.portions] == [other]
-    policy.ready(MODEL, decoding, 0.001)
-    policy.finished(running, 0.005, 0.005)
-    assert [portion.call for portion in start(policy, 0.005).portions] == [decoding]
+    assert [part.request for part in running.parts] == [other]
+    policy.mark_ready(MODEL, decoding, 0.001)
+    policy.batch_finished(running, 0.005, 0.005)
+    assert [part.request for part in start(policy, 0.005).parts] == [decoding]
 
 
 def test_a_call_that_became_hopeless_is_given_up_before_it_costs_anything() -> None:
@@ -238,11 +238,11 @@ def test_a_call_that_became_hopeless_is_given_up_before_it_costs_anything() -> N
     enter(policy, Request(8, 0.0, 10.0))
     running = start(policy)
     doomed = enter(policy, Request(1, 0.0, 0.030))
-    policy.finished(running, 0.027, 0.027)  # the engine took over twice as long as ever
-    assert policy.next(0.027) is None
+    policy.batch_finished(running, 0.027, 0.027)  # the engine took over twice as long as ever
+    assert policy.next_batch(0.027) is None
     assert [call for _, call in policy.take_expired()] == [doomed]
     assert list(policy.take_expired()) == []
-    assert policy.waiting(MODEL) == 0
+    assert policy.queued_rows(MODEL) == 0
 
 
 # --- admission ---
@@ -261,7 +261,7 @@ def test_a_call_that_can_not_be_in_time_behind_others_is_refused_with_the_wait()
 def test_an_engine_that_was_slow_lately_is_called_overloaded_not_too_slow_for_ever() -> None:
     policy = deadline_policy(ONE)
     enter(policy, Request(1, 0.0, 10.0))
-    policy.finished(start(policy), 0.500, 0.500)
+    policy.batch_finished(start(policy), 0.500, 0.500)
     enter(policy, Request(8, 0.5, 10.0), 0.5)
     start(policy, 0.5)
     with pytest.raises(Overloaded):
@@ -289,9 +289,9 @@ def test_what_a_removed_model_still_runs_is_waited_for() -> None:
 
 def test_more_before_a_call_never_make_it_earlier_though_lanes_are_free_at_odd_times() -> None:
     latency = LatencyEstimate(LatencyProfile({1: 0.004, 32: 0.100}))
-    plan, begin = _Plan(latency, 1, 0.002), _Begin(0.050, [0.0, 0.100])
-    finish_s = [_finish_s(plan, begin, rows, _Share(1.0, 0.0)) for rows in range(1, 40)]
-    assert finish_s == sorted(finish_s)
+    plan, begin = Plan(latency, 1, 0.002), StartTimes(0.050, [0.0, 0.100])
+    ends_s = [finish_s(plan, begin, rows, Share(1.0, 0.0)) for rows in range(1, 40)]
+    assert ends_s == sorted(ends_s)
 
 
 def test_nobody_is_admitted_who_would_make_a_promised_call_late() -> None:
@@ -306,7 +306,7 @@ def test_nobody_is_admitted_who_would_make_a_promised_call_late() -> None:
         except Overloaded:
             break
     assert promised > 8
-    with pytest.raises(Overloaded, match="others late"):
+    with pytest.raises(Overloaded, match="would miss their deadlines"):
         enter(policy, Request(8, 0.0, 0.060))
 
 
@@ -317,8 +317,8 @@ def test_without_a_deadline_a_call_is_ordered_by_the_objective_and_never_given_u
     patient = enter(policy, Request(1, 0.0))
     assert patient.best_effort
     assert patient.deadline_s == pytest.approx(0.100)
-    policy.finished(running, 0.500, 0.500)
-    assert start(policy, 0.500).portions[0].call is patient
+    policy.batch_finished(running, 0.500, 0.500)
+    assert start(policy, 0.500).parts[0].request is patient
 
 
 def test_a_call_without_a_deadline_waits_for_others_but_so_long_and_its_own_rows_do_not_count() -> (
@@ -326,15 +326,15 @@ def test_a_call_without_a_deadline_waits_for_others_but_so_long_and_its_own_rows
 ):
     policy = deadline_policy(ONE)
     row_s = ONE.lanes[0].profile(8) / 8
-    many = math.ceil(1.5 * DeadlineScheduler.PATIENCE_S / row_s)
+    many = math.ceil(1.5 * MIN_MAX_WAIT_S / row_s)
     first = enter(policy, Request(many, 0.0))  # by itself it takes longer than anybody waits
     start(policy)
-    with pytest.raises(Overloaded, match="without a deadline waits 10 s at most: ") as refusal:
+    with pytest.raises(Overloaded, match="without a deadline waits at most 10 s: ") as refusal:
         policy.admit(MODEL, Request(many, 0.0), 0.0)
     hint_s = refusal.value.retry_after_s
-    assert 0.5 * DeadlineScheduler.PATIENCE_S < hint_s < 0.51 * DeadlineScheduler.PATIENCE_S
+    assert 0.5 * MIN_MAX_WAIT_S < hint_s < 0.51 * MIN_MAX_WAIT_S
     policy.cancel(MODEL, first)
-    enter(policy, Request(math.floor(0.9 * DeadlineScheduler.PATIENCE_S / row_s), 0.0))
+    enter(policy, Request(math.floor(0.9 * MIN_MAX_WAIT_S / row_s), 0.0))
     enter(policy, Request(many, 0.0))  # however long it is itself
     with pytest.raises(Overloaded, match="without a deadline"):
         policy.admit(MODEL, Request(1, 0.0), 0.0)
@@ -345,10 +345,10 @@ def test_rows_are_bounded_for_a_model_and_for_all_of_them() -> None:
     for model in ("a", "b"):
         policy.add(model, ONE.lanes, objective_s=10.0)
     enter(policy, Request(10, 0.0, 100.0), model="a")
-    with pytest.raises(Overloaded, match="queue holds 10"):
+    with pytest.raises(Overloaded, match="queue holds at most 10"):
         policy.admit("a", Request(1, 0.0, 100.0), 0.0)
     enter(policy, Request(5, 0.0, 100.0), model="b")
-    with pytest.raises(Overloaded, match="all queues hold 15"):
+    with pytest.raises(Overloaded, match="all queues together hold at most 15"):
         policy.admit("b", Request(1, 0.0, 100.0), 0.0)
 
 
@@ -357,11 +357,11 @@ def test_after_slow_batches_an_idle_engine_is_tried_again() -> None:
     now_s = 0.0
     for _ in range(20):
         enter(policy, Request(1, now_s, now_s + 10.0), now_s)
-        policy.finished(start(policy, now_s), now_s + 0.5, 0.5)
+        policy.batch_finished(start(policy, now_s), now_s + 0.5, 0.5)
         now_s += 0.5
     for _ in range(20):  # fast again, which only running can show
         enter(policy, Request(1, now_s, now_s + 0.100), now_s)
-        policy.finished(start(policy, now_s), now_s + 0.005, 0.005)
+        policy.batch_finished(start(policy, now_s), now_s + 0.005, 0.005)
         now_s += 0.005
     enter(policy, Request(8, now_s, now_s + 0.020), now_s)
 
@@ -457,26 +457,27 @@ def test_who_asks_for_less_than_its_share_is_answered_though_another_floods() ->
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_lasting_overload_is_met_with_whole_batches(seed: int) -> None:
-    class Hopeful(DeadlineScheduler):
-        """Takes every overload for a burst."""
-
-        SPARE = -1.0
-
-    lanes = (  # as measured on two slower cores: 100 ms are five batches of one row
+def test_lasting_overload_is_met_with_whole_batches(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = (  # as measured on two slower cores: 100 ms are five batches of one row
         InstanceGroup(2, 1, 8, LatencyProfile({1: 0.0111, 2: 0.0207, 4: 0.0402, 8: 0.0790})),
         InstanceGroup(1, 2, 8, LatencyProfile({1: 0.0209, 2: 0.0392, 4: 0.0790, 8: 0.1580})),
     )
     arrivals = [Arrival(time, 0.100) for time in poisson(200, 20.0, seed=seed)]
-    answered, rows = {}, {}
-    for kind in (DeadlineScheduler, Hopeful):
-        policy = kind(2, 1 << 16)
-        policy.add(MODEL, lanes, objective_s=0.100)
-        outcome = simulate(policy, lanes, arrivals, noise=0.1)
-        answered[kind] = outcome.in_time
-        rows[kind] = sum(batch.rows for batch in outcome.batches) / len(outcome.batches)
-    assert rows[DeadlineScheduler] > 1.5 * rows[Hopeful]
-    assert answered[DeadlineScheduler] > 1.02 * answered[Hopeful]
+
+    def run() -> tuple[int, float]:
+        """Requests in time, and the mean batch size."""
+        scheduler = DeadlineScheduler(2, 1 << 16)
+        scheduler.add(MODEL, groups, objective_s=0.100)
+        outcome = simulate(scheduler, groups, arrivals, noise=0.1)
+        return outcome.in_time, statistics.mean(batch.rows for batch in outcome.batches)
+
+    in_time, batch_rows = run()
+    monkeypatch.setattr(admission, "MIN_SPARE_RATIO", -1.0)  # every overload is taken for a burst
+    burst_in_time, burst_batch_rows = run()
+    assert batch_rows > 1.5 * burst_batch_rows
+    assert in_time > 1.02 * burst_in_time
 
 
 @given(
@@ -501,10 +502,10 @@ def test_every_call_has_one_end_and_no_batch_exceeds_its_lane(
     outcome = simulate(policy, device.lanes, arrivals)
     ends = outcome.in_time + outcome.late + outcome.refused + outcome.given_up
     assert ends == len(arrivals)
-    assert policy.waiting(MODEL) == 0
+    assert policy.queued_rows(MODEL) == 0
     for batch in outcome.batches:
-        assert 1 <= batch.rows <= device.lanes[batch.lane].max_batch
-        assert batch.rows == sum(portion.rows for portion in batch.portions)
+        assert 1 <= batch.rows <= device.lanes[batch.group_index].max_batch
+        assert batch.rows == sum(part.rows for part in batch.parts)
 
 
 @pytest.mark.parametrize("seed", [1, 3, 7])  # after 3 and 7 lanes are shunned
@@ -544,8 +545,8 @@ def test_ten_thousand_callers_leaving_at_once_leave_nothing_behind() -> None:
     random.Random(0).shuffle(calls)
     for call in calls:
         policy.cancel(MODEL, call)
-    assert policy.waiting(MODEL) == 0
-    assert policy.next(1.0) is None
+    assert policy.queued_rows(MODEL) == 0
+    assert policy.next_batch(1.0) is None
 
 
 def test_a_call_that_heeds_its_hint_is_admitted_once_the_burst_is_over() -> None:
@@ -556,7 +557,7 @@ def test_a_call_that_heeds_its_hint_is_admitted_once_the_burst_is_over() -> None
         now_s = 10.0 * trial
         hint_s = refused(policy, 200, deadline_s=0.1, now_s=now_s)[-1].retry_after_s
         retry_s = now_s + hint_s + draw.uniform(0, 0.01)
-        while (batch := policy.next(now_s)) is not None:
+        while (batch := policy.next_batch(now_s)) is not None:
             seconds = ONE.lanes[0].profile(batch.rows)
             now_s += seconds
             if now_s > retry_s and not math.isinf(retry_s):
@@ -567,7 +568,7 @@ def test_a_call_that_heeds_its_hint_is_admitted_once_the_burst_is_over() -> None
                 except Overloaded:
                     pass
                 retry_s = math.inf
-            policy.finished(batch, now_s, seconds)
+            policy.batch_finished(batch, now_s, seconds)
     assert kept >= 45
 
 
@@ -575,6 +576,6 @@ def test_the_fixed_policy_waits_for_its_size_or_its_delay() -> None:
     policy = FixedScheduler(1, 100, size=4, delay_s=0.002)
     policy.add(MODEL, ONE.lanes, objective_s=0.1)
     enter(policy, Request(1, 0.0, 10.0))
-    assert policy.next(0.0) is None
-    assert policy.wake_s(0.0) == pytest.approx(0.002)
+    assert policy.next_batch(0.0) is None
+    assert policy.next_wake_s(0.0) == pytest.approx(0.002)
     assert start(policy, 0.002).rows == 1

@@ -17,16 +17,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from server.errors import ServingError
-from server.scheduling.deadline import (
-    Batch,
-    BatchPart,
-    DeadlineScheduler,
-    FixedScheduler,
-    InstanceGroup,
-    LatencyProfile,
-    Request,
-    Scheduler,
-)
+from server.scheduling.base import Batch, BatchPart, InstanceGroup, Request, Scheduler
+from server.scheduling.deadline import DeadlineScheduler
+from server.scheduling.fixed import FixedScheduler
+from server.scheduling.latency import LatencyProfile
 
 MODEL = "model"
 NOISE = 0.03
@@ -165,19 +159,19 @@ def simulate(
             except ServingError:
                 outcome.refused += 1
                 continue
-            policy.ready(what.model, call, now_s)
+            policy.mark_ready(what.model, call, now_s)
         elif kind == "finished":
             assert isinstance(what, tuple)
             batch, seconds = what
-            policy.finished(batch, now_s, seconds)
+            policy.batch_finished(batch, now_s, seconds)
             _count(outcome, batch, seconds, now_s)
-        while (batch := policy.next(now_s)) is not None:
-            lane = lanes[batch.lane]
+        while (batch := policy.next_batch(now_s)) is not None:
+            lane = lanes[batch.group_index]
             seconds = lane.profile(batch.rows) * slowness(now_s) * (1 + abs(draw.gauss(0, noise)))
             outcome.batches.append(batch)
             push(now_s + seconds, "finished", (batch, seconds))
         outcome.given_up += len(list(policy.take_expired()))
-        next_s = policy.wake_s(now_s)
+        next_s = policy.next_wake_s(now_s)
         if next_s is not None and next_s != wake_s:
             wake_s = next_s
             push(max(next_s, now_s), "wake", None)
@@ -187,7 +181,7 @@ def simulate(
 def _count(outcome: Outcome, batch: Batch, seconds: float, now_s: float) -> None:
     outcome.busy_s += seconds * batch.units
     outcome.by_model[batch.model] = outcome.by_model.get(batch.model, 0.0) + seconds * batch.units
-    for call, first, rows in batch.portions:
+    for call, first, rows in batch.parts:
         in_time = now_s <= call.deadline_s + 1e-9
         if not in_time:
             outcome.wasted_s += seconds * batch.units * rows / batch.rows
@@ -228,9 +222,14 @@ class Reference:
         self.calls: deque[Request] = deque()
 
     def add(
-        self, model: str, lanes: Sequence[InstanceGroup], *, objective_s: float, weight: float = 1.0
+        self,
+        model: str,
+        groups: Sequence[InstanceGroup],
+        *,
+        objective_s: float,
+        weight: float = 1.0,
     ) -> None:
-        self._index, self.lane = min(enumerate(lanes), key=lambda entry: entry[1].units)
+        self._index, self.lane = min(enumerate(groups), key=lambda entry: entry[1].units)
         self._busy = 0
         self.objective_s = objective_s
 
@@ -240,24 +239,22 @@ class Reference:
     def admit(self, model: str, call: Request, now_s: float) -> None:
         pass
 
-    def ready(self, model: str, call: Request, now_s: float) -> None:
+    def mark_ready(self, model: str, call: Request, now_s: float) -> None:
         self.calls.append(call)
 
     def cancel(self, model: str, call: Request) -> None:
-        call.cancelled = True
+        call.is_cancelled = True
 
-    def next(self, now_s: float) -> Batch | None:
+    def next_batch(self, now_s: float) -> Batch | None:
         if self._busy == self.lane.count or not self.calls:
             return None
         rows = self.size(now_s)
         if not self.calls or not rows:
             return None
-        portions = [
-            BatchPart(self.calls.popleft(), 0, 1) for _ in range(min(rows, len(self.calls)))
-        ]
+        parts = [BatchPart(self.calls.popleft(), 0, 1) for _ in range(min(rows, len(self.calls)))]
         self._busy += 1
-        rows = len(portions)
-        return Batch(MODEL, self._index, self.lane.units, portions, rows, 0.0)
+        rows = len(parts)
+        return Batch(MODEL, self._index, self.lane.units, parts, rows, 0.0)
 
     def size(self, now_s: float) -> int:
         """How many calls to start now; 0 to wait."""
@@ -266,13 +263,13 @@ class Reference:
     def take_expired(self) -> Iterator[tuple[str, Request]]:
         return iter(())
 
-    def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
+    def batch_finished(self, batch: Batch, now_s: float, seconds: float) -> None:
         self._busy -= 1
 
-    def wake_s(self, now_s: float) -> float | None:
+    def next_wake_s(self, now_s: float) -> float | None:
         return None
 
-    def waiting(self, model: str) -> int:
+    def queued_rows(self, model: str) -> int:
         return len(self.calls)
 
 
@@ -286,7 +283,7 @@ class AllowedSizes(Reference):
         due = now_s >= self.calls[0].arrived_s + self.TIMEOUT_S
         return min(largest, len(self.calls)) if due or len(self.calls) >= largest else 0
 
-    def wake_s(self, now_s: float) -> float | None:
+    def next_wake_s(self, now_s: float) -> float | None:
         due_s = self.calls[0].arrived_s + self.TIMEOUT_S if self.calls else 0.0
         return due_s if due_s > now_s else None
 
@@ -318,8 +315,8 @@ class StraightLine(Reference):
         given_up, self._given_up = self._given_up, []
         return iter(given_up)
 
-    def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
-        super().finished(batch, now_s, seconds)
+    def batch_finished(self, batch: Batch, now_s: float, seconds: float) -> None:
+        super().batch_finished(batch, now_s, seconds)
         self._seen.append((batch.rows, seconds))
         count = len(self._seen)
         mean_n = sum(n for n, _ in self._seen) / count
@@ -348,9 +345,9 @@ class Aimd(Reference):
         given_up, self._given_up = self._given_up, []
         return iter(given_up)
 
-    def finished(self, batch: Batch, now_s: float, seconds: float) -> None:
-        super().finished(batch, now_s, seconds)
-        missed = any(portion.call.deadline_s < now_s for portion in batch.portions)
+    def batch_finished(self, batch: Batch, now_s: float, seconds: float) -> None:
+        super().batch_finished(batch, now_s, seconds)
+        missed = any(part.request.deadline_s < now_s for part in batch.parts)
         self._most = max(1.0, self._most * 0.9) if missed else self._most + 1
 
 

@@ -24,7 +24,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.app import Load, Running, running
 from server.engines import null
 from server.engines.base import Engine, Instance, OnDone, Outputs
-from server.execution.device import lanes_of
+from server.execution.device import profile_groups
 from server.images.input_spec import Pixels
 from server.models.loader import LoadedEngine, Profiles
 from server.repository import reader, writer
@@ -204,8 +204,8 @@ def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Loa
         made = engine(version.manifest)
         checking()
         labels = reader.open_version(version.folder, version.manifest).labels
-        lanes = lanes_of(made, lambda instance, rows: batch_s)
-        return LoadedEngine(made, version.manifest.engines[0], lanes, labels)
+        groups = profile_groups(made, lambda instance, rows: batch_s)
+        return LoadedEngine(made, version.manifest.engines[0], groups, labels)
 
     return load
 

@@ -94,7 +94,7 @@ async def test_a_call_its_caller_samples_tells_its_phases_and_its_batch(tmp_path
             for _ in range(2):  # these wait together, and travel in one batch
                 calls.append(asyncio.create_task(classify(served, context(True), 1)))
             host = next(iter(served.server.registry.serving_models())).executor
-            while host.waiting(next(iter(served.server.registry.serving_models())).key) < 2:
+            while host.queued_rows(next(iter(served.server.registry.serving_models())).key) < 2:
                 await asyncio.sleep(0)
             mirrors.made[0].release()
             await asyncio.gather(*calls)

@@ -49,7 +49,7 @@ from server.api.v2.service import (
     version_or_label,
 )
 from server.errors import InvalidInput, ModelNotReady, Overloaded, ServingError
-from server.execution.device import clock
+from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 from server.transport.compression import (
     WINDOW_BITS,

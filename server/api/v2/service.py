@@ -36,7 +36,7 @@ from server.models.state import State
 from server.models.watcher import RepositoryWatcher
 from server.repository.manifest import LABELS_FILE
 from server.repository.serving_config import VERSION_LABELS
-from server.scheduling.deadline import PRIORITIES
+from server.scheduling.base import PRIORITIES
 
 log = logging.getLogger(__name__)
 

@@ -594,12 +594,12 @@ async def test_a_caller_that_hangs_up_costs_no_compute(tmp_path: Path) -> None:
         file = png(5)
         head = f"POST {CLASSIFY} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(file)}\r\n\r\n"
         writer.write(head.encode() + file)
-        while not ready.executor.waiting("tiny/1"):
+        while not ready.executor.queued_rows("tiny/1"):
             await asyncio.sleep(0.001)
         writer.close()
         await writer.wait_closed()
         await until_counted(served, "Classify", "CANCELLED")
-        assert ready.executor.waiting("tiny/1") == 0
+        assert ready.executor.queued_rows("tiny/1") == 0
         engines.made[0].release()
         assert (await first).status_code == 200
         assert (await client.post(CLASSIFY, content=png(7))).status_code == 200

@@ -429,7 +429,7 @@ async def test_one_is_the_most_urgent_priority_and_none_is_the_least(tmp_path: P
         for count, priority in enumerate((0, 9, 2, 1), start=1):
             tensors = image(rows(*[priority] * MAX_BATCH))
             calls.append(asyncio.create_task(client.infer("tiny", tensors, priority=priority)))
-            while ready.executor.waiting("tiny/1") < count * MAX_BATCH:
+            while ready.executor.queued_rows("tiny/1") < count * MAX_BATCH:
                 await asyncio.sleep(0.001)
         engines.made[0].release()
         await asyncio.gather(*calls)

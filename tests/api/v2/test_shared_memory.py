@@ -329,7 +329,7 @@ async def test_a_region_that_shrinks_fails_its_own_call_alone(tmp_path: Path, fi
         await engines.made[0].started.wait()
         shrinking = asyncio.create_task(client.infer("tiny", lent(2, *SHAPE)))
         mate = asyncio.create_task(client.infer("tiny", image(rows(9))))
-        while ready.executor.waiting("tiny/1") < 3:
+        while ready.executor.queued_rows("tiny/1") < 3:
             await asyncio.sleep(0.001)
         os.truncate(file, ROW_BYTES)
         engines.made[0].release()
@@ -358,7 +358,7 @@ async def test_a_region_taken_back_or_deleted_serves_the_calls_that_use_it(
         first = asyncio.create_task(client.infer("tiny", image(rows(1))))
         await engines.made[0].started.wait()
         waiting = asyncio.create_task(client.infer("tiny", lent(1, *SHAPE)))
-        while not ready.executor.waiting("tiny/1"):
+        while not ready.executor.queued_rows("tiny/1"):
             await asyncio.sleep(0.001)
         await client.unregister_system_shared_memory("mine")
         file.unlink()

@@ -69,7 +69,7 @@ def counted(served: Served, code: str, model: str = "tiny") -> float:
 
 async def until_waiting(served: Served, rows: int) -> None:
     (ready,) = served.server.registry.serving_models()
-    while ready.executor.waiting("tiny/1") != rows:
+    while ready.executor.queued_rows("tiny/1") != rows:
         await asyncio.sleep(0.001)
 
 
