@@ -37,9 +37,9 @@ from model_repo.export import TOP_K, ExportError, Served, export, traced
 from model_repo.golden_images import golden_pixels
 from model_repo.weights import Weights, WeightsError, WeightsUnavailable, WrongHash
 from server.engines import golden_check as golden
-from server.engines import tensorrt
 from server.engines.base import BACKENDS, Backend, CompileOptions, Engine, backend, infer
 from server.engines.record import engine_record
+from server.engines.tensorrt import libraries as tensorrt_libraries
 from server.errors import EngineFailure
 from server.images.input_spec import InputSpec, Pixels
 from server.process.cores import available_cores
@@ -487,7 +487,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], Order]:
     )
     parser.add_argument(
         "--tensorrt-variant",
-        choices=tensorrt.VARIANTS,
+        choices=tensorrt_libraries.VARIANTS,
         default="auto",
         help="tensorrt for datacenters or rtx; auto takes what is installed, in that order",
     )

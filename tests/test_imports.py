@@ -45,8 +45,8 @@ LAYERS = (
 LIBRARIES = {  # each library is imported by one file only
     "openvino": "server/engines/openvino.py",
     "torch": "server/engines/inductor.py",
-    "tensorrt": "server/engines/tensorrt/__init__.py",
-    "tensorrt_rtx_bindings": "server/engines/tensorrt/__init__.py",
+    "tensorrt": "server/engines/tensorrt/libraries.py",
+    "tensorrt_rtx_bindings": "server/engines/tensorrt/libraries.py",
     "cuda": "server/engines/tensorrt/cuda.py",
     "pynvml": "server/telemetry/nvml.py",
     "opentelemetry": "server/telemetry/tracing.py",

@@ -1,7 +1,7 @@
-"""What an engine is: pixels in, classes out. One file a backend stands beside this one.
+"""The engine interface: pixels in, classes out. Each backend is a file or folder beside this one.
 
-The file's name is the backend's name: `backend("openvino")` imports `server.engines.openvino` and
-nothing else, so a backend's library is needed only where that backend is chosen.
+`backend(name)` imports only the backend it returns. So a backend's library must be installed only
+where that backend is used.
 """
 
 from __future__ import annotations
@@ -19,14 +19,19 @@ from numpy.typing import NDArray
 from server.images.input_spec import Pixels
 from server.repository.manifest import EngineRecord
 
-BACKENDS = ("openvino", "tensorrt", "inductor", "null")
+BACKENDS = {  # name -> the module with its functions, see Backend
+    "openvino": "server.engines.openvino",
+    "tensorrt": "server.engines.tensorrt.backend",
+    "inductor": "server.engines.inductor",
+    "null": "server.engines.null",
+}
 
 
 class Outputs(NamedTuple):
-    """What an engine says of N rows, K being min(10, classes). The receiver may keep the arrays."""
+    """The results of N rows; K is min(10, classes). The receiver may keep the arrays."""
 
     classes: NDArray[np.int32]  # [N, K], best first
-    scores: NDArray[np.float32]  # [N, K], their probabilities
+    scores: NDArray[np.float32]  # [N, K], the probabilities of these classes
     probabilities: NDArray[np.float32]  # [N, classes]
 
     def rows(self, first: int, end: int) -> Outputs:
@@ -37,7 +42,7 @@ class Outputs(NamedTuple):
 
     @classmethod
     def concatenate(cls, parts: Sequence[Outputs]) -> Outputs:
-        """All rows of the parts, in their order."""
+        """All rows of the parts, in order."""
         return cls(
             np.concatenate([part.classes for part in parts]),
             np.concatenate([part.scores for part in parts]),
@@ -46,102 +51,113 @@ class Outputs(NamedTuple):
 
 
 class RowSource(ABC):
-    """[N, H, W, C] that stand elsewhere until a batch takes them, which is their only copy."""
+    """Rows [N, H, W, C] stored elsewhere, for example in shared memory.
+
+    They are copied once, straight into the batch.
+    """
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def copy_into(self, target: Pixels, first: int) -> None:
-        """Fills the target with the rows from there on. Raises InvalidInput where they are gone."""
+        """Fills `target` with the rows that start at `first`.
+
+        Raises InvalidInput if the rows no longer exist.
+        """
 
 
 OnDone = Callable[["Outputs | Exception"], None]
-Progress = Callable[[int, "int | None"], None]  # steps done, and of how many where that is known
+Progress = Callable[[int, "int | None"], None]  # steps done, and the total if it is known
 
 
 class CompileOptions(NamedTuple):
-    """What to compile a network for."""
+    """How to compile a network, and for which machine."""
 
     precision: str
     max_batch: int
-    opt_batch: int = 0  # rows that it is tuned for; 0 is max_batch
-    min_batch: int = 1  # fewer rows are filled up to these
-    hardware: tuple[str, ...] = ()  # other machines' features; empty is this machine
-    variant: str = "auto"  # of a backend that comes in several
-    cache: Path | None = None  # a folder for what makes the next compilation faster
-    # The traced network by precision, kind of device ("cpu", "cuda") and how many rows it is tuned
-    # for, where it is at hand, for a backend that does not compile the graph.
+    opt_batch: int = 0  # the batch size to optimise for; 0 means max_batch
+    min_batch: int = 1  # smaller batches are padded to this size
+    hardware: tuple[str, ...] = ()  # features of other machines; empty means this machine
+    variant: str = "auto"  # for backends that support several libraries
+    cache: Path | None = None  # a folder for data that makes the next compilation faster
+    # For backends that compile the PyTorch program instead of the ONNX graph: returns the traced
+    # network for a precision, a device ("cpu" or "cuda") and a batch size to optimise for. None
+    # if only the graph is available.
     program: Callable[[str, str, int], Any] | None = None
 
 
 class CompiledEngine(NamedTuple):
-    """What became of it."""
+    """The result of a compilation."""
 
-    name: str  # of the engine, unlike that of any other from the same network
-    files: list[str]  # in the folder given, the main one first
-    hardware: str  # what it needs, as the passport records it
+    name: str  # unique among the engines of one network
+    files: list[str]  # names in the output folder, the main file first
+    hardware: str  # the features it needs, as the manifest records them
     version: str  # of the library that compiled it
 
 
 class Instance(Protocol):
-    """A place where one batch at a time runs: input memory of its own, and a share of the device.
+    """Runs one batch at a time, with its own input memory and a share of the device.
 
-    The owner writes rows into `pixels`, calls `start`, and touches neither until `done` was called.
+    The owner writes rows into `pixels` and calls `start`. It then leaves the instance alone until
+    `on_done` is called.
     """
 
     pixels: Pixels  # [max_batch, H, W, C]
     units: int  # how many of the device's units it occupies while it runs
 
-    def start(self, rows: int, done: OnDone) -> None:
-        """Runs the first `rows` rows of `pixels`, 1 <= rows <= max_batch, and returns at once.
+    def start(self, rows: int, on_done: OnDone) -> None:
+        """Starts a batch of the first `rows` rows of `pixels`, 1 <= rows <= max_batch.
 
-        `done` is called exactly once, maybe from a thread of the backend's and maybe before `start`
-        returns, with the outputs or with an EngineFailure. After a failure the instance stays
-        usable unless the engine was closed.
+        Returns at once. `on_done` is called exactly once, with the outputs or an EngineFailure. The
+        call may come from a backend thread, and may come before `start` returns. After a failure
+        the instance is still usable, unless the engine was closed.
         """
 
 
 class Engine(Protocol):
-    """A loaded network. Rows are independent: a row's answer depends neither on its neighbours nor
-    on its place. Its instances may run at the same time as far as the device's units allow."""
+    """A loaded network with one or more instances.
+
+    Rows are independent: the result of a row depends neither on other rows nor on its position.
+    Instances may run at the same time as long as the device has enough units for them.
+    """
 
     max_batch: int
-    device: str  # instances of engines on the same device share its units
-    units: int  # what that device has
+    device: str  # engines on the same device share its units
+    units: int  # how many units the device has
     instances: Sequence[Instance]
 
     def computed_rows(self, rows: int) -> int:
-        """How many rows the device computes where it is given so many: more where it fills up."""
+        """How many rows the device computes for a batch of `rows`; more if the batch is padded."""
 
     def close(self) -> None:
-        """Frees memory and threads. Nothing may be running; safe to call twice."""
+        """Frees memory and threads. No batch may be running. Safe to call twice."""
 
 
 class Backend(Protocol):
-    """The functions of one file in this folder."""
+    """The functions that each backend's module defines."""
 
     def version(self) -> str:
-        """Exact version of the library, as a passport records it."""
+        """The exact version of the library, as the manifest records it."""
 
     def hardware(self) -> str:
-        """The machine's features that an engine is compiled for, for example "x86_64 amx_bf16"."""
+        """The features of this machine that engines depend on, e.g. "x86_64 amx_bf16"."""
 
     def best_precision(self) -> str:
-        """The fastest precision this machine has natively."""
+        """The fastest precision that this machine supports natively."""
 
     def precisions(self) -> Sequence[str]:
-        """The precisions this machine can compile for."""
+        """The precisions that this machine can compile for."""
 
     def compile(
-        self, onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ...
+        self, onnx: Path, folder: Path, options: CompileOptions, progress: Progress = ...
     ) -> CompiledEngine:
         """Compiles an ONNX file into `folder`. Raises EngineFailure."""
 
     def incompatibility(self, record: EngineRecord) -> str | None:
-        """Why the engine can't run on this machine and what to do about it; None when it can.
+        """Why this machine can't run the engine, and what to do. None if it can.
 
-        Reads nothing but the record, so it may be asked before anything is loaded.
+        Uses only the record, so it works before any file is read.
         """
 
     def load(
@@ -149,24 +165,26 @@ class Backend(Protocol):
     ) -> Engine:
         """Loads a compiled engine for rows of `shape` (H, W, C). Raises EngineFailure.
 
-        `threads` is how many processor cores an engine on the CPU may keep busy.
+        An engine on the CPU uses at most `threads` processor cores.
         """
 
 
 def backend(name: str) -> Backend:
-    """The backend of that name. Raises ValueError for an unknown one, ImportError without
-    its library."""
+    """Imports and returns a backend.
+
+    Raises ValueError for an unknown name, and ImportError if its library is not installed.
+    """
     if name not in BACKENDS:
-        raise ValueError(f"backend {name!r} is unknown; there are {', '.join(BACKENDS)}")
-    return cast(Backend, import_module(f"server.engines.{name}"))
+        raise ValueError(f"backend {name!r} is unknown; choose one of {', '.join(BACKENDS)}")
+    return cast(Backend, import_module(BACKENDS[name]))
 
 
-def ignore_progress(done: int, of: int | None) -> None:
-    """Progress that nobody follows."""
+def ignore_progress(done: int, total: int | None) -> None:
+    """The default of `Backend.compile`: reports nothing."""
 
 
 def infer(instance: Instance, pixels: Pixels) -> Outputs:
-    """Runs [N, H, W, C] on one instance and waits. Raises EngineFailure."""
+    """Runs [N, H, W, C] on one instance and waits for the result. Raises EngineFailure."""
     finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
     instance.pixels[: len(pixels)] = pixels
     instance.start(len(pixels), finished.put)
@@ -177,7 +195,7 @@ def infer(instance: Instance, pixels: Pixels) -> Outputs:
 
 
 def instances_by_units(engine: Engine) -> list[list[Instance]]:
-    """The engine's instances in groups of those that occupy as much of the device."""
+    """The engine's instances, grouped by how many units of the device they occupy."""
     groups: dict[int, list[Instance]] = {}
     for instance in engine.instances:
         groups.setdefault(instance.units, []).append(instance)
@@ -185,12 +203,15 @@ def instances_by_units(engine: Engine) -> list[list[Instance]]:
 
 
 def graph_sizes(record: EngineRecord) -> list[int]:
-    """The batch sizes that get a graph of their own: powers of two, and the ends of the range."""
-    least, most = record.min_batch, record.max_batch
-    sizes = {1 << power for power in range(most.bit_length())} | {record.opt_batch}
-    return sorted({size for size in sizes if least <= size <= most} | {least, most})
+    """The batch sizes to capture a CUDA graph for, in ascending order.
+
+    These are the powers of two within the engine's range, both ends of the range, and opt_batch.
+    """
+    smallest, largest = record.min_batch, record.max_batch
+    sizes = {1 << power for power in range(largest.bit_length())} | {record.opt_batch}
+    return sorted({size for size in sizes if smallest <= size <= largest} | {smallest, largest})
 
 
 def padded_size(rows: int, sizes: Sequence[int]) -> int:
-    """The least of the sizes, which ascend, that holds so many rows."""
+    """The smallest of the ascending `sizes` that holds `rows` rows."""
     return next(size for size in sizes if size >= rows)

@@ -1,11 +1,17 @@
-"""The golden check: does an engine give the answers of eager float32 PyTorch, in every row?
+"""The golden check: does an engine reproduce the answers of eager float32 PyTorch in every row?
 
-Asked when an engine is built and again whenever it is loaded: a model is READY only after it.
+It runs when an engine is built and every time one is loaded. A model becomes READY only if it
+passes.
 
-The yardstick is the model's own: how far an answer is from the truth, as a share of the way from
-the truth to the nearest answer that would be wrong, which is that of another golden image. A share
-of a probability would say nothing of a network that is unsure: where all classes get about a
-thousandth, a network of garbage gives about a thousandth too.
+An answer's deviation says how far it is from the expected answer, relative to what would be wrong:
+
+- The distance between two answers is the root mean square difference of their log-probabilities.
+- The deviation is the distance between an answer and the expected one, divided by the distance
+  between the expected answer and the nearest expected answer to another golden image.
+
+So 0 % is an exact match, and 100 % is as far off as the answer to another image. A limit on the
+probabilities themselves would be too weak for untrained networks. They give each of a thousand
+classes about the same probability for every image, and so does a broken engine.
 """
 
 from __future__ import annotations
@@ -19,34 +25,33 @@ from server.engines.base import Engine, Instance, Outputs, infer
 from server.images.input_spec import Pixels
 from server.repository.reader import Golden
 
-# Largest deviation allowed, by precision, see `deviation`. Measured over the networks, untrained
-# ones among them, which amplify rounding most: see docs of each build's passport.
+# Limits by precision, measured over all networks. Untrained ones amplify rounding errors the most.
 MAX_DEVIATION = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.25}
 
-# The same image in every row must give the same answer up to this share: kernels block a batch in
-# different ways, and sums in another order round differently.
+# How much the answers may differ when every row holds the same image. Kernels split a batch in
+# different ways, so sums are added in a different order and round differently.
 MAX_ROW_DEVIATION = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
 
-# Below this a probability is as good as none: half precision has no smaller numbers to speak of.
-NOTHING = 1e-6
+# Added to probabilities before the logarithm, because half precision rounds tiny ones to zero.
+PROBABILITY_FLOOR = 1e-6
 
-# The smallest yardstick: answers closer than this are the same answer.
-SAME = 1e-3
+# Expected answers closer than this count as the same answer.
+MIN_SCALE = 1e-3
 
-SUM_TOLERANCE = 0.02  # a thousand bf16 numbers, each rounded to its 8 bits
+SUM_TOLERANCE = 0.02  # for a sum of a thousand bf16 numbers with 8 significant bits each
 
 
 class GoldenMismatch(Exception):
-    """An engine is further from the truth than its precision explains; the message says how far."""
+    """The engine's answers are wrong. The message says how far off they are."""
 
 
 def check(
     engine: Engine, golden: Golden, precision: str, sizes: Sequence[int] = ()
 ) -> dict[str, float]:
-    """Runs the golden inputs through every instance at these batch sizes; none named are 1, an odd
-    one and the largest.
+    """Runs the golden inputs through every instance at each batch size.
 
-    Returns the largest deviation by batch size. Raises Deviates, or EngineFailure.
+    Without `sizes` it checks batch size 1, 3 and the largest. Returns the largest deviation by
+    batch size. Raises GoldenMismatch or EngineFailure.
     """
     sizes = sizes or sorted({1, min(3, engine.max_batch), engine.max_batch})
     worst = dict.fromkeys(map(str, sizes), 0.0)
@@ -58,86 +63,89 @@ def check(
 
 
 def compare(answer: Outputs, golden: Golden, precision: str) -> float:
-    """How far the answer to the golden inputs, in their order, is from the truth.
+    """The deviation of the answer to all golden inputs, in their order.
 
-    Raises Deviates where that is further than the precision explains.
+    Raises GoldenMismatch if it exceeds the limit of the precision.
     """
-    _check_form(answer, golden, len(golden.pixels))
-    truth = golden.probabilities
-    found = deviation(truth, answer.probabilities, deviation_scale(truth))
+    _check_format(answer, golden, len(golden.pixels))
+    expected = golden.probabilities
+    found = deviation(expected, answer.probabilities, deviation_scale(expected))
     if not found <= MAX_DEVIATION[precision]:
         raise GoldenMismatch(
-            f"an answer is {found:.2%} of the way from eager PyTorch's to a wrong one; "
+            f"answers deviate {found:.2%} from eager PyTorch; "
             f"{precision} allows {MAX_DEVIATION[precision]:.2%}"
         )
     return found
 
 
 def deviation(
-    truth: NDArray[np.float32], answers: NDArray[np.float32], yardstick: NDArray[np.float32]
+    expected: NDArray[np.float32], answers: NDArray[np.float32], scale: NDArray[np.float32]
 ) -> float:
-    """The largest distance between rows of [N, classes], as a share of the scale [N]."""
-    return float((_distance(truth, answers) / yardstick).max())
+    """The largest distance between rows of [N, classes], each divided by its scale [N]."""
+    return float((_distance(expected, answers) / scale).max())
 
 
-def deviation_scale(truth: NDArray[np.float32]) -> NDArray[np.float32]:
-    """[G, classes] -> [G]: the distance from each answer to the nearest other one.
+def deviation_scale(expected: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The distance that counts as 100 % for each answer: [G, classes] -> [G].
 
-    An answer that has no other is measured by its distance from knowing nothing.
+    It is the distance to the nearest different answer. The uniform distribution counts as one of
+    these answers.
     """
-    nothing_known = np.full_like(truth[:1], 1 / truth.shape[1])
-    others = np.stack([_distance(truth, other) for other in (*truth, nothing_known)], axis=1)
-    others[others < SAME] = np.inf  # itself, and images that it can't be told from
+    uniform = np.full_like(expected[:1], 1 / expected.shape[1])
+    others = np.stack([_distance(expected, other) for other in (*expected, uniform)], axis=1)
+    others[others < MIN_SCALE] = np.inf  # the answer itself, and images with the same answer
     nearest = others.min(axis=1)
-    return np.where(np.isinf(nearest), SAME, nearest).astype(np.float32)
+    return np.where(np.isinf(nearest), MIN_SCALE, nearest).astype(np.float32)
 
 
 def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Root mean square over classes of the difference of log-probabilities; [N, classes] -> [N]."""
-    difference = np.log(one + NOTHING) - np.log(other + NOTHING)
+    """The root mean square difference of log-probabilities: [N, classes] -> [N]."""
+    difference = np.log(one + PROBABILITY_FLOOR) - np.log(other + PROBABILITY_FLOOR)
     distance: NDArray[np.float32] = np.sqrt(np.square(difference).mean(axis=1))
     return distance
 
 
 def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -> float:
+    """Checks one batch size on one instance and returns its largest deviation."""
     limit, row_limit = MAX_DEVIATION[precision], MAX_ROW_DEVIATION[precision]
     scale = deviation_scale(golden.probabilities)
     rows = len(golden.pixels)
     worst = 0.0
-    for first in range(0, rows, size):  # a short end is filled from the beginning
-        chosen = np.arange(first, first + size) % rows
+    for first in range(0, rows, size):
+        chosen = np.arange(first, first + size) % rows  # the last batch wraps to the first rows
         answer = infer(instance, golden.pixels[chosen])
-        _check_form(answer, golden, size)
-        truth = golden.probabilities[chosen]
-        worst = max(worst, deviation(truth, answer.probabilities, scale[chosen]))
-    same: Pixels = np.repeat(golden.pixels[:1], size, axis=0)
-    answer = infer(instance, same)
-    _check_form(answer, golden, size)
-    alike = scale[:1].repeat(size)
-    truth = golden.probabilities[:1].repeat(size, axis=0)
-    worst = max(worst, deviation(truth, answer.probabilities, alike))
+        _check_format(answer, golden, size)
+        expected = golden.probabilities[chosen]
+        worst = max(worst, deviation(expected, answer.probabilities, scale[chosen]))
+    same_image: Pixels = np.repeat(golden.pixels[:1], size, axis=0)
+    answer = infer(instance, same_image)
+    _check_format(answer, golden, size)
+    same_scale = scale[:1].repeat(size)
+    expected = golden.probabilities[:1].repeat(size, axis=0)
+    worst = max(worst, deviation(expected, answer.probabilities, same_scale))
     if worst > limit:
         raise GoldenMismatch(
-            f"at batch {size} an answer is {worst:.2%} of the way from eager PyTorch's to a wrong "
-            f"one; {precision} allows {limit:.2%}"
+            f"at batch size {size} answers deviate {worst:.2%} from eager PyTorch; "
+            f"{precision} allows {limit:.2%}"
         )
     first_row = answer.probabilities[:1].repeat(size, axis=0)
-    spread = deviation(first_row, answer.probabilities, alike)
+    spread = deviation(first_row, answer.probabilities, same_scale)
     if spread > row_limit:
         raise GoldenMismatch(
-            f"at batch {size} the same image in every row gives answers {spread:.2%} of the way to "
-            f"a wrong one apart; {precision} allows {row_limit:.2%}"
+            f"at batch size {size} rows with the same image deviate {spread:.2%} from each other; "
+            f"{precision} allows {row_limit:.2%}"
         )
     return worst
 
 
-def _check_form(answer: Outputs, golden: Golden, rows: int) -> None:
+def _check_format(answer: Outputs, golden: Golden, rows: int) -> None:
+    """Checks shapes, types and ranges. Raises GoldenMismatch."""
     classes, scores, probabilities = answer
     expected = (rows, golden.probabilities.shape[1])
     if probabilities.shape != expected or probabilities.dtype != np.float32:
         raise GoldenMismatch(
-            f"probabilities are {probabilities.dtype} {list(probabilities.shape)}, "
-            f"not float32 {list(expected)}"
+            f"probabilities are {probabilities.dtype} {list(probabilities.shape)}; "
+            f"they must be float32 {list(expected)}"
         )
     if (
         classes.shape != scores.shape
@@ -146,20 +154,25 @@ def _check_form(answer: Outputs, golden: Golden, rows: int) -> None:
         or scores.dtype != np.float32
     ):
         raise GoldenMismatch(
-            f"classes are {classes.dtype} {list(classes.shape)} "
-            f"and scores {scores.dtype} {list(scores.shape)}"
+            f"classes are {classes.dtype} {list(classes.shape)} and scores are {scores.dtype} "
+            f"{list(scores.shape)}; they must be int32 and float32 of the same shape, {rows} rows"
         )
     if not (probabilities.min() >= 0 and np.isfinite(probabilities).all()):  # NaN is not >= 0
-        raise GoldenMismatch("probabilities hold numbers that are none")
+        raise GoldenMismatch("probabilities contain negative, infinite or NaN values")
     if np.abs(probabilities.sum(axis=1) - 1).max() > SUM_TOLERANCE:
         raise GoldenMismatch(
-            f"probabilities of a row add up to {probabilities.sum(axis=1).max():.3f}"
+            f"the probabilities of a row sum to {probabilities.sum(axis=1).max():.3f}; "
+            "they must sum to 1"
         )
     if classes.min() < 0 or classes.max() >= probabilities.shape[1]:
-        raise GoldenMismatch(f"classes reach from {classes.min()} to {classes.max()}")
-    best = -np.sort(-probabilities, axis=1)[:, : scores.shape[1]]
-    named = np.take_along_axis(probabilities, classes, axis=1)
-    if not (np.allclose(scores, best, atol=1e-6) and np.allclose(scores, named, atol=1e-6)):
         raise GoldenMismatch(
-            "scores are not the largest probabilities, best first, of the classes named"
+            f"classes range from {classes.min()} to {classes.max()}; "
+            f"they must be 0 to {probabilities.shape[1] - 1}"
+        )
+    best = -np.sort(-probabilities, axis=1)[:, : scores.shape[1]]
+    by_class = np.take_along_axis(probabilities, classes, axis=1)
+    if not (np.allclose(scores, best, atol=1e-6) and np.allclose(scores, by_class, atol=1e-6)):
+        raise GoldenMismatch(
+            "scores are not the largest probabilities in descending order, or do not match their "
+            "classes"
         )

@@ -1,11 +1,10 @@
-"""PyTorch's own compiler ahead of time (AOTInductor): for GPUs that no TensorRT at hand serves.
+"""PyTorch's ahead-of-time compiler (AOTInductor): for GPUs that no available TensorRT supports.
 
-It needs torch where it serves, so it is an extra of its own and never chosen where TensorRT works,
-on a CPU not before OpenVINO. It runs on the CPU too, which makes it an independent check of the
-others.
+It needs torch at serving time, so it is a separate extra. A server prefers TensorRT on a GPU and
+OpenVINO on a CPU. It runs on the CPU too, and so serves as an independent check of other backends.
 
-On a GPU a batch is the replay of a CUDA graph, one a size; a thread of the instance waits for its
-event. On the CPU that thread computes.
+On a GPU a batch is one replay of a CUDA graph; there is one graph for each batch size. A thread of
+the instance waits until the batch is complete. On a CPU that thread computes the batch.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,18 +37,16 @@ from server.engines.base import (
 )
 from server.errors import DeviceLost, EngineFailure
 from server.images.input_spec import Pixels
-
-if TYPE_CHECKING:
-    from server.repository.manifest import EngineRecord
+from server.repository.manifest import EngineRecord
 
 log = logging.getLogger(__name__)
 
 PRECISIONS = ("fp32", "bf16", "fp16")
-INSTANCES = 2  # on a GPU: one is copied while the other computes
+GPU_INSTANCES = 2  # one copies while the other computes
 
-# Of a GPU: convolutions of one pixel become products of matrices in Triton's kernels, with bias,
-# residual and ReLU inside, where cuDNN's leave each to a pass of its own over the memory: 33 of
-# ResNet-50's 53. Without the last line nothing is fused (torch 2.11).
+# Compiler options for GPUs. 1x1 convolutions become matrix products in Triton kernels that include
+# bias, residual and ReLU. With cuDNN each of these is a separate pass over memory. In ResNet-50
+# this applies to 33 of 53 convolutions. Without the last line nothing is fused (torch 2.11).
 FUSED: dict[str, Any] = {
     "max_autotune_gemm": True,
     "max_autotune_gemm_backends": "TRITON",
@@ -57,9 +54,9 @@ FUSED: dict[str, Any] = {
     "benchmark_epilogue_fusion": False,
     "loop_ordering_after_fusion": False,
 }
-FUSED_APART = 0.02  # of a probability: so far two ways of rounding to halves may lie apart
+MAX_FUSED_DIFFERENCE = 0.02  # of a probability; half precision rounds differently in the two ways
 
-torch.backends.cudnn.allow_tf32 = False  # what is left in float32 is so for its digits
+torch.backends.cudnn.allow_tf32 = False  # keep full precision where the network uses float32
 
 
 def version() -> str:
@@ -67,7 +64,7 @@ def version() -> str:
 
 
 def hardware() -> str:
-    """ "cuda sm90", or "cpu x86_64 AVX512"."""
+    """For example "cuda sm90" or "cpu x86_64 AVX512"."""
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
         return f"cuda sm{major}{minor}"
@@ -83,107 +80,121 @@ def precisions() -> Sequence[str]:
 
 
 def compile(
-    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+    onnx: Path, folder: Path, options: CompileOptions, progress: Progress = ignore_progress
 ) -> CompiledEngine:
-    """Compiles the network itself, not the graph. Needs a C++ compiler. Raises EngineFailure.
+    """Compiles the PyTorch program, not the ONNX graph. Needs a C++ compiler.
 
-    On a GPU a network with pointwise convolutions is compiled in two ways, and what is faster here
-    is kept.
+    On a GPU, a network with 1x1 convolutions is compiled in two ways, and the package that is
+    faster on this GPU is kept. Raises EngineFailure.
     """
-    if target.program is None:
+    if options.program is None:
         raise EngineFailure(
-            "inductor compiles the network itself, which a published version has no more; "
+            "inductor needs the PyTorch network, which a published version does not contain; "
             "build a new version, without --add-engine"
         )
-    if target.hardware:
-        raise EngineFailure("inductor compiles for this machine alone")
+    if options.hardware:
+        raise EngineFailure(
+            "inductor compiles for this machine only; "
+            f"remove the hardware {', '.join(options.hardware)}"
+        )
     where = hardware()
-    name = f"inductor-{target.precision}-{where.split()[1]}-torch{version().partition('+')[0]}"
+    name = f"inductor-{options.precision}-{where.split()[1]}-torch{version().partition('+')[0]}"
     path = folder / f"{name}.pt2"
     device = where.split()[0]
-    rows = max(2, target.opt_batch)  # of one row, the 1 would become a constant
-    program = partial(target.program, target.precision, device, rows)
+    rows = max(2, options.opt_batch)  # with 1 row, torch would compile the 1 in as a constant
+    program = partial(options.program, options.precision, device, rows)
     try:
         _package(program(), path, {})
-    except Exception as error:  # of a compiler with very many ways to fail
+    except Exception as error:  # the compiler raises many kinds
         raise EngineFailure(f"inductor can't compile {onnx.name}: {_first_line(error)}") from error
     if device == "cuda":
-        _take_fused(program, path)
+        _keep_faster(program, path)
     return CompiledEngine(name, [path.name], where, version())
 
 
 def _package(program: torch.export.ExportedProgram, path: Path, options: dict[str, Any]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what torch says of its own future
-        with torch.no_grad():  # or freezing is passed over
+        warnings.simplefilter("ignore")  # deprecation warnings inside torch
+        with torch.no_grad():  # otherwise torch skips freezing
             torch._inductor.aoti_compile_and_package(
                 program, package_path=str(path), inductor_configs={"freezing": True, **options}
             )
 
 
-def _take_fused(program: Callable[[], torch.export.ExportedProgram], path: Path) -> None:
-    """Puts in place of a package one with FUSED where that can be made, is right and is faster."""
+def _keep_faster(program: Callable[[], torch.export.ExportedProgram], path: Path) -> None:
+    """Compiles a second package with FUSED. Keeps it if it is correct and faster than the first."""
     other = path.with_suffix(".fused.pt2")
     try:
         fused = program()
         if not _has_pointwise_convolutions(fused):
             return
         _package(fused, other, FUSED)
-        draw = torch.Generator().manual_seed(0)
+        random = torch.Generator().manual_seed(0)
         size = fused.example_inputs[0][0].shape
-        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=draw).to("cuda")
-        (plain_s, usual), (fused_s, found) = (_timed(each, pixels) for each in (path, other))
-        apart = float((usual - found).abs().max())
-        log.info(
-            "compiled_twice",
-            extra={"rows": len(pixels), "plain_s": plain_s, "fused_s": fused_s, "apart": apart},
+        pixels = torch.randint(0, 256, size, dtype=torch.uint8, generator=random).to("cuda")
+        (plain_s, plain_answer), (fused_s, fused_answer) = (
+            _run_timed(each, pixels) for each in (path, other)
         )
-        if apart <= FUSED_APART and fused_s < plain_s:
+        difference = float((plain_answer - fused_answer).abs().max())
+        log.info(
+            "fusion_measured",
+            extra={
+                "rows": len(pixels),
+                "plain_s": plain_s,
+                "fused_s": fused_s,
+                "difference": difference,
+            },
+        )
+        if difference <= MAX_FUSED_DIFFERENCE and fused_s < plain_s:
             other.replace(path)
-    except Exception as error:  # then it stays as it is, which works
-        log.warning("not_fused", extra={"reason": _first_line(error)})
+    except Exception as error:  # the first package still works
+        log.warning("fusion_failed", extra={"reason": _first_line(error)})
     finally:
         other.unlink(missing_ok=True)
         _empty_cache()
 
 
 def _has_pointwise_convolutions(program: torch.export.ExportedProgram) -> bool:
-    """Whether some convolutions are products of matrices: of one pixel, and of stride 1."""
+    """Whether there are 1x1 convolutions of stride 1, which are matrix products."""
     for node in program.graph.nodes:
         if node.target is torch.ops.aten.conv2d.default:
-            weight, *more = node.args[1:]  # and bias, stride, padding, ... where they are not usual
+            # After the weight come bias, stride, padding, ...; trailing defaults are left out.
+            weight, *more = node.args[1:]
             kernel = tuple(weight.meta["val"].shape[2:])
             if kernel == (1, 1) and set(more[1] if len(more) > 1 else (1,)) == {1}:
                 return True
     return False
 
 
-def _timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
-    """Seconds of a batch on the GPU, the median of ten, and its probabilities."""
+def _run_timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """The median seconds of ten batches on the GPU, and the probabilities."""
     network = torch._inductor.aoti_load_package(str(path), run_single_threaded=True)
     seconds = []
     with torch.inference_mode():
         for number in range(13):
-            begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-            begun.record()
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            begin.record()
             probabilities = network(pixels)[2]
-            ended.record()
-            ended.synchronize()
-            if number >= 3:  # the first ones make kernels and workspaces ready
-                seconds.append(begun.elapsed_time(ended) / 1e3)
+            end.record()
+            end.synchronize()
+            if number >= 3:  # the first runs are warm-up
+                seconds.append(begin.elapsed_time(end) / 1e3)
     return sorted(seconds)[len(seconds) // 2], probabilities.float().cpu()
 
 
 def incompatibility(record: EngineRecord) -> str | None:
     if record.backend_version != version():
         return (
-            f"it was compiled by torch {record.backend_version} and this is {version()}; "
+            f"it was compiled by torch {record.backend_version}, but {version()} is installed; "
             "build it again, or install that version"
         )
     if record.hardware != hardware():
-        return f"it was compiled for {record.hardware} and this is {hardware()}; build it here"
+        return (
+            f"it was compiled for {record.hardware}, but this machine has {hardware()}; "
+            "build it on this machine"
+        )
     if record.precision not in PRECISIONS:
-        return f"precision {record.precision!r} is unknown; there are {', '.join(PRECISIONS)}"
+        return f"precision {record.precision!r} is unknown; inductor has {', '.join(PRECISIONS)}"
     return None
 
 
@@ -192,49 +203,49 @@ def load(
 ) -> InductorEngine:
     name = record.files[0].name
     try:
-        # What guards a network against several threads asks for events, which no capture allows.
+        # The multi-threaded mode queries events, which is not allowed during a graph capture.
         network = torch._inductor.aoti_load_package(
             str(folder / name), run_single_threaded=_on_gpu(record)
         )
         return InductorEngine(network, record, shape, threads)
-    except Exception as error:  # zip, JSON, the dynamic linker, and torch's own
-        traceback.clear_frames(error.__traceback__)  # they hold memory of the device
+    except Exception as error:  # from zip, JSON, the dynamic linker or torch
+        traceback.clear_frames(error.__traceback__)  # the frames hold device memory
         _empty_cache()
         raise _failure(error, f"inductor can't load {name}") from error
 
 
 class _Instance:
-    """Runs what it is given on a thread of its own, which starts when all else is made."""
+    """Runs batches on its own thread. The thread starts at the end of `__init__`."""
 
     def __init__(self, pixels: torch.Tensor, units: int) -> None:
         self.pixels: Pixels = pixels.numpy()
         self.units = units
         self._jobs: SimpleQueue[tuple[int, OnDone] | None] = SimpleQueue()
-        self._thread = threading.Thread(target=self._attend, name="inductor", daemon=True)
+        self._thread = threading.Thread(target=self._run_jobs, name="inductor", daemon=True)
         self._thread.start()
 
-    def start(self, rows: int, done: OnDone) -> None:
-        self._jobs.put((rows, done))
+    def start(self, rows: int, on_done: OnDone) -> None:
+        self._jobs.put((rows, on_done))
 
     def close(self) -> None:
         self._jobs.put(None)
         self._thread.join()
 
-    def _attend(self) -> None:
+    def _run_jobs(self) -> None:
         while (job := self._jobs.get()) is not None:
-            rows, done = job
+            rows, on_done = job
             try:
                 outcome: Outputs | Exception = self._run(rows)
             except Exception as error:
                 outcome = _failure(error, "inductor")
-            done(outcome)
+            on_done(outcome)
 
     def _run(self, rows: int) -> Outputs:
         raise NotImplementedError
 
 
 class CpuInstance(_Instance):
-    """All cores, one batch at a time."""
+    """Runs one batch at a time on all cores."""
 
     def __init__(self, network: Any, pixels: torch.Tensor, units: int) -> None:
         self._network = network
@@ -247,33 +258,34 @@ class CpuInstance(_Instance):
 
 
 class GpuInstance(_Instance):
-    """A stream with a graph for each batch size; the memory of the largest serves all."""
+    """A CUDA stream with one graph for each batch size. All graphs share the same memory."""
 
     def __init__(self, network: Any, size: tuple[int, ...], sizes: Sequence[int]) -> None:
         self._sizes = sizes
-        self._host = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
-        self._device = self._host.to("cuda")
+        self._host_input = torch.zeros(size, dtype=torch.uint8, pin_memory=True)
+        self._device_input = self._host_input.to("cuda")
         self._answers: list[torch.Tensor] = []
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._graphs: dict[int, Any] = {}
         pool = torch.cuda.graph_pool_handle()
         with torch.inference_mode():
-            for rows in reversed(sizes):  # one at a time is replayed, so they may share what the
-                self._graphs[rows] = self._captured(network, rows, pool)  # largest has taken
-        super().__init__(self._host, 1)
+            # Only one graph runs at a time, so all can use the memory of the largest.
+            for rows in reversed(sizes):
+                self._graphs[rows] = self._capture(network, rows, pool)
+        super().__init__(self._host_input, 1)
 
     def close(self) -> None:
         super().close()
         self.pixels = np.empty((0, 0, 0, 0), np.uint8)
         self._graphs, self._answers = {}, []
-        self._host = self._device = torch.empty(0)
+        self._host_input = self._device_input = torch.empty(0)
 
-    def _captured(self, network: Any, size: int, pool: Any) -> Any:
-        """A graph that copies in, computes and copies out."""
-        rows, host = self._device[:size], self._host[:size]
+    def _capture(self, network: Any, size: int, pool: Any) -> Any:
+        """A graph that copies the input in, computes, and copies the outputs back."""
+        rows, host_rows = self._device_input[:size], self._host_input[:size]
         with torch.cuda.stream(self._stream):
-            for _ in range(2):  # kernels and workspaces are made ready by the first runs
+            for _ in range(2):  # the first runs prepare kernels and workspaces
                 outputs = network(rows)
         self._stream.synchronize()
         if not self._answers:
@@ -283,7 +295,7 @@ class GpuInstance(_Instance):
         with torch.cuda.graph(
             graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"
         ):
-            rows.copy_(host, non_blocking=True)
+            rows.copy_(host_rows, non_blocking=True)
             for answer, output in zip(self._answers, network(rows), strict=True):
                 answer[:size].copy_(output, non_blocking=True)
         return graph
@@ -297,7 +309,7 @@ class GpuInstance(_Instance):
 
 
 class InductorEngine:
-    """A compiled network, on the GPU where it was compiled for one."""
+    """A compiled network, on the GPU if it was compiled for one."""
 
     def __init__(
         self, network: Any, record: EngineRecord, shape: tuple[int, int, int], threads: int
@@ -305,8 +317,8 @@ class InductorEngine:
         self.max_batch = record.max_batch
         on_gpu = _on_gpu(record)
         self.device = "gpu" if on_gpu else "cpu"
-        self.units = INSTANCES if on_gpu else threads
-        self._network = network  # the graphs read its weights
+        self.units = GPU_INSTANCES if on_gpu else threads
+        self._network = network  # kept because the graphs read its weights
         self._sizes = graph_sizes(record) if on_gpu else []
         self.instances: list[_Instance] = []
         size = (self.max_batch, *shape)
@@ -316,7 +328,7 @@ class InductorEngine:
             self.instances.append(CpuInstance(network, pixels, threads))
             return
         try:
-            for _ in range(INSTANCES):
+            for _ in range(GPU_INSTANCES):
                 self.instances.append(GpuInstance(network, size, self._sizes))
         except BaseException:
             self.close()
@@ -334,8 +346,8 @@ class InductorEngine:
 
 
 def _empty_cache() -> None:
-    """Gives memory that torch would keep for itself to the driver, which is who TensorRT asks."""
-    with suppress(torch.AcceleratorError):  # of a device that is lost
+    """Returns the memory that torch caches to the driver, so that TensorRT can allocate it."""
+    with suppress(torch.AcceleratorError):  # the device is lost
         torch.cuda.empty_cache()
 
 
@@ -348,7 +360,7 @@ def _failure(error: Exception, what: str) -> EngineFailure:
     if isinstance(error, torch.AcceleratorError):
         try:
             torch.cuda.synchronize()
-        except torch.AcceleratorError:  # it comes back whatever is asked: the device is lost
+        except torch.AcceleratorError:  # every call fails from now on: the device is lost
             return DeviceLost(message)
     return EngineFailure(message)
 

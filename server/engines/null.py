@@ -1,6 +1,6 @@
-"""The backend that computes nothing: for tests, and to measure everything but the engine.
+"""A backend that computes nothing, for tests and for measuring everything except the engine.
 
-It answers at once that every row is of class 0. Its engines hold no weights, only the number of
+It answers at once, and always that class 0 is certain. Its engine file stores only the number of
 classes.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import msgspec
 import numpy as np
@@ -24,15 +24,13 @@ from server.engines.base import (
 )
 from server.errors import EngineFailure
 from server.images.input_spec import Pixels
-
-if TYPE_CHECKING:
-    from server.repository.manifest import EngineRecord
+from server.repository.manifest import EngineRecord
 
 FILE = "null.json"
 
 
-class Sizes(Struct, frozen=True):
-    """The engine's file."""
+class OutputSizes(Struct, frozen=True):
+    """The content of the engine file."""
 
     classes: Annotated[int, Meta(ge=1, le=1 << 20)]
     top_k: Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -55,19 +53,21 @@ def precisions() -> list[str]:
 
 
 def compile(
-    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+    onnx: Path, folder: Path, options: CompileOptions, progress: Progress = ignore_progress
 ) -> CompiledEngine:
-    """Keeps the widths of the graph's outputs, read by the library `onnx`."""
+    """Stores the sizes of the graph's outputs. Needs the `onnx` library."""
     from onnx import load_model
 
     try:
         outputs = load_model(onnx, load_external_data=False).graph.output
         widths = {output.name: output.type.tensor_type.shape.dim[-1] for output in outputs}
-        sizes = Sizes(widths["probabilities"].dim_value, widths["classes"].dim_value)
-    except Exception as error:  # protobuf's own, and what a strange graph makes of the lines above
-        raise EngineFailure(f"null: {onnx.name} has no such outputs: {error!r}") from error
+        sizes = OutputSizes(widths["probabilities"].dim_value, widths["classes"].dim_value)
+    except Exception as error:  # from protobuf, or from the code above if the graph is unusual
+        raise EngineFailure(
+            f"null: {onnx.name} has no outputs 'probabilities' and 'classes': {error!r}"
+        ) from error
     (folder / FILE).write_bytes(msgspec.json.encode(sizes))
-    return CompiledEngine(f"null-{target.precision}", [FILE], hardware(), version())
+    return CompiledEngine(f"null-{options.precision}", [FILE], hardware(), version())
 
 
 def incompatibility(record: EngineRecord) -> str | None:
@@ -79,14 +79,14 @@ def load(
 ) -> NullEngine:
     path = folder / record.files[0].name
     try:
-        sizes = msgspec.json.decode(path.read_bytes(), type=Sizes)
+        sizes = msgspec.json.decode(path.read_bytes(), type=OutputSizes)
         return NullEngine(shape, record.max_batch, sizes)
     except (OSError, ValueError) as error:
-        raise EngineFailure(f"null: {path.name} can't be used: {error}") from error
+        raise EngineFailure(f"null: can't load {path.name}: {error}") from error
 
 
 class NullInstance:
-    """Answers within `start`."""
+    """Calls `on_done` before `start` returns."""
 
     units = 1
 
@@ -94,27 +94,27 @@ class NullInstance:
         self.pixels = pixels
         self._answer = answer
 
-    def start(self, rows: int, done: OnDone) -> None:
+    def start(self, rows: int, on_done: OnDone) -> None:
         classes, scores, probabilities = self._answer
-        done(Outputs(classes[:rows], scores[:rows], probabilities[:rows]))
+        on_done(Outputs(classes[:rows], scores[:rows], probabilities[:rows]))
 
 
 class NullEngine:
-    """Says of every row that it is class 0, then 1, 2, ..., with certainty."""
+    """Answers each row with class 0 at probability 1, then classes 1, 2, ... at probability 0."""
 
     device = "null"
     units = 1
 
-    def __init__(self, shape: tuple[int, int, int], max_batch: int, sizes: Sizes) -> None:
+    def __init__(self, shape: tuple[int, int, int], max_batch: int, sizes: OutputSizes) -> None:
         if sizes.top_k > sizes.classes:
-            raise ValueError(f"top_k {sizes.top_k} of {sizes.classes} classes")
+            raise ValueError(f"top_k is {sizes.top_k}; it must be at most {sizes.classes}, classes")
         self.max_batch = max_batch
         probabilities = np.zeros((max_batch, sizes.classes), np.float32)
         probabilities[:, 0] = 1
         order = np.tile(np.arange(sizes.top_k, dtype=np.int32), (max_batch, 1))
         answer = Outputs(order, probabilities[:, : sizes.top_k].copy(), probabilities)
         for array in answer:
-            array.flags.writeable = False  # shared by all who ask
+            array.flags.writeable = False  # all callers share these arrays
         self.instances = [NullInstance(np.zeros((max_batch, *shape), np.uint8), answer)]
 
     def computed_rows(self, rows: int) -> int:

@@ -1,11 +1,13 @@
-"""A float32 ONNX graph -> the same network in half precision, its types written into the graph.
+"""Converts a float32 ONNX graph to half precision by writing the types into the graph.
 
-TensorRT takes every type from the graph ("strongly typed" networks, the only ones since 11), so the
-precision of an engine is decided here. What normalises the pixels, the last layer, softmax and
-top-k stay float32; so do local response normalisations, whose sums of squares leave float16's
-range. One stored graph thus serves every precision, where the network itself is gone.
+TensorRT reads every type from the graph ("strongly typed" networks, the only kind since version
+11). So the precision of an engine is chosen here. One stored graph serves every precision, even if
+the PyTorch network is no longer available.
 
-Needs the library `onnx`, which only compiling does.
+These parts stay float32: pixel normalisation, the last layer, softmax and top-k. So does local
+response normalisation, because its sums of squares exceed the range of float16.
+
+Needs the `onnx` library, which is required only for compiling.
 """
 
 from __future__ import annotations
@@ -19,83 +21,82 @@ if TYPE_CHECKING:
     import onnx
 
 LAYERS = ("Conv", "Gemm", "MatMul")
-KEPT = ("LRN",)  # stay float32 amid the rest
+FLOAT32_OPERATORS = ("LRN",)  # these stay float32 inside the half-precision part
 
 
 def convert_precision(path: Path, precision: str) -> bytes:
-    """The graph at `path`, serialised, its body computing in "fp16", "bf16" or "fp32".
+    """Serialises the graph at `path` so that it computes in "fp16", "bf16" or "fp32".
 
-    The graph is one of model_repo.export's: cast, normalisation, transpose, the network, softmax,
-    top-k. Raises EngineFailure where it is none.
+    The graph must come from model_repo.export: cast, normalisation, transpose, the network,
+    softmax, top-k. Raises EngineFailure for any other graph.
     """
     import onnx
 
     try:
         model = onnx.load(path)
         if not model.graph.node:
-            raise ValueError("it holds no nodes")
+            raise ValueError("it contains no nodes")
         if precision != "fp32":
             _reduce(model, precision)
         return bytes(model.SerializeToString())
-    except Exception as error:  # protobuf's own, and what a strange graph makes of the lines below
-        raise EngineFailure(f"{path.name} is no graph to compile: {error!r}") from error
+    except Exception as error:  # from protobuf, or from the code above if the graph is unusual
+        raise EngineFailure(f"{path.name} is not a usable ONNX graph: {error!r}") from error
 
 
 def _reduce(model: onnx.ModelProto, precision: str) -> None:
+    """Converts the part between the normalised pixels and the last layer, in place."""
     import ml_dtypes
     import numpy as np
     from onnx import TensorProto, numpy_helper
 
-    number, kind = {
+    onnx_type, numpy_type = {
         "fp16": (TensorProto.FLOAT16, np.dtype(np.float16)),
         "bf16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
     }[precision]
     graph = model.graph
     nodes = list(graph.node)
-    entry, last = _entry(graph), _last_layer(graph)
-    casts = _Casts(TensorProto.FLOAT, number)
+    first, last = _network_input(graph), _last_layer(graph)
+    casts = _Casts(TensorProto.FLOAT, onnx_type)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    written: list[Any] = []
-    body = _body(nodes, entry, last)
+    converted: list[Any] = []
+    between = _nodes_between(nodes, first, last)
     for node in nodes:
         if node is last:
-            written.append(casts.wide(node, 0))
-        elif id(node) in body and node.op_type in KEPT:
-            written += [casts.wide(node, 0), node, casts.narrow_output(node)]
+            converted.append(casts.widen_input(node, 0))
+        elif id(node) in between and node.op_type in FLOAT32_OPERATORS:
+            converted += [casts.widen_input(node, 0), node, casts.narrow_output(node)]
             continue
-        elif id(node) in body:
-            for place, name in enumerate(node.input):
-                if name == entry:
-                    node.input[place] = casts.entry
+        elif id(node) in between:
+            for index, name in enumerate(node.input):
+                if name == first:
+                    node.input[index] = casts.network_input
                 tensor = weights.get(name)
                 if tensor is not None and tensor.data_type == TensorProto.FLOAT:
-                    values = numpy_helper.to_array(tensor).astype(kind)
+                    values = numpy_helper.to_array(tensor).astype(numpy_type)
                     tensor.CopyFrom(numpy_helper.from_array(values, name))
-        written.append(node)
-        if entry in node.output:
-            written.append(casts.narrow(entry, casts.entry))
+        converted.append(node)
+        if first in node.output:
+            converted.append(casts.narrow(first, casts.network_input))
     del graph.node[:]
-    graph.node.extend(written)
-    del graph.value_info[:]  # of the types before; whoever reads the graph infers them
+    graph.node.extend(converted)
+    del graph.value_info[:]  # it holds the old types; readers of the graph infer the new ones
 
 
 class _Casts:
-    """Makes the nodes that change types."""
+    """Makes Cast nodes between float32 ("wide") and the reduced precision ("narrow")."""
 
-    entry = "pixels_reduced"
+    network_input = "pixels_reduced"
 
     def __init__(self, wide: int, narrow: int) -> None:
         self._wide = wide
         self._narrow = narrow
 
-    def wide(self, node: Any, place: int) -> Any:
-        """Widens an input of the node."""
-        name = node.input[place]
-        node.input[place] = f"{name}_wide_for_{node.name}"
-        return _cast(name, node.input[place], self._wide)
+    def widen_input(self, node: Any, index: int) -> Any:
+        name = node.input[index]
+        node.input[index] = f"{name}_wide_for_{node.name}"
+        return _cast(name, node.input[index], self._wide)
 
     def narrow_output(self, node: Any) -> Any:
-        """Narrows what the node gives."""
         name = node.output[0]
         node.output[0] = f"{name}_wide"
         return self.narrow(node.output[0], name)
@@ -110,23 +111,23 @@ def _cast(name: str, output: str, to: int) -> Any:
     return helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=to)
 
 
-def _entry(graph: Any) -> str:
-    """The tensor that enters the network: what the first transpose gives."""
+def _network_input(graph: Any) -> str:
+    """The tensor that enters the network: the output of the first transpose."""
     return str(next(node for node in graph.node if node.op_type == "Transpose").output[0])
 
 
 def _last_layer(graph: Any) -> Any:
-    """The layer whose numbers softmax gets."""
-    makers = {output: node for node in graph.node for output in node.output}
+    """The layer that computes the input of softmax."""
+    producers = {output: node for node in graph.node for output in node.output}
     node = next(node for node in graph.node if node.op_type == "Softmax")
     while node.op_type not in LAYERS:
-        node = makers[node.input[0]]
+        node = producers[node.input[0]]
     return node
 
 
-def _body(nodes: list[Any], entry: str, last: Any) -> set[int]:
-    """Identities of the nodes that lie between the entry and the last layer."""
-    reached, found = {entry}, set()
+def _nodes_between(nodes: list[Any], first: str, last: Any) -> set[int]:
+    """The ids of the nodes that depend on the tensor `first` and come before `last`."""
+    reached, found = {first}, set()
     for node in nodes:
         if node is last:
             break

@@ -1,9 +1,11 @@
-"""OpenVINO on the CPU: the embedded default.
+"""OpenVINO on the CPU: the default backend.
 
-Two ways to use the cores are compiled from one network: a wide instance that runs one batch on all
-of them, for a caller alone, and narrow ones, a core each, that run side by side and give more
-images a second once there are callers enough (measured for ResNet-50 on two cores: narrow ones at
-batch 4 give 10 % more than the wide one at batch 8, and take half as long again at batch 1).
+One network is compiled in two ways that use the cores differently:
+
+- One wide instance runs a batch on all cores. It answers a single caller the fastest.
+- Narrow instances use one core each and run side by side. They have a higher throughput when many
+  requests are waiting. Measured with ResNet-50 on two cores: narrow instances at batch 4 process
+  10 % more images a second than the wide one at batch 8, but take 50 % longer at batch 1.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakMethod
 
 import numpy as np
@@ -28,34 +30,33 @@ from server.engines.base import (
 )
 from server.errors import EngineFailure
 from server.images.input_spec import Pixels
+from server.repository.manifest import EngineRecord
 
-# OpenVINO's package reports its import to an outside address, from a forked process. Ours doesn't:
-# without that module it takes a stub of its own.
+# When the OpenVINO package is imported, it sends a usage report from a forked process. If this
+# module can't be imported, OpenVINO uses a stub instead and sends nothing.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
 
-if TYPE_CHECKING:
-    from server.repository.manifest import EngineRecord
-
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # ours: OpenVINO's
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our name: OpenVINO's name
 NATIVE = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 OUTPUTS = ("classes", "scores", "probabilities")
 
-# Below this a second thread costs more than it gives: waking it takes longer than half the work.
-# Measured behind gRPC with LeNet-5 (0.09 ms a row): 7,490 against 5,240 calls a second.
-TINY_S = 0.0005
-TRIES, TRIES_S = 5, 0.1  # to find a run that nothing held up: so many, and for so long
+# A network that needs less time for a row is tiny. A second thread then costs more than it gains,
+# because waking it takes longer than half of the work. Measured through gRPC with LeNet-5 (0.09 ms
+# a row): 7,490 calls a second with one thread, 5,240 with two.
+TINY_ROW_S = 0.0005
+MIN_TINY_RUNS, MIN_TINY_RUNS_S = 5, 0.1  # run at least so often and so long to find a fast run
 
 
 def version() -> str:
-    """As in "2026.4.1-21822-...": the exact build."""
+    """The exact build, for example "2026.4.1-21822-..."."""
     return str(ov.get_version())
 
 
 def hardware() -> str:
-    """The architecture with what makes reduced precision native, for example "x86_64 amx_bf16"."""
-    relevant = sorted(_flags() & set().union(*NATIVE.values()))
+    """The architecture, and the CPU features for reduced precision: "x86_64 amx_bf16"."""
+    relevant = sorted(_cpu_flags() & set().union(*NATIVE.values()))
     return " ".join([platform.machine(), *relevant])
 
 
@@ -64,47 +65,48 @@ def best_precision() -> str:
 
 
 def precisions() -> Sequence[str]:
-    return ["fp32", *(name for name, flags in NATIVE.items() if flags & _flags())]
+    return ["fp32", *(name for name, flags in NATIVE.items() if flags & _cpu_flags())]
 
 
 def compile(
-    onnx: Path, folder: Path, target: CompileOptions, progress: Progress = ignore_progress
+    onnx: Path, folder: Path, options: CompileOptions, progress: Progress = ignore_progress
 ) -> CompiledEngine:
-    """Writes OpenVINO's own representation; the last step, to machine code, is made at load.
+    """Writes the network in OpenVINO's own format (IR).
 
-    So one engine serves every CPU that has its precision natively.
+    Machine code is generated when the engine is loaded. So one engine runs on every CPU that
+    supports its precision natively.
     """
-    if target.hardware:
-        raise EngineFailure("OpenVINO compiles for any CPU at once; no hardware need be named")
-    precision = target.precision
+    if options.hardware:
+        raise EngineFailure(
+            f"OpenVINO engines run on any CPU; remove the hardware {', '.join(options.hardware)}"
+        )
+    precision = options.precision
     try:
         model = ov.Core().read_model(onnx)
         row = model.input().partial_shape
-        row[0] = ov.Dimension(1, target.max_batch)
+        row[0] = ov.Dimension(1, options.max_batch)
         model.reshape(row)
         path = folder / f"openvino-{precision}.xml"
-        # Reduced precision needs no more than half the bytes of its weights: fp16 keeps three more
-        # bits than the bf16 that they are rounded to.
+        # bf16 weights are stored as fp16 too, which has three more significant bits than bf16.
         ov.save_model(model, path, compress_to_fp16=precision != "fp32")
     except RuntimeError as error:
         raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
-    return CompiledEngine(
-        path.stem, [path.name, path.with_suffix(".bin").name], hardware(), version()
-    )
+    files = [path.name, path.with_suffix(".bin").name]
+    return CompiledEngine(path.stem, files, hardware(), version())
 
 
 def incompatibility(record: EngineRecord) -> str | None:
     needed = NATIVE.get(record.precision, set())
     if record.precision not in PRECISIONS:
-        return f"precision {record.precision!r} is unknown; there are {', '.join(PRECISIONS)}"
-    if needed and not needed & _flags():
+        return f"precision {record.precision!r} is unknown; OpenVINO has {', '.join(PRECISIONS)}"
+    if needed and not needed & _cpu_flags():
         return (
-            f"it computes in {record.precision}, this CPU has none of {', '.join(sorted(needed))}; "
-            "build it with --precision fp32"
+            f"it computes in {record.precision}, but this CPU has none of "
+            f"{', '.join(sorted(needed))}; build it with --precision fp32"
         )
     if _release(record.backend_version) != _release(version()):
         return (
-            f"it was compiled by OpenVINO {record.backend_version} and this is {version()}; "
+            f"it was compiled by OpenVINO {record.backend_version}, but {version()} is installed; "
             "build it again, or install that version"
         )
     return None
@@ -120,7 +122,7 @@ def load(
 
 
 class OpenVinoInstance:
-    """An infer request with the input memory it reads."""
+    """An OpenVINO infer request with its input memory."""
 
     def __init__(self, request: ov.InferRequest, pixels: Pixels, units: int) -> None:
         self.pixels = pixels
@@ -129,10 +131,13 @@ class OpenVinoInstance:
         self._inputs = [
             ov.Tensor(pixels[:rows], shared_memory=True) for rows in range(1, len(pixels) + 1)
         ]
-        self._rows = 0  # of the input tensor that is set
-        self._outputs = [request.model_outputs.index(_port(request, name)) for name in OUTPUTS]
-        self._done: OnDone | None = None
-        finish = WeakMethod(self._finish)  # a request that held us would be held by us for ever
+        self._input_rows = 0  # rows of the input tensor that is set
+        self._outputs = [
+            request.model_outputs.index(_output_port(request, name)) for name in OUTPUTS
+        ]
+        self._on_done: OnDone | None = None
+        # A strong reference from the request would form a cycle that is never collected.
+        finish = WeakMethod(self._finish)
 
         def finished(_: object) -> None:
             if own := finish():
@@ -140,35 +145,35 @@ class OpenVinoInstance:
 
         request.set_callback(finished, None)
 
-    def start(self, rows: int, done: OnDone) -> None:
-        self._done = done
+    def start(self, rows: int, on_done: OnDone) -> None:
+        self._on_done = on_done
         try:
-            if rows != self._rows:
+            if rows != self._input_rows:
                 self._request.set_input_tensor(self._inputs[rows - 1])
-                self._rows = rows
+                self._input_rows = rows
             self._request.start_async()
         except RuntimeError as error:
-            self._done = None
-            done(EngineFailure(f"OpenVINO: {error}"))
+            self._on_done = None
+            on_done(EngineFailure(f"OpenVINO: {error}"))
 
-    def took_s(self) -> float:
-        """The last batch's time, without the wait for Python's lock that `done` begins with."""
+    def last_run_s(self) -> float:
+        """The duration of the last batch, without the time `on_done` waits for the GIL."""
         return float(self._request.latency) / 1e3
 
     def _finish(self) -> None:
-        done, self._done = self._done, None
-        assert done is not None, "called once a start"
+        on_done, self._on_done = self._on_done, None
+        assert on_done is not None, "OpenVINO calls back once for each start"
         try:
             outcome: Outputs | Exception = Outputs(
                 *(self._request.get_output_tensor(index).data.copy() for index in self._outputs)
             )
         except Exception as error:
             outcome = EngineFailure(f"OpenVINO: {error}")
-        done(outcome)
+        on_done(outcome)
 
 
 class OpenVinoEngine:
-    """A network compiled for `threads` cores; see the top of this file for its instances."""
+    """A network compiled for `threads` cores, with wide and narrow instances (see the top)."""
 
     device = "cpu"
 
@@ -181,12 +186,12 @@ class OpenVinoEngine:
         self._precision = PRECISIONS[record.precision]
         core = ov.Core()
         model = core.read_model(path)
-        self.instances = self._instances(core, model, streams=threads, threads=threads)
+        self.instances = self._compile(core, model, streams=threads, threads=threads)
         if threads > 1:
             if _is_tiny(self.instances[0]):
-                self.instances = self._instances(core, model, streams=1, threads=1)
+                self.instances = self._compile(core, model, streams=1, threads=1)
             else:
-                self.instances[:0] = self._instances(core, model, streams=1, threads=threads)
+                self.instances[:0] = self._compile(core, model, streams=1, threads=threads)
 
     def computed_rows(self, rows: int) -> int:
         return rows
@@ -194,16 +199,19 @@ class OpenVinoEngine:
     def close(self) -> None:
         self.instances = []
 
-    def _instances(
+    def _compile(
         self, core: ov.Core, model: ov.Model, *, streams: int, threads: int
     ) -> list[OpenVinoInstance]:
-        """Those of one compilation. Only their requests hold on to it: the last of them frees it,
-        and other than `CompiledModel` they let go of Python's lock meanwhile."""
+        """Compiles the model to machine code and makes one instance for each stream.
+
+        Only the infer requests keep the compiled model alive, so the last one frees it. They
+        release the GIL while they do so; `CompiledModel` does not.
+        """
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "NUM_STREAMS": str(streams),
             "INFERENCE_NUM_THREADS": str(threads),
-            # The RPCs run on the same cores; a pinned thread would wait for its own to be free.
+            # RPCs run on the same cores. A pinned thread would have to wait for its own core.
             "ENABLE_CPU_PINNING": False,
         }
         compiled = core.compile_model(model, "CPU", settings)
@@ -218,26 +226,30 @@ class OpenVinoEngine:
 
 
 def _is_tiny(instance: OpenVinoInstance) -> bool:
-    """Whether a row is done within TINY_S, ever: on a busy machine a slow run says nothing."""
+    """Whether a row takes less than TINY_ROW_S in any run.
+
+    One fast run is enough, because other processes may slow down the rest.
+    """
     runs, spent_s = 0, 0.0
-    while runs < TRIES or spent_s < TRIES_S:
+    while runs < MIN_TINY_RUNS or spent_s < MIN_TINY_RUNS_S:
         infer(instance, instance.pixels[:1])
-        took_s = instance.took_s()
-        if took_s < TINY_S:
+        run_s = instance.last_run_s()
+        if run_s < TINY_ROW_S:
             return True
-        runs, spent_s = runs + 1, spent_s + took_s
+        runs, spent_s = runs + 1, spent_s + run_s
     return False
 
 
-def _port(request: ov.InferRequest, name: str) -> Any:
+def _output_port(request: ov.InferRequest, name: str) -> Any:
     return next(port for port in request.model_outputs if name in port.names)
 
 
 def _release(build: str) -> str:
+    """ "2026.4.1-21822-..." -> "2026.4.1"."""
     return build.split("-")[0]
 
 
-def _flags() -> set[str]:
+def _cpu_flags() -> set[str]:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith(("flags", "Features")):

@@ -1,4 +1,4 @@
-"""The record of an engine that was just compiled, for the manifest."""
+"""The manifest record of an engine that was just compiled."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ def engine_record(
     folder: Path,
     backend: str,
     compiled: CompiledEngine,
-    target: CompileOptions,
+    options: CompileOptions,
     deviation: dict[str, float],
 ) -> EngineRecord:
-    """The record of an engine that has just been compiled into `folder`."""
+    """Describes an engine whose files were just compiled into `folder`."""
     return EngineRecord(
         name=compiled.name,
         backend=backend,
         backend_version=compiled.version,
-        precision=target.precision,
+        precision=options.precision,
         hardware=compiled.hardware,
-        max_batch=target.max_batch,
-        opt_batch=target.opt_batch,
-        min_batch=target.min_batch,
+        max_batch=options.max_batch,
+        opt_batch=options.opt_batch,
+        min_batch=options.min_batch,
         files=tuple(file_record(folder / file) for file in compiled.files),
         deviation=deviation,
     )

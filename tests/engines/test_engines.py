@@ -1,4 +1,4 @@
-"""Promises that every backend keeps, whatever stands behind it."""
+"""Promises that every backend keeps."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from server.engines import base, openvino, tensorrt
+from server.engines import base, openvino
 from server.engines.base import (
     BACKENDS,
     Backend,
@@ -26,6 +26,7 @@ from server.engines.base import (
     infer,
 )
 from server.engines.golden_check import MAX_ROW_DEVIATION, deviation, deviation_scale
+from server.engines.tensorrt import backend as tensorrt_backend
 from server.errors import EngineFailure
 from server.images.input_spec import Pixels
 from server.repository import reader, writer
@@ -64,7 +65,7 @@ class Compiled:
 
 WITH_A_GPU = [
     pytest.mark.gpu,
-    pytest.mark.skipif(tensorrt.hardware() == "none", reason="this machine has no GPU"),
+    pytest.mark.skipif(tensorrt_backend.hardware() == "none", reason="this machine has no GPU"),
 ]
 
 
@@ -87,20 +88,20 @@ def pixels(built_repository: Path) -> Pixels:
     return reader.open_version(folder).golden.pixels
 
 
-def test_every_backend_has_a_file_and_every_file_is_a_backend() -> None:
+def test_every_backend_has_a_module_and_every_other_file_is_known() -> None:
     folder = Path(base.__file__).parent
     shared = {"__init__", "__pycache__", "base", "golden_check", "onnx_precision", "record"}
     assert {path.stem for path in folder.iterdir()} - shared == set(BACKENDS)
 
 
-def test_an_unknown_backend_is_refused_with_those_there_are() -> None:
+def test_an_unknown_backend_is_rejected_with_the_known_ones() -> None:
     with pytest.raises(
-        ValueError, match="'os' is unknown; there are openvino, tensorrt, inductor, null"
+        ValueError, match="'os' is unknown; choose one of openvino, tensorrt, inductor, null"
     ):
         backend("os")
 
 
-def test_a_backend_says_what_it_is(compiled: Compiled) -> None:
+def test_a_backend_reports_its_version_hardware_and_precisions(compiled: Compiled) -> None:
     subject = compiled.backend
     assert subject.version()
     assert subject.hardware()
@@ -109,12 +110,12 @@ def test_a_backend_says_what_it_is(compiled: Compiled) -> None:
     assert subject.incompatibility(compiled.record) is None
 
 
-def test_compiled_files_lie_in_the_folder_and_nowhere_else(compiled: Compiled) -> None:
+def test_compiling_writes_exactly_the_recorded_files(compiled: Compiled) -> None:
     there = sorted(path.name for path in compiled.folder.iterdir())
     assert there == sorted(file.name for file in compiled.record.files)
 
 
-def test_an_engine_answers_every_number_of_rows_in_the_promised_form(
+def test_outputs_have_the_promised_shape_for_every_batch_size(
     engine: Engine, pixels: Pixels
 ) -> None:
     assert engine.max_batch == MAX_BATCH
@@ -127,13 +128,13 @@ def test_an_engine_answers_every_number_of_rows_in_the_promised_form(
             answer = (classes, scores, probabilities)
             assert [array.shape for array in answer] == [(rows, CLASSES)] * 3
             assert [array.dtype.name for array in answer] == ["int32", "float32", "float32"]
-            named = np.take_along_axis(probabilities, classes, axis=1)
-            np.testing.assert_array_equal(named, scores)
+            by_class = np.take_along_axis(probabilities, classes, axis=1)
+            np.testing.assert_array_equal(by_class, scores)
             assert (np.diff(scores) <= 0).all()
             np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=0.02)
 
 
-def test_a_row_is_answered_alike_alone_in_company_and_at_every_place(
+def test_a_row_gets_the_same_answer_alone_in_a_batch_and_at_any_position(
     compiled: Compiled, engine: Engine, pixels: Pixels
 ) -> None:
     limit = MAX_ROW_DEVIATION[compiled.record.precision]
@@ -148,7 +149,7 @@ def test_a_row_is_answered_alike_alone_in_company_and_at_every_place(
     assert deviation(together.probabilities[order], moved, scale[order]) <= limit
 
 
-def test_answers_are_kept_while_the_instance_goes_on(engine: Engine, pixels: Pixels) -> None:
+def test_a_later_batch_does_not_change_earlier_outputs(engine: Engine, pixels: Pixels) -> None:
     instance = engine.instances[0]
     first = infer(instance, pixels[:3])
     before = [array.copy() for array in first]
@@ -157,9 +158,7 @@ def test_answers_are_kept_while_the_instance_goes_on(engine: Engine, pixels: Pix
         assert np.array_equal(array, copy)
 
 
-def test_instances_at_work_at_the_same_time_do_not_disturb_each_other(
-    engine: Engine, pixels: Pixels
-) -> None:
+def test_instances_can_run_at_the_same_time(engine: Engine, pixels: Pixels) -> None:
     expected = [infer(engine.instances[0], pixels[n : n + 2]).classes[:, 0] for n in range(4)]
     for _ in range(20):
         answers: list[SimpleQueue[Outputs | Exception]] = []
@@ -173,25 +172,25 @@ def test_instances_at_work_at_the_same_time_do_not_disturb_each_other(
             assert np.array_equal(answer.classes[:, 0], expected[n])
 
 
-def test_every_start_is_answered_once(engine: Engine, pixels: Pixels) -> None:
+def test_on_done_is_called_exactly_once(engine: Engine, pixels: Pixels) -> None:
     instance = engine.instances[0]
     instance.pixels[:1] = pixels[:1]
     calls: list[object] = []
     for times in range(1, 51):
         answered = threading.Event()
 
-        def done(answer: object, answered: threading.Event = answered) -> None:
+        def on_done(answer: object, answered: threading.Event = answered) -> None:
             calls.append(answer)
             answered.set()
 
-        instance.start(1, done)
+        instance.start(1, on_done)
         answered.wait()
         assert len(calls) == times
     engine.close()
     assert len(calls) == 50
 
 
-def test_closing_twice_is_safe_and_frees_the_memory(compiled: Compiled) -> None:
+def test_closing_frees_the_memory_and_is_safe_twice(compiled: Compiled) -> None:
     engine = compiled.load()
     infer(engine.instances[0], engine.instances[0].pixels[:1])
     instances = [weakref.ref(instance) for instance in engine.instances]
@@ -201,7 +200,7 @@ def test_closing_twice_is_safe_and_frees_the_memory(compiled: Compiled) -> None:
     assert [instance() for instance in instances] == [None] * len(instances)
 
 
-def test_a_damaged_engine_is_a_failure_that_names_the_file(compiled: Compiled) -> None:
+def test_loading_a_damaged_engine_fails_and_names_the_file(compiled: Compiled) -> None:
     name = compiled.record.files[0].name
     for content in (b"", b"\x00" * 100, b"{}", b'{"classes": 1e9, "top_k": 1}', b"<net></net>"):
         (compiled.folder / name).write_bytes(content)
@@ -212,7 +211,7 @@ def test_a_damaged_engine_is_a_failure_that_names_the_file(compiled: Compiled) -
         compiled.load()
 
 
-def test_what_is_no_network_can_not_be_compiled(compiled: Compiled, tmp_path: Path) -> None:
+def test_compiling_a_file_that_is_not_a_network_fails(compiled: Compiled, tmp_path: Path) -> None:
     bad = tmp_path / "bad.onnx"
     for content in (b"", b"no network"):
         bad.write_bytes(content)
@@ -220,11 +219,11 @@ def test_what_is_no_network_can_not_be_compiled(compiled: Compiled, tmp_path: Pa
             compiled.backend.compile(bad, tmp_path, CompileOptions("fp32", 1))
 
 
-def test_openvino_says_why_an_engine_does_not_fit_this_machine(
+def test_openvino_says_why_it_can_not_run_an_engine(
     compiled: Compiled, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if compiled.record.backend != "openvino":
-        pytest.skip("of OpenVINO")
+        pytest.skip("OpenVINO only")
     incompatibility = compiled.backend.incompatibility
 
     def changed(**fields: str) -> EngineRecord:
@@ -234,34 +233,32 @@ def test_openvino_says_why_an_engine_does_not_fit_this_machine(
     assert "was compiled by OpenVINO 2019.1.0" in (
         incompatibility(changed(backend_version="2019.1.0")) or ""
     )
-    monkeypatch.setattr("server.engines.openvino._flags", lambda: {"avx2"})
+    monkeypatch.setattr("server.engines.openvino._cpu_flags", lambda: {"avx2"})
     for precision in ("bf16", "fp16"):
         reason = incompatibility(changed(precision=precision)) or ""
-        assert f"it computes in {precision}, this CPU has none of" in reason
+        assert f"it computes in {precision}, but this CPU has none of" in reason
         assert "build it with --precision fp32" in reason
     assert incompatibility(changed(precision="fp32")) is None
     assert compiled.backend.precisions() == ["fp32"]
 
 
-@pytest.mark.parametrize(("takes_s", "tiny"), [([0.03, 0.002, 0.0001], True), ([0.03], False)])
-def test_a_network_is_tiny_where_one_run_was_brief_whatever_held_up_the_others(
-    takes_s: list[float], tiny: bool
-) -> None:
-    class Timed:
-        """An instance whose runs take so long, the last of the times from then on."""
+@pytest.mark.parametrize(("runs_s", "tiny"), [([0.03, 0.002, 0.0001], True), ([0.03], False)])
+def test_a_network_is_tiny_if_any_run_is_fast(runs_s: list[float], tiny: bool) -> None:
+    class TimedInstance:
+        """An instance whose runs take `runs_s`; the last of them repeats."""
 
         def __init__(self) -> None:
             self.pixels = np.zeros((1, 2, 2, 1), np.uint8)
             self.runs = 0
 
-        def start(self, rows: int, done: OnDone) -> None:
+        def start(self, rows: int, on_done: OnDone) -> None:
             self.runs += 1
             scores = np.zeros((rows, 1), np.float32)
-            done(Outputs(scores.astype(np.int32), scores, scores))
+            on_done(Outputs(scores.astype(np.int32), scores, scores))
 
-        def took_s(self) -> float:
-            return takes_s[min(self.runs, len(takes_s)) - 1]
+        def last_run_s(self) -> float:
+            return runs_s[min(self.runs, len(runs_s)) - 1]
 
-    instance: Any = Timed()
+    instance: Any = TimedInstance()
     assert openvino._is_tiny(instance) is tiny
     assert instance.runs <= 5

@@ -1,4 +1,4 @@
-"""Promises of PyTorch's ahead-of-time compiler as an engine: an independent check of OpenVINO."""
+"""The inductor backend, on a CPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MAX_BATCH = 5
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """lenet5 with an engine of each kind, both held against eager PyTorch."""
+    """lenet5 with an OpenVINO and an inductor engine."""
     root = tmp_path_factory.mktemp("inductor")
     order = Order(repo=root, backend="openvino,inductor", max_batch=MAX_BATCH, weights="random:0")
     build("lenet5", order)
@@ -63,7 +63,7 @@ def engine(folder: Path, record: EngineRecord) -> Iterator[Engine]:
     engine.close()
 
 
-def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
+def test_the_build_compares_the_engine_with_eager_pytorch(record: EngineRecord) -> None:
     assert record.name.startswith("inductor-bf16-")
     assert (record.backend_version, record.hardware) == (inductor.version(), inductor.hardware())
     assert set(record.deviation) == {"1", "3", str(MAX_BATCH)}
@@ -71,13 +71,13 @@ def test_it_gave_the_answers_of_eager_pytorch(record: EngineRecord) -> None:
     assert inductor.incompatibility(record) is None
 
 
-def test_weights_are_part_of_what_is_compiled(folder: Path, record: EngineRecord) -> None:
+def test_the_package_contains_the_weights(folder: Path, record: EngineRecord) -> None:
     package = torch._inductor.aoti_load_package(folder / record.files[0].name)
     assert any(name.startswith("_frozen") for name in package.get_constant_fqns())
     assert not torch.backends.cudnn.allow_tf32, "float32 means float32"
 
 
-def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -> None:
+def test_a_row_gets_the_same_answer_at_every_batch_size(engine: Engine, truth: Golden) -> None:
     (instance,) = engine.instances
     scale = deviation_scale(truth.probabilities)
     for rows in range(1, MAX_BATCH + 1):
@@ -85,12 +85,12 @@ def test_every_number_of_rows_is_answered_alike(engine: Engine, truth: Golden) -
         assert [a.dtype.name for a in (classes, scores)] == ["int32", "float32"]
         assert classes.shape == scores.shape == (rows, 10)
         alone = infer(instance, truth.pixels[rows - 1 : rows]).probabilities
-        far = deviation(alone, probabilities[rows - 1 :], scale[rows - 1 : rows])
-        assert far <= MAX_ROW_DEVIATION["bf16"]
+        found = deviation(alone, probabilities[rows - 1 :], scale[rows - 1 : rows])
+        assert found <= MAX_ROW_DEVIATION["bf16"]
         assert engine.computed_rows(rows) == rows
 
 
-def test_answers_are_kept_and_closing_twice_is_safe(
+def test_outputs_can_be_kept_and_closing_twice_is_safe(
     folder: Path, record: EngineRecord, truth: Golden
 ) -> None:
     engine = inductor.load(folder, record, (32, 32, 1), threads=2)
@@ -105,7 +105,7 @@ def test_answers_are_kept_and_closing_twice_is_safe(
     assert instance() is None
 
 
-async def test_it_serves_where_it_is_asked_for(published: Path, truth: Golden) -> None:
+async def test_a_server_uses_inductor_only_if_requested(published: Path, truth: Golden) -> None:
     image = pb.RawImage(height=32, width=32, channels=1, data=truth.pixels[0].tobytes())
     request = pb.ClassifyRequest(model="lenet5", images=[pb.Image(raw=image)])
     for backend in ("inductor", ""):
@@ -113,20 +113,22 @@ async def test_it_serves_where_it_is_asked_for(published: Path, truth: Golden) -
             answer = await served.classify(request)
             (model,) = (await served.call("ListModels", pb.ListModelsRequest())).models
         assert answer.results[0].classes[0].index == truth.probabilities[0].argmax()
-        assert model.backend == (backend or "openvino"), "OpenVINO comes first on a CPU"
+        assert model.backend == (backend or "openvino"), "OpenVINO is the default on a CPU"
         assert not model.reason
 
 
-def test_every_mismatch_is_a_plain_sentence(record: EngineRecord) -> None:
-    def why(**fields: str) -> str:
+def test_each_incompatibility_names_both_sides(record: EngineRecord) -> None:
+    def reason(**fields: str) -> str:
         return inductor.incompatibility(msgspec.structs.replace(record, **fields)) or ""
 
-    assert why(backend_version="1.0").startswith("it was compiled by torch 1.0 and this is")
-    assert why(hardware="cuda sm90").startswith("it was compiled for cuda sm90 and this is cpu")
-    assert "'int4' is unknown" in why(precision="int4")
+    assert reason(backend_version="1.0").startswith("it was compiled by torch 1.0, but")
+    assert reason(hardware="cuda sm90").startswith(
+        "it was compiled for cuda sm90, but this machine has cpu"
+    )
+    assert "'int4' is unknown" in reason(precision="int4")
 
 
-def test_a_damaged_package_is_a_failure_that_names_the_file(
+def test_loading_a_damaged_package_fails_and_names_the_file(
     record: EngineRecord, tmp_path: Path
 ) -> None:
     name = record.files[0].name
@@ -136,7 +138,7 @@ def test_a_damaged_package_is_a_failure_that_names_the_file(
             inductor.load(tmp_path, record, (32, 32, 1), threads=1)
 
 
-# --- for a GPU, as far as a CPU can tell ------------------------------------------------------
+# --- GPU code that a CPU can test -------------------------------------------------------------
 
 
 @pytest.fixture
@@ -144,29 +146,31 @@ def for_gpu(record: EngineRecord) -> EngineRecord:
     return msgspec.structs.replace(record, hardware="cuda sm90")
 
 
-class StandIn(inductor.CpuInstance):
-    """Computes on the CPU in the place of an instance on a GPU, whose graphs are no owners of the
-    network either. Every number in `fail` is one that there is no memory for."""
+class FakeGpuInstance(inductor.CpuInstance):
+    """A GpuInstance that computes on the CPU. Like CUDA graphs, it does not keep the network alive.
 
-    made = 0
+    Instances are counted in `created`. Those whose number is in `fail` get no memory.
+    """
+
+    created = 0
     fail: frozenset[int] = frozenset()
 
     def __init__(self, network: Any, size: tuple[int, ...], sizes: Sequence[int]) -> None:
-        type(self).made += 1
-        if self.made in self.fail:
+        type(self).created += 1
+        if self.created in self.fail:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         super().__init__(weakref.proxy(network), torch.zeros(size, dtype=torch.uint8), 1)
 
 
 @pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> type[StandIn]:
-    monkeypatch.setattr(StandIn, "made", 0)
-    monkeypatch.setattr(inductor, "GpuInstance", StandIn)
-    return StandIn
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGpuInstance]:
+    monkeypatch.setattr(FakeGpuInstance, "created", 0)
+    monkeypatch.setattr(inductor, "GpuInstance", FakeGpuInstance)
+    return FakeGpuInstance
 
 
-@pytest.mark.usefixtures("stand_in")
-def test_only_a_network_for_a_gpu_is_loaded_without_what_no_capture_allows(
+@pytest.mark.usefixtures("fake_gpu")
+def test_only_gpu_networks_are_loaded_single_threaded(
     folder: Path, record: EngineRecord, for_gpu: EngineRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[dict[str, Any]] = []
@@ -182,13 +186,13 @@ def test_only_a_network_for_a_gpu_is_loaded_without_what_no_capture_allows(
     assert asked == [{"run_single_threaded": False}, {"run_single_threaded": True}]
 
 
-@pytest.mark.usefixtures("stand_in")
+@pytest.mark.usefixtures("fake_gpu")
 def test_the_weights_live_as_long_as_the_engine(
     folder: Path, for_gpu: EngineRecord, truth: Golden
 ) -> None:
     engine = inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
     gc.collect()
-    assert len(engine.instances) == inductor.INSTANCES
+    assert len(engine.instances) == inductor.GPU_INSTANCES
     for instance in engine.instances:
         golden.compare(infer(instance, truth.pixels[:MAX_BATCH]), _first(truth), "bf16")
     network = weakref.ref(engine._network)
@@ -201,14 +205,14 @@ def _first(truth: Golden) -> Golden:
     return Golden(truth.pixels[:MAX_BATCH], truth.probabilities[:MAX_BATCH])
 
 
-def test_a_load_that_fails_at_its_second_instance_leaves_nothing_behind(
+def test_a_load_that_fails_at_the_second_instance_stops_all_threads(
     folder: Path,
     for_gpu: EngineRecord,
-    stand_in: type[StandIn],
+    fake_gpu: type[FakeGpuInstance],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     threads = threading.active_count()
-    monkeypatch.setattr(stand_in, "fail", frozenset(range(2, 20, 2)))
+    monkeypatch.setattr(fake_gpu, "fail", frozenset(range(2, 20, 2)))
     for _ in range(5):
         with pytest.raises(EngineFailure, match=r"\.pt2: CUDA out of memory\.$") as caught:
             inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
@@ -217,7 +221,7 @@ def test_a_load_that_fails_at_its_second_instance_leaves_nothing_behind(
 
 
 @pytest.mark.parametrize(("opt_batch", "rows"), [(0, 2), (1, 2), (64, 64)])
-def test_it_is_compiled_for_the_batch_it_is_tuned_for(
+def test_it_compiles_with_the_batch_size_to_optimise_for(
     opt_batch: int, rows: int, tmp_path: Path
 ) -> None:
     asked: list[tuple[str, str, int]] = []
@@ -226,18 +230,18 @@ def test_it_is_compiled_for_the_batch_it_is_tuned_for(
         asked.append(given)
         raise ValueError("no network")
 
-    target = CompileOptions("bf16", 128, opt_batch=opt_batch, program=program)
+    options = CompileOptions("bf16", 128, opt_batch=opt_batch, program=program)
     with pytest.raises(EngineFailure, match="can't compile x.onnx: no network"):
-        inductor.compile(tmp_path / "x.onnx", tmp_path, target)
+        inductor.compile(tmp_path / "x.onnx", tmp_path, options)
     assert asked == [("bf16", inductor.hardware().split()[0], rows)]
 
 
-def test_it_can_not_be_added_to_a_version_that_has_no_network_any_more(published: Path) -> None:
+def test_it_can_not_be_added_to_a_published_version(published: Path) -> None:
     with pytest.raises(BuildError, match="build a new version, without --add-engine"):
         build("lenet5", Order(repo=published, backend="inductor", add=True))
 
 
-# --- what is faster of two -------------------------------------------------------------------
+# --- the faster of two packages --------------------------------------------------------------
 
 
 def program_of(name: str) -> torch.export.ExportedProgram:
@@ -250,30 +254,30 @@ def program_of(name: str) -> torch.export.ExportedProgram:
 @pytest.mark.parametrize(
     ("name", "has"), [("lenet5", False), ("resnet18", False), ("resnet50", True)]
 )
-def test_pointwise_convolutions_are_those_of_stride_1(name: str, has: bool) -> None:
-    """ResNet-18's have stride 2, on the way round its blocks."""
+def test_only_1x1_convolutions_of_stride_1_count(name: str, has: bool) -> None:
+    """ResNet-18 has 1x1 convolutions of stride 2, in its shortcuts."""
     assert inductor._has_pointwise_convolutions(program_of(name)) == has
 
 
 @pytest.mark.parametrize(
-    ("seconds", "apart", "fails", "kept"),
+    ("seconds", "difference", "fails", "kept"),
     [
         (0.5, 0.001, "", "fused"),
         (1.5, 0.001, "", "plain"),
         (0.5, 0.1, "", "plain"),
         (0.5, 0.001, "_package", "plain"),
-        (0.5, 0.001, "_timed", "plain"),
+        (0.5, 0.001, "_run_timed", "plain"),
     ],
 )
-def test_of_two_packages_the_faster_is_kept_where_it_is_right(
+def test_the_faster_package_is_kept_if_it_is_correct(
     seconds: float,
-    apart: float,
+    difference: float,
     fails: str,
     kept: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The choice, with made-up times: only a GPU has the kernels."""
+    """Uses made-up times, because only a GPU has these kernels."""
     path = tmp_path / "x.pt2"
     path.write_text("plain")
     program = program_of("resnet50")
@@ -285,20 +289,20 @@ def test_of_two_packages_the_faster_is_kept_where_it_is_right(
             raise RuntimeError("no such kernel")
         path.write_text("fused")
 
-    def timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
-        if fails == "_timed":
+    def run_timed(path: Path, pixels: torch.Tensor) -> tuple[float, torch.Tensor]:
+        if fails == "_run_timed":
             raise RuntimeError("an illegal address")
         fused = path.read_text() == "fused"
-        return (seconds, torch.full((2, 3), apart)) if fused else (1.0, torch.zeros(2, 3))
+        return (seconds, torch.full((2, 3), difference)) if fused else (1.0, torch.zeros(2, 3))
 
     monkeypatch.setattr(inductor, "_package", package)
-    monkeypatch.setattr(inductor, "_timed", timed)
-    inductor._take_fused(lambda: program, path)
+    monkeypatch.setattr(inductor, "_run_timed", run_timed)
+    inductor._keep_faster(lambda: program, path)
     assert path.read_text() == kept
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_options_of_the_compiler_are_options_that_it_has() -> None:
+def test_all_compiler_options_exist() -> None:
     from torch._inductor import config
 
     assert inductor.FUSED.keys() <= config.get_config_copy().keys()

@@ -30,7 +30,7 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import Served, export, traced
 from server.engines import golden_check as golden
 from server.engines.base import CompileOptions, Engine, Outputs, backend, infer
-from server.engines.tensorrt.cuda import Absent, Cuda, CudaError
+from server.engines.tensorrt.cuda import Cuda, CudaError, GpuUnavailable
 from server.errors import EngineFailure
 from server.images.input_spec import InputSpec, Pixels
 from server.models import loader as loading
@@ -146,13 +146,13 @@ def machine() -> Results:
     }
     try:
         gpu = Cuda().gpu()
-    except (Absent, CudaError) as error:
+    except (GpuUnavailable, CudaError) as error:
         found["why_no_gpu"] = str(error)
     else:
         found |= {
             "gpu": gpu.name,
             "capability": gpu.capability,
-            "driver_cuda": gpu.cuda,
+            "driver_cuda": gpu.driver_cuda,
             "free_bytes": gpu.free_bytes,
         }
     try:
@@ -357,20 +357,20 @@ def multiplications_of(name: str) -> int:
 def copies() -> Results:
     """Bytes a second over the bus, page-locked memory."""
     cuda = Cuda()
-    address, _ = cuda.pinned(COPY_BYTES)
-    device, stream = cuda.memory(COPY_BYTES), cuda.stream()
+    address, _ = cuda.allocate_pinned(COPY_BYTES)
+    device, stream = cuda.allocate(COPY_BYTES), cuda.create_stream()
     found = {}
     for name, copy, to, source in (
-        ("to_device", cuda.copy_in, device, address),
-        ("to_host", cuda.copy_out, address, device),
+        ("to_device", cuda.copy_to_device, device, address),
+        ("to_host", cuda.copy_to_host, address, device),
     ):
 
         def run(copy: Any = copy, to: int = to, source: int = source) -> None:
             copy(to, source, COPY_BYTES, stream)
-            cuda.finish(stream)
+            cuda.synchronize(stream)
 
         found[name] = COPY_BYTES / median(timed(0.3, run))
-    cuda.free_stream(stream)
+    cuda.destroy_stream(stream)
     cuda.free(device)
     cuda.free_pinned(address)
     return found

@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from model_repo.build import Order, build
-from server.engines import tensorrt
+from server.engines.tensorrt import backend as tensorrt
 from server.engines.tensorrt.cuda import CudaError
 from server.repository.contents import list_versions
 from tests.gpu import lane as gpu_lane
 from tests.gpu import measure as gpu_measure
 from tests.gpu.measure import multiplications_of
-from tests.support.cuda_recorder import Tape
+from tests.support.cuda_recorder import CudaRecorder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -270,7 +270,7 @@ def test_damaged_plans_are_loaded_again_and_again(
     """By TensorRT-RTX's own runtime, which refuses them all where there is no driver."""
     build("lenet5", Order(repo=tmp_path / "engines", backend="tensorrt", weights="random:0"))
     (version,) = list_versions(tmp_path / "engines")
-    tape = Tape()
+    tape = CudaRecorder()
     monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)
     monkeypatch.setattr(gpu_measure, "Cuda", lambda: tape)
     monkeypatch.setattr(gpu_measure, "BAD_LOADS", 10)

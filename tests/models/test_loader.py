@@ -14,8 +14,8 @@ import pytest
 from model_repo.build import Order, build
 from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe
-from server.engines import tensorrt
 from server.engines.base import Instance
+from server.engines.tensorrt import backend as tensorrt
 from server.models import loader as loading
 from server.repository import reader
 from server.repository.contents import list_versions
@@ -23,7 +23,7 @@ from server.repository.manifest import MANIFEST_FILE, ONNX_FILE, EngineRecord, I
 from tests.support.serving import serve
 
 UNTRAINED = "random:0"
-NO_DRIVER = "this machine has no NVIDIA driver, and so no GPU to use"
+NO_DRIVER = "this machine has no NVIDIA driver; install it to use a GPU"
 
 pytestmark = pytest.mark.skipif(
     tensorrt.hardware() != "none", reason="promises of a machine without a GPU"

@@ -1,4 +1,4 @@
-"""Counts what a network computes."""
+"""Counts the multiplications of a network."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from torch import Tensor, nn
 
 
 def multiplications(network: nn.Module, image: Tensor) -> int:
-    """Those of all convolutions and dense layers in `network` for one image."""
+    """The multiplications of all convolutions and dense layers for one image."""
     total = 0
 
-    def count(module: nn.Module, _: object, out: Tensor) -> None:
+    def count(module: nn.Module, _: object, output: Tensor) -> None:
         nonlocal total
         if isinstance(module, nn.Conv2d | nn.Linear):
-            total += out[0].numel() * module.weight[0].numel()
+            total += output[0].numel() * module.weight[0].numel()
 
     hooks = [module.register_forward_hook(count) for module in network.modules()]
     network(image)

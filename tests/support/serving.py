@@ -64,7 +64,7 @@ def publish(
         (staged / ONNX_FILE).write_bytes(b"no graph: the null engine computes nothing")
         labels = "".join(f"class {index}\n" for index in range(classes))
         (staged / LABELS_FILE).write_text(labels)
-        (staged / null.FILE).write_bytes(msgspec.json.encode(null.Sizes(classes, top_k)))
+        (staged / null.FILE).write_bytes(msgspec.json.encode(null.OutputSizes(classes, top_k)))
         answers = np.zeros((2, classes), np.float32)
         answers[:, 0] = 1
         golden = Golden(np.zeros((2, *shape), np.uint8), answers)
