@@ -5,28 +5,25 @@
     python -m server.repository gc --keep 2 --delete
     python -m server.repository label resnet50 stable=3 canary=4 --canary-percent 5
 
-A server that watches the repository applies each change by itself.
+`convserve repo` is the same command. A server that watches the repository applies changes itself.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
-from server.repository import reader, writer
+from server.repository import reader
 from server.repository.contents import IgnoredEntry, VersionEntry, list_contents, list_versions
+from server.repository.garbage import delete, find_garbage
 from server.repository.manifest import InvalidVersion
 from server.repository.serving_config import (
-    SERVE_LATEST,
     SERVING_CONFIG_FILE,
     VERSION_LABELS,
     Label,
@@ -36,7 +33,6 @@ from server.repository.serving_config import (
     write_serving_config,
 )
 
-ABANDONED = re.compile(r"\.(staging|gone)-.*")  # folders of writers that stopped early
 ASSIGNMENT = re.compile(rf"({'|'.join(VERSION_LABELS)})=([1-9][0-9]{{0,17}})?")
 
 
@@ -159,19 +155,15 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _gc(args: argparse.Namespace) -> int:
     found = list_contents(args.repo)
-    garbage: list[tuple[Path, str]] = []
-    for home in dict.fromkeys(version.folder.parent for version in found.versions):
-        garbage += _abandoned(home)
-        if home.name not in found.configs:  # unreadable: it may name any version
-            print(f"{home.name}: {SERVING_CONFIG_FILE} is invalid, so all versions are kept")
-            continue
-        versions = [version for version in found.versions if version.folder.parent == home]
-        garbage += _superseded(versions, found.configs[home.name], args.keep)
+    for model in dict.fromkeys(version.model for version in found.versions):
+        if model not in found.configs:
+            print(f"{model}: {SERVING_CONFIG_FILE} is invalid, so all versions are kept")
+    garbage = find_garbage(found, args.keep)
+    action = "deleting" if args.delete else "would delete"
     for path, reason in garbage:
-        action = "deleting" if args.delete else "would delete"
         print(f"{action}: {path.relative_to(args.repo)}: {reason}")
         if args.delete:
-            _delete(path)
+            delete(path)
     if garbage and not args.delete:
         print("nothing was deleted; add --delete to delete these")
     return 0
@@ -274,44 +266,6 @@ def _assign(
     if version.manifest is None:
         raise CommandError(f"{model} version {version.version} is invalid: {version.reason}")
     labels[label] = version.version
-
-
-def _superseded(
-    versions: Sequence[VersionEntry], config: ServingConfig, keep: int
-) -> list[tuple[Path, str]]:
-    """The versions of one model that are not used any more; `versions` run from new to old."""
-    valid = [entry.version for entry in versions if entry.manifest is not None]
-    kept = {*valid[:keep], *config.labels.values(), *config.policy(SERVE_LATEST).choose(valid)}
-    newest = valid[0] if valid else 0
-    garbage = []
-    for entry in versions:
-        if entry.version in kept:
-            continue
-        if entry.manifest is not None:
-            garbage.append((entry.folder, f"old; the newest {keep} valid versions are kept"))
-        elif entry.version < newest:  # a newer invalid one may still be on its way here
-            garbage.append((entry.folder, f"invalid: {entry.reason}"))
-    return garbage
-
-
-def _abandoned(home: Path) -> list[tuple[Path, str]]:
-    """Folders of writers that stopped early. Folders of running writers are locked."""
-    abandoned = []
-    for path in sorted(home.iterdir()):
-        if ABANDONED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            with suppress(OSError), writer.exclusive_lock(path, wait=False):
-                abandoned.append((path, "left by a writer that stopped early"))
-    return abandoned
-
-
-def _delete(path: Path) -> None:
-    """Hides a version in one step, then deletes it, so that readers never see a part of it."""
-    hidden = path
-    if not path.name.startswith("."):
-        hidden = Path(tempfile.mkdtemp(prefix=".gone-", dir=path.parent))
-        path.rename(hidden / path.name)
-        writer.fsync(path.parent)
-    shutil.rmtree(hidden, ignore_errors=True)  # another process may delete it too
 
 
 def _config_text(config: ServingConfig) -> str:
