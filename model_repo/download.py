@@ -1,4 +1,8 @@
-"""Fetches a checkpoint once: resumable, never used before its hash is checked, never half there."""
+"""Downloads a checkpoint once and keeps it in a cache folder.
+
+Resumes interrupted downloads. Checks the sha256 before anyone can use the file, and moves it into
+place in one step.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,42 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
-Progress = Callable[[int, int | None], None]  # done, of how many in all where that is known
+Progress = Callable[[int, int | None], None]  # bytes done, bytes in all or None if unknown
 
 CHUNK_BYTES = 1 << 20
-NAMED_HASH = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # resnet50-0676ba61.pth
+HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.\w+$")  # resnet50-0676ba61.pth
 FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,200}")
+FULL_HASH = 64  # hexadecimal digits
+ADVICE = (
+    "Download the weights by other means and build with --weights file:PATH, "
+    "or publish an untrained network with --or-random"
+)
 
 
 class WeightsError(Exception):
-    """Parameters can't be loaded; the message says why and what to do."""
+    """Weights cannot be loaded. The message says why and what to do."""
 
 
 class WeightsUnavailable(WeightsError):
-    """They can't be had now: the file or the place it comes from does not answer."""
+    """The file is missing or its server does not deliver it. `reason` is the message without the
+    advice."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}. {ADVICE}")
+        self.reason = reason
 
 
 class WrongHash(WeightsError):
-    """A file came that is not the one asked for. It has been removed."""
+    """The downloaded file has another hash than expected. It has been removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long to try."""
+class DownloadRetries:
+    """How often and how long to try."""
 
-    timeout_s: float = 30.0  # for a connection, and for the next bytes
+    timeout_s: float = 30.0  # to connect, and between two reads
     attempts: int = 4
-    pause_s: float = 1.0  # before the second attempt; doubles with each
+    pause_s: float = 1.0  # before the second attempt; doubles each time
 
     def __post_init__(self) -> None:
         if self.timeout_s <= 0:
@@ -52,8 +66,8 @@ class Patience:
             raise ValueError(f"pause_s must be 0 or more, not {self.pause_s}")
 
 
-def public(url: str) -> str:
-    """The address without what may be secret in it (user, query) and without its hash."""
+def redacted(url: str) -> str:
+    """The URL without user, query and fragment: the first two may hold secrets."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return urlunsplit((parts.scheme, host, parts.path, "", ""))
@@ -62,27 +76,27 @@ def public(url: str) -> str:
 def fetch(
     url: str,
     cache: Path,
-    patience: Patience = Patience(),  # noqa: B008 (it is frozen)
+    retries: DownloadRetries = DownloadRetries(),  # noqa: B008 (it is frozen)
     progress: Progress | None = None,
 ) -> Path:
-    """The file at an https://, http:// or file:// address, in the folder `cache`.
+    """Path of the file in the folder `cache`. Downloads it from an https://, http:// or file:// URL
+    if it is not there.
 
-    Its sha256 is in the address: whole, as `#sha256=...`, or its first digits at the end of the
-    file's name. Eight digits find out damage but can be forged, so without TLS all 64 are needed.
-    What an interrupted run left is continued where the server can. Processes may ask for the same
-    file at the same time; one fetches it. Raises WeightsUnavailable, WrongHash, or WeightsError for
-    an address without a hash.
+    The URL holds the sha256: all 64 digits as `#sha256=...`, or the first 8 or more at the end of
+    the file name. Eight digits detect damage but can be forged, so without TLS all 64 are required.
+    If several processes ask for the same file, one downloads it and the others wait. Raises
+    WeightsUnavailable, WrongHash, or WeightsError for a URL without a hash.
     """
     try:
-        wanted = _Wanted.read(url)
-    except ValueError as error:  # urlsplit's
-        raise WeightsError(f"{url!r} is no address: {error}") from error
+        remote = _RemoteFile.parse(url)
+    except ValueError as error:  # from urlsplit
+        raise WeightsError(f"{url!r} is not a valid URL: {error}") from error
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _alone(cache / f"{wanted.file}.lock"):
-            return _fetched(wanted, cache, patience, progress)
-    except OSError as error:  # the disk's; the network's are translated where they happen
-        raise WeightsUnavailable(f"{cache} can't keep weights: {error}") from error
+        with _exclusive_lock(cache / f"{remote.cache_name}.lock"):
+            return _fetch_locked(remote, cache, retries, progress)
+    except OSError as error:  # from the disk; network errors are converted where they occur
+        raise WeightsUnavailable(f"weights cannot be stored in {cache}: {error}") from error
 
 
 def sha256_of(path: Path) -> str:
@@ -91,100 +105,103 @@ def sha256_of(path: Path) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Wanted:
+class _RemoteFile:
+    """A checked URL."""
+
     url: str  # without its fragment
-    digest: str  # the first digits of its sha256, or all
-    file: str  # its name in the cache
+    sha256: str  # all digits or the first ones
+    cache_name: str
 
     @classmethod
-    def read(cls, url: str) -> _Wanted:
+    def parse(cls, url: str) -> _RemoteFile:
         parts = urlsplit(url)
         name = PurePosixPath(unquote(parts.path)).name
         if not FILE_NAME.fullmatch(name):
-            raise WeightsError(f"{public(url)} does not end in the name of a file")
+            raise WeightsError(f"{redacted(url)} must end in a file name")
         if parts.username or parts.password:
-            raise WeightsError(f"{public(url)} must not hold a user or a password")
-        digest = cls._digest(parts, name, url)
-        file = name if digest in name else f"{digest[:16]}-{name}"
-        return cls(urlunsplit(parts._replace(fragment="")), digest, file)
+            raise WeightsError(f"{redacted(url)} must not contain a user name or a password")
+        sha256 = cls._sha256(parts, name, url)
+        cache_name = name if sha256 in name else f"{sha256[:16]}-{name}"
+        return cls(urlunsplit(parts._replace(fragment="")), sha256, cache_name)
 
     @staticmethod
-    def _digest(parts: SplitResult, name: str, url: str) -> str:
+    def _sha256(parts: SplitResult, name: str, url: str) -> str:
         if parts.fragment:
-            found = re.fullmatch(r"sha256=([0-9a-f]{64})", parts.fragment.lower())
-            if not found:
+            match = re.fullmatch(r"sha256=([0-9a-f]{64})", parts.fragment.lower())
+            if not match:
                 raise WeightsError(
-                    f"{public(url)} must end in #sha256= and 64 hexadecimal digits, "
+                    f"{redacted(url)} must end in #sha256= and 64 hexadecimal digits, "
                     f"not in #{parts.fragment}"
                 )
-            return found[1]
-        found = NAMED_HASH.search(name)
-        if not found:
+            return match[1]
+        match = HASH_IN_NAME.search(name)
+        if not match:
             raise WeightsError(
-                f"{public(url)} comes without a hash: add #sha256= and its 64 hexadecimal digits"
+                f"{redacted(url)} has no hash: add #sha256= and its 64 hexadecimal digits"
             )
-        if parts.scheme == "http" and len(found[1]) < 64:
+        if parts.scheme == "http" and len(match[1]) < FULL_HASH:
             raise WeightsError(
-                f"{public(url)} comes over plain http: add #sha256= and its 64 hexadecimal digits, "
-                f"or use https"
+                f"{redacted(url)} uses plain http: add #sha256= and its 64 hexadecimal digits, "
+                "or use https"
             )
-        return found[1]
+        return match[1]
 
     @property
     def needs_tls(self) -> bool:
-        return len(self.digest) < 64
+        return len(self.sha256) < FULL_HASH
+
+    def wrong_hash(self, actual: str) -> WrongHash:
+        expected = f"{self.sha256}{'...' if self.needs_tls else ''}"
+        return WrongHash(
+            f"{redacted(self.url)} has the wrong content: its sha256 is {actual}, not {expected}. "
+            "It has been removed"
+        )
 
 
 class _Interrupted(Exception):
-    """The bytes stopped coming before the end."""
+    """The connection ended before the file was complete."""
 
 
-def _fetched(wanted: _Wanted, cache: Path, patience: Patience, progress: Progress | None) -> Path:
-    complete, partial = cache / wanted.file, cache / f"{wanted.file}.partial"
+def _fetch_locked(
+    remote: _RemoteFile, cache: Path, retries: DownloadRetries, progress: Progress | None
+) -> Path:
+    complete, partial = cache / remote.cache_name, cache / f"{remote.cache_name}.partial"
     if complete.is_file():
-        if sha256_of(complete).startswith(wanted.digest):
+        if sha256_of(complete).startswith(remote.sha256):
             return complete
-        complete.unlink()  # spoilt since it was fetched
-    for _ in range(2):
-        in_pieces = _download(wanted, partial, patience, progress)
-        digest = sha256_of(partial)
-        if digest.startswith(wanted.digest):
-            break
+        complete.unlink()  # damaged after it was downloaded
+    resumed = _download(remote, partial, retries, progress)
+    actual = sha256_of(partial)
+    if resumed and not actual.startswith(remote.sha256):
+        partial.unlink()  # its parts may come from two different files, so start again
+        _download(remote, partial, retries, progress)
+        actual = sha256_of(partial)
+    if not actual.startswith(remote.sha256):
         partial.unlink()
-        if not in_pieces:  # pieces may be of two different files; then it is worth a whole one
-            raise WrongHash(_wrong_hash(wanted, digest))
-    else:
-        raise WrongHash(_wrong_hash(wanted, digest))
+        raise remote.wrong_hash(actual)
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(complete)
     return complete
 
 
-def _wrong_hash(wanted: _Wanted, digest: str) -> str:
-    return (
-        f"{public(wanted.url)} is not the file asked for: its sha256 is {digest}, not "
-        f"{wanted.digest}{'...' if wanted.needs_tls else ''}. It has been removed"
-    )
-
-
 def _download(
-    wanted: _Wanted, partial: Path, patience: Patience, progress: Progress | None
+    remote: _RemoteFile, partial: Path, retries: DownloadRetries, progress: Progress | None
 ) -> bool:
-    """Makes `partial` complete; whether in more than one piece. Raises WeightsUnavailable."""
-    attempts = 1 if wanted.url.startswith("file:") else patience.attempts
-    in_pieces = False
+    """Completes `partial`. True if it has more than one part. Raises WeightsUnavailable."""
+    attempts = 1 if remote.url.startswith("file:") else retries.attempts
+    resumed = False
     reason = ""
     for attempt in range(attempts):
         if attempt:
-            time.sleep(patience.pause_s * 2 ** (attempt - 1))
+            time.sleep(retries.pause_s * 2 ** (attempt - 1))
         try:
-            in_pieces |= _continue(wanted, partial, patience.timeout_s, progress)
-            return in_pieces
+            resumed |= _continue(remote, partial, retries.timeout_s, progress)
+            return resumed
         except HTTPError as error:
             reason = f"HTTP {error.code} {error.reason}"
             error.close()
-            if error.code == 416 and partial.exists():  # nothing is left to send: its hash decides
+            if error.code == 416 and partial.exists():  # nothing is left to send; the hash decides
                 return True
             if error.code < 500 and error.code not in (408, 429):
                 break
@@ -192,46 +209,46 @@ def _download(
             reason = str(error.reason)
         except (_Interrupted, HTTPException, TimeoutError, ConnectionError) as error:
             reason = str(error) or type(error).__name__
-            in_pieces = True
-    raise WeightsUnavailable(
-        f"{public(wanted.url)} can't be fetched: {reason}. Download it by other means and build "
-        f"with --weights file:PATH, or go on with untrained parameters with --or-random"
-    )
+            resumed = True
+    raise WeightsUnavailable(f"{redacted(remote.url)} cannot be downloaded: {reason}")
 
 
-def _continue(wanted: _Wanted, partial: Path, timeout_s: float, progress: Progress | None) -> bool:
-    """Fetches what `partial` lacks; whether it kept what was there."""
-    have = partial.stat().st_size if partial.exists() else 0
-    request = Request(wanted.url, headers={"User-Agent": "convserve"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
+def _continue(
+    remote: _RemoteFile, partial: Path, timeout_s: float, progress: Progress | None
+) -> bool:
+    """Downloads what is missing in `partial`. True if the server continued the existing part."""
+    done = partial.stat().st_size if partial.exists() else 0
+    request = Request(remote.url, headers={"User-Agent": "convserve"})
+    if done:
+        request.add_header("Range", f"bytes={done}-")
     with urlopen(request, timeout=timeout_s) as response:
-        if wanted.needs_tls and urlsplit(response.url).scheme not in ("https", "file"):
+        if remote.needs_tls and urlsplit(response.url).scheme not in ("https", "file"):
             raise WeightsError(
-                f"{public(wanted.url)} leads away from https: add #sha256= and its 64 digits"
+                f"{redacted(remote.url)} redirects from https to http: "
+                "add #sha256= and its 64 hexadecimal digits"
             )
-        goes_on: bool = response.status == 206
-        if goes_on and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        continues: bool = response.status == 206
+        if continues and not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
             partial.unlink(missing_ok=True)
-            raise _Interrupted("the server sent another range than was asked for")
-        if not goes_on:  # the server knows no ranges: from the start, then
-            have = 0
+            raise _Interrupted("the server sent another range than requested")
+        if not continues:  # the server does not support ranges and sends the whole file
+            done = 0
         length = response.headers.get("Content-Length")
-        total = have + int(length) if length and length.isdecimal() else None
-        with partial.open("ab" if goes_on else "wb") as file:
+        total = done + int(length) if length and length.isdecimal() else None
+        with partial.open("ab" if continues else "wb") as file:
             while chunk := response.read(CHUNK_BYTES):
                 file.write(chunk)
-                have += len(chunk)
+                done += len(chunk)
                 if progress is not None:
-                    progress(have, total)
-        if total is not None and have < total:
-            raise _Interrupted(f"the connection closed after {have:,} of {total:,} bytes")
-    return goes_on
+                    progress(done, total)
+        if total is not None and done < total:
+            raise _Interrupted(f"the connection closed after {done:,} of {total:,} bytes")
+    return continues
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    """Keeps other processes out; the lock ends with its holder, however that ends."""
-    with lock.open("w") as file:
+def _exclusive_lock(path: Path) -> Iterator[None]:
+    """Excludes other processes. The kernel releases the lock if its holder dies."""
+    with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

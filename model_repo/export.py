@@ -1,7 +1,7 @@
-"""A network -> an ONNX file from pixels to answers: [N, H, W, C] uint8 in, top classes out.
+"""Exports a network as an ONNX file: [N, H, W, C] uint8 pixels in, top classes out.
 
-Cast, normalisation, layout, softmax and top-k are part of the graph, so whoever runs it does no
-work of his own on a pixel or a class. Everything but the batch has a fixed size.
+The graph also does the cast, normalisation, layout, softmax and top-k, so the server runs no code
+per pixel or class. Every dimension but the batch has a fixed size.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 TOP_K = 10
 INPUT = "pixels"
 OUTPUTS = ("classes", "scores", "probabilities")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ExportError(Exception):
-    """The network can't be written as ONNX; the message says where it failed."""
+    """The network cannot be exported. The message says where it failed."""
 
 
-class Served(nn.Module):
-    """A network as it is served, around one that takes normalised [N, C, H, W] and gives logits.
+class ServedNetwork(nn.Module):
+    """A network with its pre- and post-processing: from pixels to the top classes.
 
-    `mean` and `std` have a number a channel, for pixels on the scale 0 to 1.
+    `network` takes normalised [N, C, H, W] and returns logits. `mean` and `std` hold one number for
+    each channel, for pixels on the scale 0 to 1.
     """
 
     scale: Tensor
@@ -42,7 +44,7 @@ class Served(nn.Module):
         super().__init__()
         self.network = network
         self.top_k = min(TOP_K, classes)
-        # (x / 255 - mean) / std as one multiplication and one addition, folded in double precision
+        # (x / 255 - mean) / std becomes x * scale + offset, computed here in double precision.
         deviations = torch.tensor(std, dtype=torch.float64)
         means = torch.tensor(mean, dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * deviations)).float())
@@ -52,39 +54,39 @@ class Served(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, H, W, C] uint8 -> classes int32 [N, K], scores [N, K], probabilities [N, classes].
 
-        Classes are best first, scores are their probabilities, K is min(10, classes).
+        Best class first; scores are the probabilities of these classes; K is min(10, classes).
         """
-        x = pixels.float()  # first: TensorRT moves no bytes about
-        # A line of pixels at a time, as OpenVINO's loop is over the last dimension alone: over one
-        # or three channels it took 12 and 6 ns a value.
+        x = pixels.float()  # the first operation, because TensorRT cannot reshape bytes
+        # Normalises a whole line of pixels at a time. OpenVINO vectorises the last dimension only:
+        # with one or three channels there, it took 12 or 6 ns for each value.
         columns = x.shape[2]
         x = x.flatten(2) * self.scale.repeat(columns) + self.offset.repeat(columns)
         x = x.reshape(-1, *pixels.shape[1:])
-        # Contiguous, or the layout of what follows is channels-last, which makes a global average
-        # pool trace as index arithmetic.
+        # Without `contiguous` the layout would be channels-last, and a global average pool would be
+        # traced as index arithmetic.
         x = x.permute(0, 3, 1, 2).contiguous()
         probabilities = torch.softmax(self.network(x), dim=1)
         scores, classes = torch.topk(probabilities, self.top_k)
         return classes.int(), scores, probabilities
 
 
-class _Narrowing(nn.Module):
-    """Runs a network in a number format and a layout, whatever its input has."""
+class _InPrecision(nn.Module):
+    """Converts the input to the network's number format and memory layout."""
 
-    def __init__(self, network: nn.Module, kind: torch.dtype, layout: torch.memory_format) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, layout: torch.memory_format) -> None:
         super().__init__()
         self.network = network
-        self.kind = kind
+        self.dtype = dtype
         self.layout = layout
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self.kind).contiguous(memory_format=self.layout)
+        x = x.to(self.dtype).contiguous(memory_format=self.layout)
         out: Tensor = self.network(x)
         return out
 
 
-class _Widening(nn.Module):
-    """Runs a layer in float32, whatever format its input has."""
+class _InFloat32(nn.Module):
+    """Converts the input of a layer to float32."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -95,46 +97,48 @@ class _Widening(nn.Module):
         return out
 
 
-def traced(
-    served: Served,
+def trace(
+    served: ServedNetwork,
     shape: tuple[int, int, int],
     max_batch: int,
     precision: str,
     device: str,
-    usual: int = 2,
+    opt_batch: int = 2,
 ) -> torch.export.ExportedProgram:
-    """The network on a device ("cpu", "cuda") in "fp32", "bf16" or "fp16", for 1 to `max_batch`
-    rows of `shape` (H, W, C); who compiles it takes `usual` rows, 2 or more, for the usual batch.
+    """Traces the network in "fp32", "bf16" or "fp16" on a device ("cpu", "cuda").
 
-    Its last layer, softmax and what normalises the pixels stay float32, as in
-    server.engines.onnx_precision; local response normalisations are what PyTorch makes of them.
+    The program takes 1 to `max_batch` rows of `shape` (H, W, C). Compilers tune it for `opt_batch`
+    rows, 2 or more. The last layer, softmax and the normalisation stay float32, as in
+    server.engines.onnx_precision. Local response normalisation stays PyTorch's own operators.
     """
-    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = DTYPES[precision]
     copied = copy.deepcopy(served)
     network = copied.network
     last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)][-1]
     layer = network.get_submodule(last)
     parent, _, leaf = last.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, nn.Identity())  # it is not rounded with the rest
-    # Of one channel both layouts are the same numbers; what inductor makes of such an input said to
-    # be channels last is wrong once it freezes the weights (torch 2.13, any convolution).
+    # The last layer is taken out while the others are converted.
+    setattr(network.get_submodule(parent), leaf, nn.Identity())
+    # With one channel both layouts hold the same numbers. If such an input is marked channels-last,
+    # inductor computes wrong results once it freezes the weights (torch 2.13, any convolution).
     layout = torch.channels_last if shape[2] > 1 else torch.contiguous_format
-    to_layout: Any = {"memory_format": layout}  # torch's types don't know it
-    network.to(kind).to(**to_layout)
-    setattr(network.get_submodule(parent), leaf, _Widening(layer))
-    copied.network = _Narrowing(network, kind, layout)
+    to_layout: Any = {"memory_format": layout}  # torch's type hints lack this argument
+    network.to(dtype).to(**to_layout)
+    setattr(network.get_submodule(parent), leaf, _InFloat32(layer))
+    copied.network = _InPrecision(network, dtype, layout)
     copied.to(device)
-    example = torch.zeros(usual, *shape, dtype=torch.uint8, device=device)
+    example = torch.zeros(opt_batch, *shape, dtype=torch.uint8, device=device)
     rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))
     with torch.no_grad():
         return torch.export.export(copied, (example,), dynamic_shapes=({0: rows},))
 
 
 class OnnxLocalResponseNorm(nn.Module):
-    """ONNX's own operator for one that PyTorch makes of nine, the pooling in three dimensions.
+    """Traces local response normalisation as one ONNX operator, instead of nine from PyTorch.
 
-    For tracing only: it computes nothing. OpenVINO runs the nine eleven times slower than the one
-    (measured at AlexNet's first: 8.2 ms an image against 0.75 ms, one core).
+    For tracing only: it computes nothing. Among the nine is a three-dimensional pool, and OpenVINO
+    runs them eleven times slower than the one operator (measured at AlexNet's first: 8.2 ms an
+    image against 0.75 ms, one core).
     """
 
     def __init__(self, norm: nn.LocalResponseNorm) -> None:
@@ -159,15 +163,17 @@ class OnnxLocalResponseNorm(nn.Module):
         return out
 
 
-def export(served: Served, path: Path, *, shape: tuple[int, int, int], max_batch: int) -> None:
-    """Writes the network for rows of `shape` (H, W, C), 1 to `max_batch` of them at once.
+def export(
+    served: ServedNetwork, path: Path, *, shape: tuple[int, int, int], max_batch: int
+) -> None:
+    """Writes the network as ONNX, for 1 to `max_batch` rows of `shape` (H, W, C).
 
-    The file holds its weights: one file, below protobuf's 2 GiB. Raises ExportError.
+    The weights are inside the file, so it must stay below protobuf's 2 GiB. Raises ExportError.
     """
-    example = torch.zeros(2, *shape, dtype=torch.uint8)  # of 1 row, the 1 would become a constant
+    example = torch.zeros(2, *shape, dtype=torch.uint8)  # a batch of 1 would become a constant
     rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))
     try:
-        with _quiet(), _onnx_operators(served):
+        with _without_exporter_messages(), _onnx_operators(served):
             traced = torch.export.export(served, (example,), dynamic_shapes=({0: rows},))
             program = torch.onnx.export(
                 traced,
@@ -179,7 +185,7 @@ def export(served: Served, path: Path, *, shape: tuple[int, int, int], max_batch
             )
         assert program is not None, "None only without dynamo"
         for node in program.model.graph.all_nodes():
-            node.metadata_props.clear()  # stack traces, with the paths of this machine
+            node.metadata_props.clear()  # stack traces, which contain paths of this machine
         program.save(path, external_data=False)
         onnx.checker.check_model(path)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
@@ -187,8 +193,8 @@ def export(served: Served, path: Path, *, shape: tuple[int, int, int], max_batch
 
 
 @contextmanager
-def _onnx_operators(served: Served) -> Iterator[None]:
-    """Meanwhile, what ONNX has an operator for and PyTorch has not is traced as that operator."""
+def _onnx_operators(served: ServedNetwork) -> Iterator[None]:
+    """Replaces modules that ONNX has an operator for but PyTorch does not; restores them after."""
     replaced = [
         (parent, name, child)
         for parent in served.modules()
@@ -205,15 +211,15 @@ def _onnx_operators(served: Served) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps from the console what torch.onnx says of optional libraries and its own future."""
+def _without_exporter_messages() -> Iterator[None]:
+    """Hides torch.onnx's messages about optional libraries and planned changes."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
-            for kind in (FutureWarning, DeprecationWarning, UserWarning):
-                warnings.simplefilter("ignore", kind)
+            for category in (FutureWarning, DeprecationWarning, UserWarning):
+                warnings.simplefilter("ignore", category)
             yield
     finally:
         log.setLevel(level)

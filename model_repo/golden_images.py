@@ -1,7 +1,7 @@
-"""Real images that ship inside scikit-image and scikit-learn, for the golden check.
+"""Real images for the golden check.
 
-Their files are read where pip has put them: nothing is downloaded, nothing is copied into this
-repository.
+They come with scikit-image and scikit-learn, and are read from the installed packages. Nothing is
+downloaded, and this repository holds no copy.
 """
 
 from __future__ import annotations
@@ -18,46 +18,45 @@ from server.images.decode import decode
 from server.images.input_spec import InputSpec, Pixels
 
 
-class Photograph(NamedTuple):
-    """A file inside an installed package."""
+class PackagedImage(NamedTuple):
+    """An image file inside an installed package."""
 
     package: str
     file: str
-    licence: str  # and whose it is, in the words of the package
+    licence: str  # and the owner, as the package states them
 
 
-PHOTOGRAPHS = (
-    Photograph("skimage.data", "astronaut.png", "public domain; NASA"),
-    Photograph("skimage.data", "chelsea.png", "CC0 1.0; Stefan van der Walt"),
-    Photograph("skimage.data", "coffee.png", "CC0 1.0; Rachel Michetti, Pikolo Espresso Bar"),
-    Photograph("skimage.data", "rocket.jpg", "public domain; SpaceX"),
-    Photograph("sklearn.datasets.images", "china.jpg", "CC BY 2.0; danielbuechele on Flickr"),
-    Photograph("sklearn.datasets.images", "flower.jpg", "CC BY 2.0; vultilion on Flickr"),
+COLOUR_IMAGES = (
+    PackagedImage("skimage.data", "astronaut.png", "public domain; NASA"),
+    PackagedImage("skimage.data", "chelsea.png", "CC0 1.0; Stefan van der Walt"),
+    PackagedImage("skimage.data", "coffee.png", "CC0 1.0; Rachel Michetti, Pikolo Espresso Bar"),
+    PackagedImage("skimage.data", "rocket.jpg", "public domain; SpaceX"),
+    PackagedImage("sklearn.datasets.images", "china.jpg", "CC BY 2.0; danielbuechele on Flickr"),
+    PackagedImage("sklearn.datasets.images", "flower.jpg", "CC BY 2.0; vultilion on Flickr"),
 )
-
-# The UCI handwritten digits, CC BY 4.0; E. Alpaydin, C. Kaynak.
-DIGITS_LICENCE = "CC BY 4.0; E. Alpaydin, C. Kaynak, UCI Machine Learning Repository"
 
 
 def golden_pixels(spec: InputSpec) -> Pixels:
-    """[G, H, W, C]: the images as a client's would arrive, by way of the server's decoder.
+    """[G, H, W, C]: images that went through the server's decoder, as a client's images do.
 
-    Photographs for a colour network, the first held-out digit of each class for a grey one.
+    COLOUR_IMAGES for a network with three channels, ten digits for a network with one.
     """
-    encoded = photographs() if spec.channels == 3 else first_digits()
+    encoded = colour_images() if spec.channels == 3 else digit_images()
     return np.stack([decode(image, spec) for image in encoded])
 
 
-def photographs() -> list[bytes]:
-    """The files of PHOTOGRAPHS, in that order."""
+def colour_images() -> list[bytes]:
+    """The files of COLOUR_IMAGES, in that order."""
     return [
-        resources.files(photograph.package).joinpath(photograph.file).read_bytes()
-        for photograph in PHOTOGRAPHS
+        resources.files(image.package).joinpath(image.file).read_bytes() for image in COLOUR_IMAGES
     ]
 
 
-def first_digits() -> list[bytes]:
-    """A PNG of 8x8 grey pixels for each of the ten digits, of those that nothing was trained on."""
+def digit_images() -> list[bytes]:
+    """The first held-out digit of each class, as a PNG of 8x8 grey pixels.
+
+    UCI handwritten digits, CC BY 4.0; E. Alpaydin, C. Kaynak, UCI Machine Learning Repository.
+    """
     images, labels = digits.held_out()
     encoded = []
     for label in range(10):

@@ -1,13 +1,15 @@
-"""Where parameters come from.
+"""Loads a network's parameters from one of these sources:
 
-    file:PATH      a checkpoint: .pth or .pt (tensors only, no code of theirs runs), .safetensors
-    https://...    the same, fetched once and kept; its sha256 is in the address, see download.py
-    file://...     the same from a disk
-    digits         trained here, on handwritten digits
-    random:SEED    drawn: the classes mean nothing
+    file:PATH      a checkpoint: .pth or .pt (tensors only; code in the file does not run),
+                   or .safetensors
+    https://...    a checkpoint that is downloaded once; the URL holds its sha256, see download.py
+    file://...     the same, copied from a local path
+    digits         trained during the build, on handwritten digits
+    random:SEED    random parameters: the predictions mean nothing
 
-A checkpoint holds exactly the network's parameters and buffers by name, or exactly those of the
-network in training. Counters of batches may be absent, as they are in old checkpoints.
+A checkpoint must hold exactly the parameters and buffers of the network, by name: either those of
+the served network or those of the network in training. Batch counters may be missing, because old
+checkpoints do not have them.
 """
 
 from __future__ import annotations
@@ -24,37 +26,44 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_repo import architectures, digits
+from model_repo import digits
+from model_repo.architectures.registry import create, find
 from model_repo.cards import Card
-from model_repo.download import Patience, Progress, fetch, public, sha256_of
-from model_repo.download import WeightsError as WeightsError
-from model_repo.download import WeightsUnavailable as WeightsUnavailable
-from model_repo.download import WrongHash as WrongHash
+from model_repo.download import (
+    DownloadRetries,
+    Progress,
+    WeightsError,
+    WeightsUnavailable,
+    fetch,
+    redacted,
+    sha256_of,
+)
 
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
-SHOWN = 3  # names of each kind in the message about a checkpoint that does not fit
-COUNTER = ".num_batches_tracked"
-RESIDUAL = 0.25  # scale of what an untrained residual block adds to its input
-SPREAD = 2.0  # standard deviation of an untrained network's logits over its classes
+MAX_NAMES_SHOWN = 3  # of each kind, in the message about a checkpoint that does not fit
+BATCH_COUNTER = ".num_batches_tracked"
+# Of an untrained network:
+RESIDUAL_SCALE = 0.25  # initial size of a residual branch, relative to its input
+LOGIT_STD = 2.0  # standard deviation of the logits over the classes
 
 
 class WrongCheckpoint(WeightsError):
-    """The file is no checkpoint, or one of another network."""
+    """The file is not a checkpoint, or belongs to another network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """A network with its parameters, in eval mode, and where they came from."""
+    """A network with its parameters, in eval mode, and their origin."""
 
     network: nn.Module
-    source: str  # as it was given, without what may be secret in an address
-    sha256: str  # of the checkpoint's bytes, or of the parameters where there was none
+    source: str  # as given, but without user and query of a URL
+    sha256: str  # of the checkpoint file, or of the parameters if there is no file
     trained: bool
-    note: str = ""  # what is known of them, for example their accuracy
+    note: str = ""  # more about them, for example their accuracy
 
 
 def cache_folder() -> Path:
-    """Where fetched checkpoints are kept: $CONVSERVE_CACHE, or a folder of the user's."""
+    """The folder for downloaded checkpoints: $CONVSERVE_CACHE, or one in the user's home."""
     chosen = os.environ.get("CONVSERVE_CACHE")
     return Path(chosen) if chosen else Path.home() / ".cache" / "convserve" / "weights"
 
@@ -65,39 +74,39 @@ def load(
     *,
     calibration: Tensor | None = None,
     cache: Path | None = None,
-    patience: Patience = Patience(),  # noqa: B008 (it is frozen)
+    retries: DownloadRetries = DownloadRetries(),  # noqa: B008 (it is frozen)
     progress: Progress | None = None,
 ) -> Weights:
-    """The card's network with parameters from `source`, by default the card's own.
+    """The card's network with parameters from `source`; without one, from the card's own source.
 
-    `calibration`, [N, C, H, W] normalised as the card says, shows an untrained network what
-    pictures look like. `progress` counts bytes or epochs. Raises WeightsUnavailable where going on
-    untrained may help, WeightsError for anything else.
+    `calibration`, [N, C, H, W] normalised as the card says, sets the batch norms of an untrained
+    network. `progress` counts bytes or epochs. Raises WeightsUnavailable if untrained parameters
+    could replace the missing ones, WeightsError for every other problem.
     """
     source = source or card.weights
     kind, _, rest = source.partition(":")
     if source == "digits":
-        return _on_digits(card, progress)
+        return _train_on_digits(card, progress)
     if kind == "random":
         return _random(card, source, calibration)
     if kind in ("https", "http", "file") and rest.startswith("//"):
-        path = fetch(source, cache or cache_folder(), patience, progress)
-        return _from_file(card, public(source), path)
+        path = fetch(source, cache or cache_folder(), retries, progress)
+        return _from_checkpoint(card, redacted(source), path)
     if kind == "file" and rest:
         path = Path(rest).expanduser()
         if not path.is_file():
             raise WeightsUnavailable(f"there is no file {path}")
-        return _from_file(card, source, path)
-    raise WeightsError(f"weights {source!r} are unknown; there are {SOURCES}")
+        return _from_checkpoint(card, source, path)
+    raise WeightsError(f"weights {source!r} are unknown; use {SOURCES}")
 
 
-def _on_digits(card: Card, progress: Progress | None) -> Weights:
+def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
     if card.input.channels != 1 or card.classes != 10:
         raise WeightsError(
-            f"digits are grey and of 10 classes; {card.name} takes {card.input.channels} channels "
-            f"and has {card.classes} classes"
+            f"weights 'digits' need a network with 1 channel and 10 classes; {card.name} has "
+            f"{card.input.channels} and {card.classes}"
         )
-    network = architectures.create(card.architecture, card.classes)
+    network = create(card.architecture, card.classes)
     result = digits.train(network, card.input, card.mean[0], card.std[0], progress)
     return Weights(
         network=network,
@@ -108,24 +117,24 @@ def _on_digits(card: Card, progress: Progress | None) -> Weights:
     )
 
 
-def _from_file(card: Card, source: str, path: Path) -> Weights:
-    digest = sha256_of(path)
-    state = _read(path)
-    network = _empty(card)
+def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
+    sha256 = sha256_of(path)
+    state = _read_checkpoint(path)
+    network = _without_memory(card)
     try:
-        network.load_state_dict(_fitting(card, state), assign=True)
+        network.load_state_dict(_served_state(card, state), assign=True)
     except WrongCheckpoint as error:
         raise WrongCheckpoint(f"{source}: {error}") from None
-    return Weights(network=network.eval(), source=source, sha256=digest, trained=True)
+    return Weights(network=network.eval(), source=source, sha256=sha256, trained=True)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix.lower() == ".safetensors":
             content = load_file(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # both libraries raise whatever they come upon in a damaged file
+    except Exception as error:  # for a damaged file both libraries raise many different types
         reason = (str(error).splitlines() or [""])[0][:200]
         raise WrongCheckpoint(
             f"{path} can't be read as a checkpoint: {type(error).__name__}: {reason}"
@@ -134,47 +143,51 @@ def _read(path: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
         for name, value in content.items()
     ):
-        raise WrongCheckpoint(
-            f"{path} must hold real tensors by name, as `state_dict()` gives them"
-        )
+        raise WrongCheckpoint(f"{path} must hold real tensors by name, as `state_dict()` does")
     return dict(content)
 
 
-def _fitting(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The served network's part of a checkpoint. Raises WrongCheckpoint where anything is amiss."""
-    training_only = architectures.find(card.architecture).training_only
-    whole = any(name.startswith(training_only) for name in state)
-    expected = _empty(card, auxiliary=whole).state_dict()
+def _served_state(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The part of a checkpoint that the served network needs. Raises WrongCheckpoint if anything
+    is missing, unknown, of another shape, or not finite."""
+    training_only = find(card.architecture).training_only
+    in_training = any(name.startswith(training_only) for name in state)
+    expected = _without_memory(card, auxiliary=in_training).state_dict()
     for name in expected.keys() - state.keys():
-        if name.endswith(COUNTER):
+        if name.endswith(BATCH_COUNTER):
             state[name] = torch.zeros((), dtype=torch.int64)
-    shapes = [
-        f"{name} {list(state[name].shape)} for {list(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in state and state[name].shape != tensor.shape
-    ]
-    wrong = [
-        f"{len(found)} {what} ({', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''})"
-        for what, found in (
-            ("missing", [name for name in expected if name not in state]),
-            ("unknown", [name for name in state if name not in expected]),
-            ("of another shape", shapes),
-            (
-                "with numbers that are not finite",
-                [n for n, t in state.items() if not t.isfinite().all()],
-            ),
-        )
-        if found
-    ]
-    if wrong:
+    problems = _problems(expected, state)
+    if problems:
         raise WrongCheckpoint(
-            f"does not fit {card.architecture} with {card.classes} classes: {'; '.join(wrong)}"
+            f"does not fit {card.architecture} with {card.classes} classes: {'; '.join(problems)}"
         )
     return {
         name: state[name].to(tensor.dtype).contiguous()
         for name, tensor in expected.items()
         if not name.startswith(training_only)
     }
+
+
+def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Describes each kind of difference, with the first names of each."""
+    names_by_kind = {
+        "missing": [name for name in expected if name not in state],
+        "unknown": [name for name in state if name not in expected],
+        "of another shape": [
+            f"{name} {list(state[name].shape)} for {list(tensor.shape)}"
+            for name, tensor in expected.items()
+            if name in state and state[name].shape != tensor.shape
+        ],
+        "with numbers that are not finite": [
+            name for name, tensor in state.items() if not tensor.isfinite().all()
+        ],
+    }
+    return [
+        f"{len(names)} {kind} ({', '.join(names[:MAX_NAMES_SHOWN])}"
+        f"{', ...' if len(names) > MAX_NAMES_SHOWN else ''})"
+        for kind, names in names_by_kind.items()
+        if names
+    ]
 
 
 def _is_plain(tensor: Tensor) -> bool:
@@ -184,21 +197,23 @@ def _is_plain(tensor: Tensor) -> bool:
 def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:
     seed = source.removeprefix("random:")
     if not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
-        raise WeightsError(f"random: needs a whole number as its seed, not {seed!r}")
-    network = _empty(card).to_empty(device="cpu").eval()
+        raise WeightsError(f"random: needs a whole number below 2**63 as its seed, not {seed!r}")
+    network = _without_memory(card).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(int(seed))
-    _draw(network, generator)
-    _calibrate(network, _noise(card, generator) if calibration is None else calibration)
+    _initialise(network, generator)
+    _calibrate(network, _noise_images(card, generator) if calibration is None else calibration)
     return Weights(network=network, source=source, sha256=_parameter_hash(network), trained=False)
 
 
 @torch.no_grad()
-def _draw(network: nn.Module, generator: torch.Generator) -> None:
-    """He et al., "Delving deep into rectifiers", 2015: ReLUs leave activations their size.
+def _initialise(network: nn.Module, generator: torch.Generator) -> None:
+    """Draws random parameters.
 
-    What a residual block adds begins small, as in Goyal et al., "Accurate, large minibatch SGD",
-    2017 (there at 0): the untrained network is then as calm as a trained one. At full size rounding
-    to bf16 takes an answer of ResNet-101 84 % of the way to another image's, at RESIDUAL 9 %.
+    He et al., "Delving deep into rectifiers", 2015: activations keep their size through ReLUs.
+    Goyal et al., "Accurate, large minibatch SGD", 2017: residual branches start small (there at 0).
+    Then rounding changes an untrained network about as little as a trained one. With branches of
+    full size, rounding to bf16 moved an output of ResNet-101 84 % of the way to the output of
+    another image; with RESIDUAL_SCALE, 9 %.
     """
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -211,40 +226,40 @@ def _draw(network: nn.Module, generator: torch.Generator) -> None:
     for block in network.modules():
         if hasattr(block, "downsample"):
             *_, last = (layer for layer in block.children() if isinstance(layer, nn.BatchNorm2d))
-            last.weight.fill_(RESIDUAL)
+            last.weight.fill_(RESIDUAL_SCALE)
 
 
 @torch.no_grad()
 def _calibrate(network: nn.Module, images: Tensor) -> None:
-    """Measures what batch norm divides by, and makes the logits differ by about SPREAD.
+    """Measures the statistics of the batch norms, and scales the logits to about LOGIT_STD.
 
-    With statistics of 0 and 1 activations would double from block to block, and a comparison of two
-    engines' answers would be one of overflows.
+    With a mean of 0 and a variance of 1 instead, activations would double from block to block, and
+    a comparison of two engines would compare overflows.
     """
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = None  # a plain average over what it sees
+        norm.momentum = None  # average over all images with equal weight
         norm.train()
     logits: Tensor = network(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
     *_, last = (module for module in network.modules() if isinstance(module, nn.Linear))
-    last.weight.mul_(SPREAD / logits.std(dim=1).mean())
+    last.weight.mul_(LOGIT_STD / logits.std(dim=1).mean())
 
 
-def _noise(card: Card, generator: torch.Generator) -> Tensor:
-    """Four cloudy pictures, for want of photographs."""
+def _noise_images(card: Card, generator: torch.Generator) -> Tensor:
+    """Four images of smooth noise, for a network that is calibrated without real images."""
     height, width, channels = card.input.shape
     coarse = torch.randn(4, channels, 16, 16, generator=generator)
     return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
-def _empty(card: Card, *, auxiliary: bool = False) -> nn.Module:
-    """The network without memory for its parameters."""
+def _without_memory(card: Card, *, auxiliary: bool = False) -> nn.Module:
+    """The network on torch's meta device: its parameters have shapes but no values."""
     with torch.device("meta"):
-        return architectures.create(card.architecture, card.classes, auxiliary=auxiliary)
+        return create(card.architecture, card.classes, auxiliary=auxiliary)
 
 
 def _parameter_hash(network: nn.Module) -> str:

@@ -20,10 +20,10 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 def built_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The root of a repository, not to be changed: lenet5 trained on the digits, resnet18 and
     googlenet untrained, all built here for OpenVINO in this machine's best precision."""
-    from model_repo.build import Order, build  # torch: only where a test asks for engines
+    from model_repo.pipeline import BuildOptions, build  # torch: only where a test asks for engines
 
     root = tmp_path_factory.mktemp("built")
-    build("lenet5", Order(repo=root))
+    build("lenet5", BuildOptions(repo=root))
     for name in ("resnet18", "googlenet"):
-        build(name, Order(repo=root, weights="random:0"))
+        build(name, BuildOptions(repo=root, weights="random:0"))
     return root

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 
 @architecture(input_shape=(3, 224, 224), classes=1000)

@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 
 def response_norm() -> nn.Module:

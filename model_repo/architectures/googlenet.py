@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, cat, nn
 from torch.nn import functional as F
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 IMAGENET = (3, 224, 224)
 

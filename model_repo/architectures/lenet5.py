@@ -6,7 +6,7 @@ in C3, a linear output layer.
 
 from torch import nn
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 
 @architecture(input_shape=(1, 32, 32), classes=10)

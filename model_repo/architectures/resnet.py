@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 IMAGENET = (3, 224, 224)
 

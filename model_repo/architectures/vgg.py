@@ -9,7 +9,7 @@ from collections import OrderedDict
 
 from torch import nn
 
-from model_repo.architectures import architecture
+from model_repo.architectures.registry import architecture
 
 D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # one row a size
 

@@ -15,9 +15,10 @@ import pytest
 import torch
 import torch._inductor
 
-from model_repo import architectures, cards
-from model_repo.build import BuildError, Order, build
-from model_repo.export import Served, traced
+from model_repo import cards
+from model_repo.architectures.registry import create
+from model_repo.export import ServedNetwork, trace
+from model_repo.pipeline import BuildError, BuildOptions, build
 from server.api.stubs import classify_pb2 as pb
 from server.engines import golden_check as golden
 from server.engines import inductor
@@ -36,8 +37,10 @@ MAX_BATCH = 5
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """lenet5 with an OpenVINO and an inductor engine."""
     root = tmp_path_factory.mktemp("inductor")
-    order = Order(repo=root, backend="openvino,inductor", max_batch=MAX_BATCH, weights="random:0")
-    build("lenet5", order)
+    options = BuildOptions(
+        repo=root, backend="openvino,inductor", max_batch=MAX_BATCH, weights="random:0"
+    )
+    build("lenet5", options)
     return root
 
 
@@ -238,7 +241,7 @@ def test_it_compiles_with_the_batch_size_to_optimise_for(
 
 def test_it_can_not_be_added_to_a_published_version(published: Path) -> None:
     with pytest.raises(BuildError, match="build a new version, without --add-engine"):
-        build("lenet5", Order(repo=published, backend="inductor", add=True))
+        build("lenet5", BuildOptions(repo=published, backend="inductor", add_engine=True))
 
 
 # --- the faster of two packages --------------------------------------------------------------
@@ -246,9 +249,9 @@ def test_it_can_not_be_added_to_a_published_version(published: Path) -> None:
 
 def program_of(name: str) -> torch.export.ExportedProgram:
     card = cards.load(name)
-    network = architectures.create(card.architecture, card.classes).eval()
-    served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
-    return traced(served, card.input.shape, 8, "fp32", "cpu")
+    network = create(card.architecture, card.classes).eval()
+    served = ServedNetwork(network, classes=card.classes, mean=card.mean, std=card.std)
+    return trace(served, card.input.shape, 8, "fp32", "cpu")
 
 
 @pytest.mark.parametrize(

@@ -24,10 +24,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from model_repo import architectures, cards, weights
-from model_repo.build import Order, build
+from model_repo import cards, weights
+from model_repo.architectures.registry import create, find
 from model_repo.cards import MAX_BATCH
-from model_repo.export import Served, export, traced
+from model_repo.export import ServedNetwork, export, trace
+from model_repo.pipeline import BuildOptions, build
 from server.engines import golden_check as golden
 from server.engines.base import CompileOptions, Engine, Outputs, backend, infer
 from server.engines.tensorrt.cuda import Cuda, CudaError, GpuUnavailable
@@ -185,15 +186,15 @@ def pictures(spec: InputSpec) -> Pixels:
 
 def built(lane: Lane, name: str, precision: str) -> Results:
     """Builds and publishes, or adds to what has been; the golden check is part of it."""
-    order = Order(
+    options = BuildOptions(
         repo=lane.repo,
         backend=lane.backend,
         precision=precision,
         weights="random:0",
         images=pictures,
-        add=lane.backend in FROM_GRAPHS and (lane.repo / name).is_dir(),
+        add_engine=lane.backend in FROM_GRAPHS and (lane.repo / name).is_dir(),
     )
-    made = build(name, order)
+    made = build(name, options)
     record = made.manifest.engines[-1]
     return {
         "engine": record.name,
@@ -302,9 +303,9 @@ def pytorch(
     """Adds the same by PyTorch on the GPU, eager or by torch.compile with CUDA graphs; pixels come
     from page-locked memory and answers go there."""
     card = cards.load(name)
-    network = architectures.create(card.architecture, card.classes).eval()
-    served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
-    module: Any = traced(served, card.input.shape, MAX_BATCH, precision, "cuda").module()
+    network = create(card.architecture, card.classes).eval()
+    served = ServedNetwork(network, classes=card.classes, mean=card.mean, std=card.std)
+    module: Any = trace(served, card.input.shape, MAX_BATCH, precision, "cuda").module()
     if compiled:
         module = torch.compile(module, mode="reduce-overhead", dynamic=False)
     for batch in batches:
@@ -349,8 +350,8 @@ def multiplications_of(name: str) -> int:
     """Those of a model for one image."""
     card = cards.load(name)
     with torch.device("meta"):
-        network = architectures.create(card.architecture, card.classes).eval()
-        image = torch.empty(1, *architectures.find(card.architecture).input_shape)
+        network = create(card.architecture, card.classes).eval()
+        image = torch.empty(1, *find(card.architecture).input_shape)
         return multiplications(network, image)
 
 
@@ -474,7 +475,9 @@ def compiled_only(lane: Lane, names: Sequence[str]) -> None:
         def work(name: str = name) -> None:
             card = cards.load(name)
             found = weights.load(card, "random:0")
-            served = Served(found.network, classes=card.classes, mean=card.mean, std=card.std)
+            served = ServedNetwork(
+                found.network, classes=card.classes, mean=card.mean, std=card.std
+            )
             folder = lane.scratch / "plans" / name
             folder.mkdir(parents=True, exist_ok=True)
             export(served, folder / "model.onnx", shape=card.input.shape, max_batch=MAX_BATCH)
@@ -660,14 +663,14 @@ def _grid(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def probe(repo: Path) -> None:
     """Compiles ResNet-18 by TensorRT and holds it against eager PyTorch. Raises what goes wrong."""
     Cuda()
-    order = Order(
+    options = BuildOptions(
         repo=repo,
         backend="tensorrt",
         precision="fp16",
         weights="random:0",
         images=pictures,
     )
-    manifest = build("resnet18", order).manifest
+    manifest = build("resnet18", options).manifest
     if not manifest.engines[0].deviation:
         raise EngineFailure(
             backend("tensorrt").incompatibility(manifest.engines[0]) or "it was not run"

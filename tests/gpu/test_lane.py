@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from model_repo.build import Order, build
+from model_repo.pipeline import BuildOptions, build
 from server.engines.tensorrt import backend as tensorrt
 from server.engines.tensorrt.cuda import CudaError
 from server.repository.contents import list_versions
@@ -268,7 +268,7 @@ def test_damaged_plans_are_loaded_again_and_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By TensorRT-RTX's own runtime, which refuses them all where there is no driver."""
-    build("lenet5", Order(repo=tmp_path / "engines", backend="tensorrt", weights="random:0"))
+    build("lenet5", BuildOptions(repo=tmp_path / "engines", backend="tensorrt", weights="random:0"))
     (version,) = list_versions(tmp_path / "engines")
     tape = CudaRecorder()
     monkeypatch.setattr(tensorrt, "Cuda", lambda: tape)

@@ -1,4 +1,4 @@
-"""The networks: how many parameters, by which names, and what a name gives."""
+"""The registered networks: their parameters, their names, and errors of the registry."""
 
 import json
 from pathlib import Path
@@ -7,8 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from model_repo import architectures
-from model_repo.architectures import ARCHITECTURES, architecture, architecture_names, create
+from model_repo.architectures.registry import (
+    Architecture,
+    architecture,
+    architecture_names,
+    create,
+    find,
+)
 
 PUBLIC = Path(__file__).parent / "public_checkpoints"
 
@@ -39,23 +44,23 @@ def trainable(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters() if p.requires_grad)
 
 
-def test_every_promised_network_is_registered() -> None:
+def test_every_network_is_registered() -> None:
     assert architecture_names() == sorted(PARAMETERS)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_network_has_as_many_parameters_as_its_paper(name: str) -> None:
+def test_a_network_has_the_expected_number_of_parameters(name: str) -> None:
     assert trainable(on_meta(name)) == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS_IN_TRAINING)
-def test_a_network_in_training_has_those_of_both_auxiliary_classifiers_too(name: str) -> None:
+def test_the_parameters_in_training_include_both_auxiliary_classifiers(name: str) -> None:
     assert trainable(on_meta(name, auxiliary=True)) == PARAMETERS_IN_TRAINING[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_network_gives_one_row_of_logits_an_image(name: str) -> None:
-    shape = ARCHITECTURES[name].input_shape
+def test_a_network_returns_one_row_of_logits_for_each_image(name: str) -> None:
+    shape = find(name).input_shape
     logits = on_meta(name, classes=7)(torch.empty(2, *shape, device="meta"))
     assert logits.shape == (2, 7)
 
@@ -63,31 +68,31 @@ def test_a_network_gives_one_row_of_logits_an_image(name: str) -> None:
 @pytest.mark.parametrize("checkpoint", sorted(PUBLIC.glob("*.json")), ids=lambda path: path.stem)
 def test_a_public_checkpoint_loads_strictly(checkpoint: Path) -> None:
     shapes = json.loads(checkpoint.read_text())
-    found = ARCHITECTURES[checkpoint.stem]
+    has_auxiliary = find(checkpoint.stem).training is not None
     public = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
-    network = on_meta(checkpoint.stem, auxiliary=found.training is not None)
+    network = on_meta(checkpoint.stem, auxiliary=has_auxiliary)
     network.load_state_dict(public, strict=True, assign=True)
     assert {name: list(t.shape) for name, t in network.state_dict().items()} == shapes
 
 
-def test_every_network_with_public_weights_is_compared_with_them() -> None:
+def test_every_network_with_a_public_checkpoint_is_compared_with_it() -> None:
     without = {"lenet5", "alexnet2012", "plain18", "plain34", "googlenet2014"}
     assert {path.stem for path in PUBLIC.glob("*.json")} == PARAMETERS.keys() - without
 
 
 @pytest.mark.parametrize("name", PARAMETERS_IN_TRAINING)
-def test_the_served_network_is_the_one_in_training_without_its_auxiliary_classifiers(
+def test_the_served_network_lacks_only_the_auxiliary_classifiers(
     name: str,
 ) -> None:
     served = on_meta(name).state_dict()
     training = on_meta(name, auxiliary=True).state_dict()
-    prefixes = ARCHITECTURES[name].training_only
+    prefixes = find(name).training_only
     assert prefixes == ("aux1.", "aux2.")
     assert served.keys() == {key for key in training if not key.startswith(prefixes)}
 
 
 @pytest.mark.parametrize("name", PARAMETERS_IN_TRAINING)
-def test_predictions_in_training_are_named_and_have_no_order(name: str) -> None:
+def test_predictions_in_training_have_names_and_are_not_a_tuple(name: str) -> None:
     network = on_meta(name, classes=7, auxiliary=True)
     predictions = network(torch.empty(2, 3, 224, 224, device="meta"))
     for part in (predictions.logits, predictions.aux1, predictions.aux2):
@@ -106,33 +111,33 @@ def test_the_auxiliary_classifiers_do_not_change_the_logits(name: str) -> None:
         assert torch.equal(served(image), training(image).logits)
 
 
-def test_a_name_is_registered_once() -> None:
+def test_a_name_cannot_be_registered_twice() -> None:
     def lenet5(classes: int) -> nn.Module:
         return nn.Identity()
 
     register = architecture(input_shape=(1, 32, 32), classes=10)
-    with pytest.raises(ValueError, match=r"'lenet5' is registered already.*architectures\.lenet5"):
+    with pytest.raises(ValueError, match=r"'lenet5' is already registered.*architectures\.lenet5"):
         register(lenet5)
 
 
-def test_an_unknown_name_is_answered_with_those_there_are() -> None:
+def test_the_message_about_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"'resnet19' is unknown; there are alexnet, .*vgg16"):
         create("resnet19")
 
 
-def test_a_network_without_auxiliary_classifiers_says_so() -> None:
+def test_auxiliary_classifiers_cannot_be_requested_from_a_network_without_them() -> None:
     with pytest.raises(ValueError, match="vgg16 has no auxiliary classifiers"):
         create("vgg16", auxiliary=True)
 
 
-def test_no_network_has_no_classes() -> None:
+def test_a_network_needs_at_least_one_class() -> None:
     with pytest.raises(ValueError, match="at least 1 class, not 0"):
         create("lenet5", 0)
 
 
-def test_a_training_variant_must_say_which_parameters_are_its_own() -> None:
-    with pytest.raises(ValueError, match="given together"):
-        architectures.Architecture(
+def test_a_training_network_must_name_its_extra_parameters() -> None:
+    with pytest.raises(ValueError, match="must be given together"):
+        Architecture(
             name="half",
             build=lambda classes: nn.Identity(),
             input_shape=(3, 224, 224),

@@ -1,26 +1,27 @@
-"""What the papers say of their networks, checked on ours."""
+"""The networks have the shapes and properties that their papers state."""
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model_repo.architectures import ARCHITECTURES, create, googlenet, resnet
+from model_repo.architectures import googlenet, resnet
 from model_repo.architectures.alexnet2012 import response_norm
+from model_repo.architectures.registry import architecture_names, create, find
 from tests.support.multiplications import multiplications
 
 
 def sizes(name: str, *modules: str) -> list[tuple[int, ...]]:
-    """(C, H, W) of what each of the named modules gives for one image."""
+    """(C, H, W) of each named module's output for one image."""
     with torch.device("meta"):
         network = create(name).eval()
-        found: dict[str, tuple[int, ...]] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for module in modules:
             network.get_submodule(module).register_forward_hook(
-                lambda _, __, out, module=module: found.update({module: tuple(out.shape[1:])})
+                lambda _, __, out, module=module: shapes.update({module: tuple(out.shape[1:])})
             )
-        network(torch.empty(1, *ARCHITECTURES[name].input_shape))
-    return [found[module] for module in modules]
+        network(torch.empty(1, *find(name).input_shape))
+    return [shapes[module] for module in modules]
 
 
 def pools(name: str) -> list[str]:
@@ -56,14 +57,14 @@ def test_alexnet2012_has_the_sizes_of_figure_2() -> None:
     ]
 
 
-def test_alexnet2012_divides_the_second_fourth_and_fifth_layer_between_two_gpus() -> None:
+def test_alexnet2012_has_two_groups_in_the_second_fourth_and_fifth_layer() -> None:
     with torch.device("meta"):
         network = create("alexnet2012")
     groups = [m.groups for m in network.modules() if isinstance(m, nn.Conv2d)]
     assert groups == [1, 2, 1, 2, 2]
 
 
-def test_response_norm_is_the_formula_of_section_3_3() -> None:
+def test_response_norm_computes_the_formula_of_section_3_3() -> None:
     a = torch.randn(2, 8, 3, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 9
     b = torch.empty_like(a)
     k, n, alpha, beta = 2, 5, 1e-4, 0.75
@@ -73,7 +74,7 @@ def test_response_norm_is_the_formula_of_section_3_3() -> None:
     torch.testing.assert_close(response_norm()(a), b)
 
 
-def test_alexnet_in_one_tower_has_the_same_sizes_with_other_widths() -> None:
+def test_alexnet_has_the_sizes_of_alexnet2012_with_other_widths() -> None:
     assert sizes("alexnet", *pools("alexnet")) == [(64, 27, 27), (192, 13, 13), (256, 6, 6)]
 
 
@@ -95,31 +96,33 @@ def test_every_convolution_of_vgg16_is_3x3_and_keeps_the_size() -> None:
     assert {(m.kernel_size, m.stride, m.padding) for m in convolutions} == {
         ((3, 3), (1, 1), (1, 1))
     }
-    found = [m for m in network.modules() if isinstance(m, nn.MaxPool2d)]
-    assert {(m.kernel_size, m.stride, m.padding) for m in found} == {(2, 2, 0)}
+    max_pools = [m for m in network.modules() if isinstance(m, nn.MaxPool2d)]
+    assert {(m.kernel_size, m.stride, m.padding) for m in max_pools} == {(2, 2, 0)}
     assert sum(isinstance(m, nn.Linear) for m in network.modules()) == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "wider"),
+    ("name", "widening"),
     [("plain18", 1), ("plain34", 1), ("resnet18", 1), ("resnet34", 1)]
     + [("resnet50", 4), ("resnet101", 4), ("resnet152", 4)],
 )
-def test_the_very_deep_nets_have_the_sizes_of_table_1(name: str, wider: int) -> None:
+def test_resnets_and_plain_nets_have_the_sizes_of_table_1(name: str, widening: int) -> None:
     modules = ("conv1", "maxpool", "layer1", "layer2", "layer3", "layer4", "avgpool")
     assert sizes(name, *modules) == [
         (64, 112, 112),
         (64, 56, 56),
-        (64 * wider, 56, 56),
-        (128 * wider, 28, 28),
-        (256 * wider, 14, 14),
-        (512 * wider, 7, 7),
-        (512 * wider, 1, 1),
+        (64 * widening, 56, 56),
+        (128 * widening, 28, 28),
+        (256 * widening, 14, 14),
+        (512 * widening, 7, 7),
+        (512 * widening, 1, 1),
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name[:5] in ("plain", "resne")])
-def test_a_very_deep_net_has_as_many_layers_as_its_name_says(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in architecture_names() if name[:5] in ("plain", "resne")]
+)
+def test_resnets_and_plain_nets_have_as_many_layers_as_their_names_say(name: str) -> None:
     with torch.device("meta"):
         network = create(name)
     weighted = [
@@ -131,29 +134,29 @@ def test_a_very_deep_net_has_as_many_layers_as_its_name_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("block", [resnet.Basic(64, 64, 1), resnet.Bottleneck(64, 64, 1)])
-def test_a_block_whose_residual_is_zero_is_exactly_relu(block: nn.Module) -> None:
+def test_a_residual_block_with_a_zero_branch_computes_relu(block: nn.Module) -> None:
     x = torch.randn(2, 64, 14, 14, generator=torch.Generator().manual_seed(0))
-    forget(block)
+    zero_branch(block)
     assert torch.equal(block.eval()(x), F.relu(x))
 
 
-def test_a_deep_net_can_fall_back_to_the_identity() -> None:
+def test_residual_blocks_with_zero_branches_compute_the_identity() -> None:
     stage = resnet.stage(resnet.Basic, 8, 64, 64, 1).eval()
     for block in stage:
-        forget(block)
+        zero_branch(block)
     x = torch.rand(2, 64, 14, 14, generator=torch.Generator().manual_seed(0))
     assert torch.equal(stage(x), x)
 
 
-def test_a_plain_net_cannot() -> None:
+def test_a_plain_block_with_a_zero_branch_loses_its_input() -> None:
     block = resnet.Plain(64, 64, 1).eval()
-    forget(block)
+    zero_branch(block)
     x = torch.rand(2, 64, 14, 14, generator=torch.Generator().manual_seed(0))
     assert not block(x).any()
 
 
-def forget(block: nn.Module) -> None:
-    """Makes the block's residual branch zero, in its last batch norm."""
+def zero_branch(block: nn.Module) -> None:
+    """Sets the last batch norm of the branch to zero."""
     last = block.bn3 if isinstance(block, resnet.Bottleneck) else block.bn2
     assert isinstance(last, nn.BatchNorm2d)
     nn.init.zeros_(last.weight)
@@ -166,7 +169,7 @@ def test_a_bottleneck_halves_the_size_in_its_3x3_convolution() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_1x1_convolution_is_one_dense_layer_at_every_pixel(bias: bool) -> None:
+def test_a_1x1_convolution_is_a_dense_layer_at_every_pixel(bias: bool) -> None:
     torch.manual_seed(0)
     conv = googlenet.PrintedConv(192, 16, 1).conv if bias else resnet.conv(192, 16, 1)
     x = torch.randn(2, 192, 7, 5)
@@ -200,7 +203,7 @@ def test_googlenet_has_the_sizes_of_table_1(name: str) -> None:
 
 
 @pytest.mark.parametrize("variant", [googlenet.PUBLIC, googlenet.PRINTED])
-def test_an_inception_row_puts_its_branches_side_by_side(variant: googlenet.Variant) -> None:
+def test_an_inception_block_concatenates_its_branches(variant: googlenet.Variant) -> None:
     torch.manual_seed(0)
     inception = googlenet.Inception(googlenet.TABLE_1["3a"], variant).eval()
     x = torch.rand(1, 192, 28, 28)
@@ -211,14 +214,14 @@ def test_an_inception_row_puts_its_branches_side_by_side(variant: googlenet.Vari
 
 
 @pytest.mark.parametrize("row", googlenet.TABLE_1)
-def test_every_inception_row_takes_what_the_row_before_gives(row: str) -> None:
+def test_every_inception_row_has_as_many_inputs_as_the_row_before_has_outputs(row: str) -> None:
     rows = list(googlenet.TABLE_1)
     before = rows.index(row) - 1
-    given = googlenet.TABLE_1[rows[before]].out if before >= 0 else 192
-    assert googlenet.TABLE_1[row].channels == given
+    outputs = googlenet.TABLE_1[rows[before]].out if before >= 0 else 192
+    assert googlenet.TABLE_1[row].channels == outputs
 
 
-def test_a_bottleneck_of_16_channels_spares_nine_tenths_of_the_5x5_multiplications() -> None:
+def test_a_bottleneck_of_16_channels_saves_nine_tenths_of_the_5x5_multiplications() -> None:
     with torch.device("meta"):
         x = torch.empty(1, 192, 28, 28)
         branch = googlenet.Inception(googlenet.TABLE_1["3a"], googlenet.PRINTED).branch3
@@ -231,5 +234,5 @@ def test_a_bottleneck_of_16_channels_spares_nine_tenths_of_the_5x5_multiplicatio
 
 
 @pytest.mark.parametrize("variant", [googlenet.PUBLIC, googlenet.PRINTED])
-def test_an_auxiliary_classifier_averages_to_4x4(variant: googlenet.Variant) -> None:
+def test_an_auxiliary_classifier_pools_to_4x4(variant: googlenet.Variant) -> None:
     assert variant.auxiliary_pool(torch.empty(1, 512, 14, 14)).shape == (1, 512, 4, 4)

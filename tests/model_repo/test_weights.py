@@ -1,4 +1,4 @@
-"""Where parameters come from: each source gives the network it says, or says why not."""
+"""Each source of weights loads the right network, or says why it cannot."""
 
 import hashlib
 from collections.abc import Callable
@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from model_repo import cards, weights
-from model_repo.architectures import create
+from model_repo.architectures.registry import create
+from model_repo.download import WeightsError, WeightsUnavailable, WrongHash
 from model_repo.golden_images import golden_pixels
-from model_repo.weights import WeightsError, WeightsUnavailable, WrongCheckpoint, WrongHash
+from model_repo.weights import WrongCheckpoint
 from server.engines.golden_check import MAX_DEVIATION, deviation, deviation_scale
 
 LENET5 = cards.load("lenet5")
@@ -24,7 +25,7 @@ TWO_CLASSES = ("yes", "no")
 State = dict[str, Tensor]
 
 
-def a_state(name: str = "lenet5", classes: int = 10, *, auxiliary: bool = False) -> State:
+def new_state(name: str = "lenet5", classes: int = 10, *, auxiliary: bool = False) -> State:
     torch.manual_seed(1)
     return create(name, classes, auxiliary=auxiliary).state_dict()
 
@@ -35,42 +36,44 @@ def saved(path: Path, content: Any) -> str:
 
 
 def same(network: nn.Module, state: State) -> bool:
-    found = network.state_dict()
-    return found.keys() == state.keys() and all(torch.equal(found[k], state[k]) for k in state)
+    actual = network.state_dict()
+    return actual.keys() == state.keys() and all(torch.equal(actual[k], state[k]) for k in state)
 
 
-def test_a_checkpoint_of_torch_is_loaded(tmp_path: Path) -> None:
-    state = a_state()
+def test_a_torch_checkpoint_is_loaded(tmp_path: Path) -> None:
+    state = new_state()
     source = saved(tmp_path / "net.pth", state)
-    found = weights.load(LENET5, source)
-    assert same(found.network, state)
-    assert not found.network.training
-    assert (found.source, found.trained) == (source, True)
-    assert found.sha256 == hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
+    loaded = weights.load(LENET5, source)
+    assert same(loaded.network, state)
+    assert not loaded.network.training
+    assert (loaded.source, loaded.trained) == (source, True)
+    assert loaded.sha256 == hashlib.sha256((tmp_path / "net.pth").read_bytes()).hexdigest()
 
 
-def test_a_checkpoint_in_safetensors_is_loaded(tmp_path: Path) -> None:
-    state = a_state()
+def test_a_safetensors_checkpoint_is_loaded(tmp_path: Path) -> None:
+    state = new_state()
     save_file(state, tmp_path / "net.safetensors")
-    found = weights.load(LENET5, f"file:{tmp_path}/net.safetensors")
-    assert same(found.network, state)
-    assert found.trained
+    loaded = weights.load(LENET5, f"file:{tmp_path}/net.safetensors")
+    assert same(loaded.network, state)
+    assert loaded.trained
 
 
-def test_half_precision_becomes_float32(tmp_path: Path) -> None:
-    state = {name: tensor.half() for name, tensor in a_state().items()}
-    found = weights.load(LENET5, saved(tmp_path / "net.pth", state))
-    assert {tensor.dtype for tensor in found.network.state_dict().values()} == {torch.float32}
+def test_a_half_precision_checkpoint_is_converted_to_float32(tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in new_state().items()}
+    loaded = weights.load(LENET5, saved(tmp_path / "net.pth", state))
+    assert {tensor.dtype for tensor in loaded.network.state_dict().values()} == {torch.float32}
 
 
 class Code:
-    """What a hostile checkpoint would have run."""
+    """A pickled object that creates a file when it is loaded."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
         return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
 
 
-def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_in_a_checkpoint_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     source = saved(tmp_path / "net.pth", {"0.weight": Code()})
     with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
@@ -80,14 +83,16 @@ def test_code_in_a_checkpoint_does_not_run(tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02", b"\xff" * 100])
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_rejected(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
         weights.load(LENET5, f"file:{tmp_path}/{name}")
 
 
-def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
-    source = saved(tmp_path / "net.pth", a_state())
+def test_a_truncated_checkpoint_is_rejected(tmp_path: Path) -> None:
+    source = saved(tmp_path / "net.pth", new_state())
     content = (tmp_path / "net.pth").read_bytes()
     (tmp_path / "net.pth").write_bytes(content[: len(content) // 2])
     with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
@@ -105,13 +110,15 @@ def test_a_truncated_checkpoint_is_refused(tmp_path: Path) -> None:
         {"0.weight": torch.zeros(3, dtype=torch.complex64)},
     ],
 )
-def test_a_file_of_anything_but_tensors_by_name_is_refused(tmp_path: Path, content: object) -> None:
+def test_a_file_without_plain_tensors_by_name_is_rejected(tmp_path: Path, content: object) -> None:
     with pytest.raises(WrongCheckpoint, match="must hold real tensors by name"):
         weights.load(LENET5, saved(tmp_path / "net.pth", content))
 
 
-def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path: Path) -> None:
-    state = a_state(classes=12)
+def test_the_message_about_a_checkpoint_of_another_network_lists_the_differences(
+    tmp_path: Path,
+) -> None:
+    state = new_state(classes=12)
     del state["3.bias"]
     state |= {f"fc{i}.weight": torch.zeros(1) for i in range(5)}
     with pytest.raises(WrongCheckpoint) as caught:
@@ -123,24 +130,24 @@ def test_a_checkpoint_of_another_network_is_refused_with_what_differs(tmp_path: 
     )
 
 
-def test_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
-    state = a_state()
+def test_a_checkpoint_with_nan_is_rejected(tmp_path: Path) -> None:
+    state = new_state()
     state["3.bias"][2] = float("nan")
     with pytest.raises(WrongCheckpoint, match=r"1 with numbers that are not finite \(3.bias\)"):
         weights.load(LENET5, saved(tmp_path / "net.pth", state))
 
 
-def test_an_old_checkpoint_without_counters_is_loaded(tmp_path: Path) -> None:
+def test_an_old_checkpoint_without_batch_counters_is_loaded(tmp_path: Path) -> None:
     card = replace(cards.load("resnet18"), labels=TWO_CLASSES)
-    state = a_state("resnet18", 2)
+    state = new_state("resnet18", 2)
     old = {name: t for name, t in state.items() if not name.endswith("num_batches_tracked")}
     assert len(old) < len(state)
     assert same(weights.load(card, saved(tmp_path / "net.pth", old)).network, state)
 
 
-def test_a_checkpoint_in_training_gives_the_served_network_its_part(tmp_path: Path) -> None:
+def test_a_checkpoint_with_auxiliary_classifiers_is_loaded_without_them(tmp_path: Path) -> None:
     card = replace(cards.load("googlenet"), labels=TWO_CLASSES)
-    state = a_state("googlenet", 2, auxiliary=True)
+    state = new_state("googlenet", 2, auxiliary=True)
     served = {name: tensor for name, tensor in state.items() if not name.startswith("aux")}
     whole = weights.load(card, saved(tmp_path / "whole.pth", state))
     part = weights.load(card, saved(tmp_path / "part.pth", served))
@@ -154,26 +161,26 @@ def test_a_checkpoint_in_training_gives_the_served_network_its_part(tmp_path: Pa
         weights.load(card, saved(tmp_path / "other.pth", served))
 
 
-def test_a_fetched_checkpoint_is_kept_and_loaded(tmp_path: Path) -> None:
-    state = a_state()
+def test_a_downloaded_checkpoint_is_loaded_and_cached(tmp_path: Path) -> None:
+    state = new_state()
     path = tmp_path / "net.pth"
     saved(path, state)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     source = f"{path.as_uri()}#sha256={digest}"
-    found = weights.load(LENET5, source, cache=tmp_path / "cache")
-    assert same(found.network, state)
-    assert (found.source, found.sha256, found.trained) == (path.as_uri(), digest, True)
+    loaded = weights.load(LENET5, source, cache=tmp_path / "cache")
+    assert same(loaded.network, state)
+    assert (loaded.source, loaded.sha256, loaded.trained) == (path.as_uri(), digest, True)
     path.unlink()
     assert same(weights.load(LENET5, source, cache=tmp_path / "cache").network, state)
 
 
-def test_a_fetched_checkpoint_with_another_hash_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path / "net-00000000.pth", a_state())
-    with pytest.raises(WrongHash, match="is not the file asked for"):
+def test_a_downloaded_checkpoint_with_a_wrong_hash_is_rejected(tmp_path: Path) -> None:
+    saved(tmp_path / "net-00000000.pth", new_state())
+    with pytest.raises(WrongHash, match="has the wrong content"):
         weights.load(LENET5, (tmp_path / "net-00000000.pth").as_uri(), cache=tmp_path / "cache")
 
 
-def test_fetched_checkpoints_are_kept_where_the_environment_says(
+def test_the_environment_sets_the_cache_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CONVSERVE_CACHE", str(tmp_path))
@@ -183,64 +190,64 @@ def test_fetched_checkpoints_are_kept_where_the_environment_says(
     assert weights.cache_folder() == tmp_path / ".cache/convserve/weights"
 
 
-def test_a_file_that_is_not_there_is_unavailable(tmp_path: Path) -> None:
+def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(WeightsUnavailable, match=r"there is no file .*net\.pth"):
         weights.load(LENET5, f"file:{tmp_path}/net.pth")
 
 
 @pytest.mark.parametrize("source", ["", "net.pth", "ftp://host/net.pth", "file:", "Digits"])
-def test_an_unknown_source_is_answered_with_those_there_are(source: str) -> None:
+def test_the_message_about_an_unknown_source_lists_the_known_ones(source: str) -> None:
     card = replace(LENET5, weights="magic")
-    with pytest.raises(WeightsError, match="are unknown; there are file:PATH, https"):
+    with pytest.raises(WeightsError, match="are unknown; use file:PATH, https"):
         weights.load(card, source)
 
 
-def test_digits_are_for_grey_networks_of_ten_classes() -> None:
+def test_digits_require_one_channel_and_ten_classes() -> None:
     for card in (cards.load("resnet18"), replace(LENET5, labels=TWO_CLASSES)):
-        with pytest.raises(WeightsError, match="digits are grey and of 10 classes"):
+        with pytest.raises(WeightsError, match="need a network with 1 channel and 10 classes"):
             weights.load(card, "digits")
 
 
 @pytest.fixture(scope="module")
-def pictures() -> Tensor:
+def images() -> Tensor:
     rng = np.random.default_rng(0)
     coarse = torch.from_numpy(rng.standard_normal((2, 3, 14, 14), np.float32))
     return nn.functional.interpolate(coarse, (224, 224), mode="bicubic")
 
 
 @pytest.mark.parametrize("name", ["plain18", "googlenet", "googlenet2014"])
-def test_an_untrained_network_is_well_scaled(name: str, pictures: Tensor) -> None:
-    found = weights.load(cards.load(name), "random:0", calibration=pictures)
-    assert (found.source, found.trained) == ("random:0", False)
-    assert not found.network.training
+def test_logits_of_an_untrained_network_are_well_scaled(name: str, images: Tensor) -> None:
+    loaded = weights.load(cards.load(name), "random:0", calibration=images)
+    assert (loaded.source, loaded.trained) == ("random:0", False)
+    assert not loaded.network.training
     with torch.inference_mode():
-        logits = found.network(pictures)
+        logits = loaded.network(images)
     assert 1 < logits.std(dim=1).mean() < 3
 
 
-def test_an_untrained_network_is_well_scaled_without_pictures() -> None:
+def test_logits_of_an_untrained_network_are_well_scaled_without_calibration_images() -> None:
     network = weights.load(LENET5, "random:0").network
     with torch.inference_mode():
         logits = network(torch.randn(4, 1, 32, 32, generator=torch.Generator().manual_seed(0)))
     assert 0.5 < logits.std(dim=1).mean() < 5
 
 
-def test_a_deep_untrained_network_keeps_its_batch_norms_as_measured(pictures: Tensor) -> None:
-    network = weights.load(cards.load("resnet18"), "random:0", calibration=pictures).network
+def test_batch_norms_of_a_deep_untrained_network_are_calibrated(images: Tensor) -> None:
+    network = weights.load(cards.load("resnet18"), "random:0", calibration=images).network
     norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {norm.momentum for norm in norms} == {0.1}
-    seen: list[float] = []
+    output_std: list[float] = []
     for norm in norms:
         norm.register_forward_hook(
-            lambda norm, _, out: seen.append(float(out.std() / norm.weight.mean()))
+            lambda norm, _, out: output_std.append(float(out.std() / norm.weight.mean()))
         )
     with torch.inference_mode():
-        network(pictures)
-    assert min(seen) > 0.7
-    assert max(seen) < 1.3
+        network(images)
+    assert min(output_std) > 0.7
+    assert max(output_std) < 1.3
 
 
-def test_an_untrained_residual_network_is_calm_enough_for_half_precision() -> None:
+def test_rounding_to_bf16_changes_an_untrained_residual_network_little() -> None:
     card = cards.load("resnet50")
     pixels = torch.from_numpy(golden_pixels(card.input)[:3]).float() / 255
     images = ((pixels - torch.tensor(card.mean)) / torch.tensor(card.std)).permute(0, 3, 1, 2)
@@ -252,7 +259,7 @@ def test_an_untrained_residual_network_is_calm_enough_for_half_precision() -> No
     assert deviation(truth, rounded, deviation_scale(truth)) < MAX_DEVIATION["bf16"] / 2
 
 
-def test_a_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:
+def test_parameters_depend_on_the_seed_alone() -> None:
     torch.manual_seed(1)
     first = weights.load(LENET5, "random:7")
     torch.manual_seed(2)
@@ -265,6 +272,6 @@ def test_a_seed_gives_the_same_parameters_whatever_was_drawn_before() -> None:
 @pytest.mark.parametrize(
     "source", ["random:", "random:x", "random:-1", "random:²", f"random:{2**63}"]
 )
-def test_a_seed_is_a_whole_number(source: str) -> None:
-    with pytest.raises(WeightsError, match="needs a whole number as its seed"):
+def test_a_seed_must_be_a_whole_number(source: str) -> None:
+    with pytest.raises(WeightsError, match="needs a whole number below"):
         weights.load(LENET5, source)

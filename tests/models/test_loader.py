@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from model_repo.build import Order, build
+from model_repo.pipeline import BuildOptions, build
 from server.api.stubs import classify_pb2 as pb
 from server.app import CannotServe
 from server.engines.base import Instance
@@ -35,7 +35,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """lenet5 with an engine for OpenVINO and, as `plan`, with one for TensorRT alone."""
     root = tmp_path_factory.mktemp("published")
     for name, backends in (("both", "openvino,tensorrt"), ("plan", "tensorrt")):
-        build("lenet5", Order(repo=root / name, backend=backends, weights=UNTRAINED))
+        build("lenet5", BuildOptions(repo=root / name, backend=backends, weights=UNTRAINED))
     return root
 
 
@@ -163,14 +163,16 @@ def test_what_computes_the_same_with_other_weights_is_not_timed_again(
     assert sizes > 1
     assert first.groups[0].profile(1) == 1
     repo = tmp_path / "repo"
-    build("lenet5", Order(repo=repo, backend="openvino", weights="random:1"))
+    build("lenet5", BuildOptions(repo=repo, backend="openvino", weights="random:1"))
     second = loaded(repo, profiles=profiles)
     second.engine.close()
     assert len(timed) == sizes
     assert second.groups == first.groups
     build(
         "lenet5",
-        Order(repo=tmp_path / "fp32", backend="openvino", precision="fp32", weights=UNTRAINED),
+        BuildOptions(
+            repo=tmp_path / "fp32", backend="openvino", precision="fp32", weights=UNTRAINED
+        ),
     )
     other = loaded(tmp_path / "fp32", profiles=profiles)
     other.engine.close()

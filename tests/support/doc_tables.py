@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from prometheus_client import CollectorRegistry
 
-from model_repo import architectures
+from model_repo.architectures.registry import architecture_names, create, find
 from server.settings import PREFIX, Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import GpuMonitor
@@ -77,14 +77,11 @@ def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
 def networks() -> str:
     """Every architecture, with the parameters it has where it is served and where it is trained."""
     rows = []
-    for name, found in sorted(architectures.ARCHITECTURES.items()):
+    for name in architecture_names():
+        found = find(name)
         with torch.device("meta"):
-            served = _parameters(architectures.create(name))
-            trained = (
-                f"{_parameters(architectures.create(name, auxiliary=True)):,}"
-                if found.training
-                else ""
-            )
+            served = _parameters(create(name))
+            trained = f"{_parameters(create(name, auxiliary=True)):,}" if found.training else ""
         channels, height, width = found.input_shape
         rows.append((f"`{name}`", f"{height}x{width}x{channels}", f"{served:,}", trained))
     return _table(("name", "input", "parameters", "with auxiliary classifiers"), rows)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_repo import architectures, cards
+from model_repo import cards
+from model_repo.architectures.registry import create
 from model_repo.cards import MAX_BATCH
-from model_repo.export import Served, export
+from model_repo.export import ServedNetwork, export
 from server.repository.manifest import ONNX_FILE
 
 
@@ -18,8 +19,8 @@ def exported_graph(name: str, folder: Path, built: Path) -> Path:
     if (path := built / name / "1" / ONNX_FILE).is_file():
         return path
     card = cards.load(name)
-    network = architectures.create(card.architecture, card.classes).eval()
-    served = Served(network, classes=card.classes, mean=card.mean, std=card.std)
+    network = create(card.architecture, card.classes).eval()
+    served = ServedNetwork(network, classes=card.classes, mean=card.mean, std=card.std)
     path = folder / ONNX_FILE
     export(served, path, shape=card.input.shape, max_batch=MAX_BATCH)
     return path

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from model_repo import architectures, cards
-from model_repo.build import Order, build
+from model_repo import cards
+from model_repo.architectures.registry import architecture_names
+from model_repo.pipeline import BuildOptions, build
 from server.engines.base import CompileOptions
 from server.engines.tensorrt import backend
 from server.engines.tensorrt.cuda import Cuda, Gpu, GpuUnavailable
@@ -24,7 +25,7 @@ from tests.support.fake_tensorrt import (
 ADA = Gpu(name="Ada", capability="sm89", driver_cuda=13000, required_cuda=13000, free_bytes=8 << 30)
 
 
-@pytest.mark.parametrize("name", architectures.architecture_names())
+@pytest.mark.parametrize("name", architecture_names())
 def test_every_network_compiles_to_a_plan_without_a_gpu(
     name: str, built_repository: Path, tmp_path: Path
 ) -> None:
@@ -85,8 +86,8 @@ def test_an_impossible_compilation_is_rejected_with_the_reason(
 def repository(tmp_path_factory: pytest.TempPathFactory, built_repository: Path) -> Path:
     """A repository in which lenet5 has an OpenVINO engine and a TensorRT engine."""
     root = tmp_path_factory.mktemp("repository")
-    order = Order(repo=root, backend="openvino,tensorrt", weights="random:0")
-    build("lenet5", order)
+    options = BuildOptions(repo=root, backend="openvino,tensorrt", weights="random:0")
+    build("lenet5", options)
     return root
 
 
