@@ -153,8 +153,9 @@ class DeviceExecutor:
         priority: int = 0,
         trace: Trace | None = None,
     ) -> Reservation:
-        """Reserves queue capacity for `rows` rows, so that hopeless requests are refused before
-        their images are decoded.
+        """Reserves queue capacity for `rows` rows, or refuses the request.
+
+        This happens before its images are decoded, so a refusal costs little.
 
         `deadline_s` is a time on `telemetry.clock`. The batches of the request are added to its
         `trace`. Raises Overloaded, DeadlineUnreachable or ModelNotReady. Call `run` or `release` of

@@ -1,6 +1,7 @@
-"""What the policy costs a request with a thousand waiting: `python -m tests.benchmarks.scheduler`.
+"""CPU time of the deadline scheduler per request with 1,000 requests waiting.
 
-Processor seconds, not wall time: admission, readiness, its share of a batch, and the batch's end.
+Run: `python -m tests.benchmarks.scheduler`. It covers admission, the request's share of a batch,
+and the end of that batch. It is processor time, not wall time.
 """
 
 from __future__ import annotations
@@ -12,37 +13,37 @@ import time
 from server.errors import ServingError
 from server.scheduling.base import Request
 from server.scheduling.deadline import DeadlineScheduler
-from tests.simulator.simulation import GPU, MODEL
+from tests.simulator.scenarios import GPU, MODEL
 
 WAITING = 1000
-CALLS = 20_000
+REQUESTS = 20_000
 ROUNDS = 5
 
 
 def cost_s(deadline_s: float) -> float:
-    """Processor seconds a call while about WAITING others wait."""
-    policy = DeadlineScheduler(GPU.units, 1 << 20)
-    policy.add(MODEL, GPU.lanes, objective_s=deadline_s)
-    now_s, asked = 0.0, 0
+    """Processor seconds per request while about WAITING requests wait."""
+    scheduler = DeadlineScheduler(GPU.units, 1 << 20)
+    scheduler.add(MODEL, GPU.groups, objective_s=deadline_s)
+    now_s, sent = 0.0, 0
     for _ in range(WAITING):
-        call = Request(1, now_s, now_s + deadline_s)
-        policy.admit(MODEL, call, now_s)
-        policy.mark_ready(MODEL, call, now_s)
-    began_s = time.process_time()
-    while asked < CALLS:
-        batch = policy.next_batch(now_s)
+        request = Request(1, now_s, now_s + deadline_s)
+        scheduler.admit(MODEL, request, now_s)
+        scheduler.mark_ready(MODEL, request, now_s)
+    start_s = time.process_time()
+    while sent < REQUESTS:
+        batch = scheduler.next_batch(now_s)
         assert batch is not None, "there is always work"
         now_s += batch.expected_s
-        policy.batch_finished(batch, now_s, batch.expected_s)
+        scheduler.batch_finished(batch, now_s, batch.expected_s)
         for _ in range(batch.rows):
-            asked += 1
-            call = Request(1, now_s, now_s + deadline_s)
+            sent += 1
+            request = Request(1, now_s, now_s + deadline_s)
             try:
-                policy.admit(MODEL, call, now_s)
+                scheduler.admit(MODEL, request, now_s)
             except ServingError:
                 continue
-            policy.mark_ready(MODEL, call, now_s)
-    return (time.process_time() - began_s) / asked
+            scheduler.mark_ready(MODEL, request, now_s)
+    return (time.process_time() - start_s) / sent
 
 
 def main() -> int:
@@ -50,8 +51,8 @@ def main() -> int:
         costs = [cost_s(deadline_s) * 1e6 for _ in range(ROUNDS)]
         print(
             f"deadlines of {deadline_s:g} s, {WAITING} waiting: "
-            f"median {statistics.median(costs):.1f} us a call "
-            f"(least {min(costs):.1f}, most {max(costs):.1f})"
+            f"median {statistics.median(costs):.1f} us per request "
+            f"(min {min(costs):.1f}, max {max(costs):.1f})"
         )
     return 0
 

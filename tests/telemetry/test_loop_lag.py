@@ -1,4 +1,4 @@
-"""How far behind the loop is, in virtual time."""
+"""The predicted wait for the event loop, in virtual time."""
 
 from __future__ import annotations
 
@@ -25,60 +25,58 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def work(one: LoopLag, clock: Clock, things: int, each_s: float) -> None:
-    """So many wait, and the loop gets to one after the other."""
-    for _ in range(things):
-        one.task_queued()
-    for _ in range(things):
-        clock.now_s += each_s
-        one.task_started()
+def run_tasks(lag: LoopLag, clock: Clock, tasks: int, task_s: float) -> None:
+    """Queues some tasks at once, then starts one after the other."""
+    for _ in range(tasks):
+        lag.task_queued()
+    for _ in range(tasks):
+        clock.now_s += task_s
+        lag.task_started()
 
 
-def test_what_comes_waits_for_all_that_waits_at_the_pace_of_late(clock: Clock) -> None:
-    one = LoopLag()
+def test_a_new_task_waits_for_all_queued_tasks_at_the_recent_time_per_task(clock: Clock) -> None:
+    lag = LoopLag()
     for _ in range(20):
-        work(one, clock, LoopLag.WINDOW, 0.001)
-    assert one.wait_s == 0
+        run_tasks(lag, clock, LoopLag.WINDOW, 0.001)
+    assert lag.wait_s == 0
     for _ in range(5):
-        one.task_queued()
-    assert one.wait_s == pytest.approx(0.005, rel=0.05)
-    one.task_cancelled()
-    assert one.wait_s == pytest.approx(0.004, rel=0.05)
+        lag.task_queued()
+    assert lag.wait_s == pytest.approx(0.005, rel=0.05)
+    lag.task_cancelled()
+    assert lag.wait_s == pytest.approx(0.004, rel=0.05)
 
 
-def test_idle_time_says_nothing_of_the_pace(clock: Clock) -> None:
-    one = LoopLag()
+def test_idle_time_does_not_count(clock: Clock) -> None:
+    lag = LoopLag()
     for _ in range(1000):
-        work(one, clock, 2, 0.001)
+        run_tasks(lag, clock, 2, 0.001)
         clock.now_s += 1.0
-    one.task_queued()
-    assert one.wait_s == pytest.approx(0.001, rel=0.05)
+    lag.task_queued()
+    assert lag.wait_s == pytest.approx(0.001, rel=0.05)
 
 
-def test_one_that_leaves_was_waited_for_by_the_others_and_is_none_that_the_loop_got_to(
-    clock: Clock,
-) -> None:
-    one = LoopLag()
+def test_the_time_of_a_cancelled_task_counts_but_the_task_does_not(clock: Clock) -> None:
+    lag = LoopLag()
     for _ in range(1000):
-        one.task_queued()
-        one.task_queued()
+        lag.task_queued()
+        lag.task_queued()
         clock.now_s += 0.001
-        one.task_cancelled()
+        lag.task_cancelled()
         clock.now_s += 0.001
-        one.task_started()
-    one.task_queued()
-    assert one.wait_s == pytest.approx(0.002, rel=0.05)
+        lag.task_started()
+    lag.task_queued()
+    assert lag.wait_s == pytest.approx(0.002, rel=0.05)
 
 
-def test_a_pace_that_was_slow_once_is_forgotten_by_calls_that_come_alone(clock: Clock) -> None:
-    one = LoopLag()
-    work(one, clock, LoopLag.WINDOW, 1.0)
-    one.task_queued()
-    slow_s = one.wait_s
+def test_single_tasks_replace_a_slow_measurement(clock: Clock) -> None:
+    lag = LoopLag()
+    run_tasks(lag, clock, LoopLag.WINDOW, 1.0)
+    lag.task_queued()
+    slow_s = lag.wait_s
     assert slow_s > 0.1
-    one.task_started()
+    lag.task_started()
     for _ in range(30 * LoopLag.WINDOW):
-        assert one.wait_s == 0  # each of them is let in
-        work(one, clock, 1, 0.0001)
-    one.task_queued()
-    assert one.wait_s < slow_s / 100
+        assert lag.wait_s == 0  # so the next task is not refused
+        run_tasks(lag, clock, 1, 0.0001)
+    lag.task_queued()
+    assert lag.wait_s < slow_s / 100
