@@ -1,8 +1,8 @@
-"""Command: writes the tables of README.md that are known better by the code.
+"""Command: writes the tables in docs/ that are generated from code.
 
     python -m tests.support.doc_tables
 
-A table stands between two comments, `<!-- table: NAME -->` and `<!-- end -->`.
+A table stands between the comments `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -22,21 +22,19 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import GpuMonitor
 from tests.support.fake_nvml import FakeNvml
 
-README = Path(__file__).resolve().parent.parent.parent / "README.md"
-PLACE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
+ROOT = Path(__file__).resolve().parent.parent.parent
+TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)
 
 
 def settings() -> str:
-    """Every option of the server."""
+    """All options of the server."""
     rows = []
     for option in fields(Settings):
-        default = option.default
-        shown = "" if default == "" else f"`{default}`"
-        flag = "--" + option.name.replace("_", "-")
-        rows.append(
-            (f"`{flag}`", f"`{PREFIX}{option.name.upper()}`", shown, _help(option.metadata))
-        )
-    return _table(("flag", "variable", "default", ""), rows)
+        flag = f"`--{option.name.replace('_', '-')}`"
+        variable = f"`{PREFIX}{option.name.upper()}`"
+        default = "" if option.default == "" else f"`{option.default}`"
+        rows.append((flag, variable, default, _help(option.metadata)))
+    return _table(("flag", "variable", "default", "meaning"), rows)
 
 
 def _help(metadata: Any) -> str:
@@ -47,43 +45,44 @@ def _help(metadata: Any) -> str:
 
 
 def metrics() -> str:
-    """Every instrument of ours, under the name that Prometheus stores."""
-    rows = []
-    for name, kind, labels, help in instruments():
-        rows.append((f"`{name}`", kind, ", ".join(labels), help))
-    return _table(("metric", "kind", "labels", ""), rows)
+    """All metrics of the server, with the names that Prometheus stores."""
+    rows = [
+        (f"`{name}`", kind, ", ".join(labels), help) for name, kind, labels, help in instruments()
+    ]
+    return _table(("metric", "type", "labels", "meaning"), rows)
 
 
 def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
-    """Name, kind, labels and help of each."""
-    ours = Metrics()
-    ours.read_queue_rows(lambda: {"any": 1})
-    ours.read_busy(lambda: {"any": 1.0})
-    ours.read_gpus(GpuMonitor(FakeNvml()))
+    """Name, type, labels and help of each metric."""
+    metrics = Metrics()
+    metrics.read_queue_rows(lambda: {"any": 1})
+    metrics.read_busy(lambda: {"any": 1.0})
+    metrics.read_gpus(GpuMonitor(FakeNvml()))
     labels = {
-        value._name: tuple(value._labelnames)  # nothing public tells those of an unused instrument
-        for value in vars(ours).values()
+        value._name: tuple(value._labelnames)  # there is no public way without samples
+        for value in vars(metrics).values()
         if not isinstance(value, CollectorRegistry) and hasattr(value, "_labelnames")
     }
     found = []
-    for family in ours.registry.collect():
+    for family in metrics.registry.collect():
         if family.name.startswith("convserve_"):
             suffix = "_total" if family.type == "counter" else ""
-            of = labels.get(family.name) or tuple(family.samples[0].labels)
-            found.append((family.name + suffix, family.type, of, family.documentation))
+            names = labels.get(family.name) or tuple(family.samples[0].labels)
+            found.append((family.name + suffix, family.type, names, family.documentation))
     return found
 
 
 def networks() -> str:
-    """Every architecture, with the parameters it has where it is served and where it is trained."""
+    """All architectures, with their number of parameters in serving and in training."""
     rows = []
     for name in architecture_names():
-        found = find(name)
+        architecture = find(name)
         with torch.device("meta"):
-            served = _parameters(create(name))
-            trained = f"{_parameters(create(name, auxiliary=True)):,}" if found.training else ""
-        channels, height, width = found.input_shape
-        rows.append((f"`{name}`", f"{height}x{width}x{channels}", f"{served:,}", trained))
+            serving, training = f"{_parameters(create(name)):,}", ""
+            if architecture.training:
+                training = f"{_parameters(create(name, auxiliary=True)):,}"
+        channels, height, width = architecture.input_shape
+        rows.append((f"`{name}`", f"{height}x{width}x{channels}", serving, training))
     return _table(("name", "input", "parameters", "with auxiliary classifiers"), rows)
 
 
@@ -96,17 +95,23 @@ def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
-TABLES: dict[str, Callable[[], str]] = {
-    "settings": settings,
-    "metrics": metrics,
-    "networks": networks,
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {  # name: (page, content)
+    "settings": ("docs/configuration.md", settings),
+    "metrics": ("docs/metrics.md", metrics),
+    "networks": ("docs/models.md", networks),
 }
 
 
-def renewed(text: str) -> str:
-    """The text with each of its tables as the code has it."""
-    return PLACE.sub(lambda place: place[1] + TABLES[place[2]]() + place[3], text)
+def updated(text: str) -> str:
+    """The text of a page with current tables."""
+    return TABLE.sub(lambda table: table[1] + TABLES[table[2]][1]() + table[3], text)
+
+
+def main() -> None:
+    for page, _ in TABLES.values():
+        path = ROOT / page
+        path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    README.write_text(renewed(README.read_text(encoding="utf-8")), encoding="utf-8")
+    main()
