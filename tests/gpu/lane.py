@@ -1,105 +1,164 @@
-"""Command: checks and measures the engines on this machine's GPU, in less than nine minutes.
+"""Checks and measures the engines on this machine's GPU, in less than nine minutes.
 
     python -m tests.gpu.lane --out DIR [--wheels DIR] [--models resnet50,...] [--minutes 8]
 
-Prints the machine; finds which TensorRT runs here, else takes inductor; holds every network against
-eager PyTorch in float32 at every size of a CUDA graph; measures latency and throughput by batch
-size beside torch eager and torch.compile, the bus, and the server with clients in several
-processes. Writes results.json and results.md. What there is no time left for is listed, not
-guessed. Without a GPU it compiles every network, says so, and ends with 0.
+It finds a TensorRT that runs here, or else uses inductor. It compares every network with eager
+float32 PyTorch, at each batch size that has a CUDA graph. It measures latency and throughput by
+batch size, beside eager PyTorch and torch.compile. It also measures the bus, and the server with
+clients in several processes. It writes results.json and results.md, and lists skipped steps if the
+time is up. Without a GPU it only compiles every network, and exits with 0.
 
-Packages that are missing or older, and TensorRT-RTX in one or several versions, are taken from
-wheels in the folder --wheels: they are unpacked into --scratch, nothing is installed.
+Packages that are missing or older here are unpacked from the wheels in --wheels to --scratch;
+nothing is installed. There may be several versions of TensorRT-RTX.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
-import platform
-import re
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
+from tests.gpu.environment import environment
+from tests.gpu.options import lane_parser
+from tests.gpu.wheels import unpack_wheels
+
 ROOT = Path(__file__).resolve().parent.parent.parent
-# In this order: 1.6.1 has been seen to run on a GPU that it does not list, 1.7.1 may refuse to.
-RTX = ("1.6.1.120", "1.5.0.114", "1.7.1.116")
-PROBE_S = 60.0
-PROBES_S = 90.0  # for all of them
-ATTEMPTS = 4  # at measuring, in as many processes
-GRACE_S = 60.0  # for what was begun in time; then the lane ends, with what has been written
+PROBE_S = 60.0  # for one TensorRT
+ALL_PROBES_S = 90.0
+MAX_PROCESSES = 4  # that measure, one after another
+GRACE_S = 60.0  # for the last step to finish after the time is up
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0 when all that was run gave right answers, 1 when not; wrong usage exits with 2."""
+    """Returns 0 if all results are right, 1 if some step failed, 2 for wrong usage."""
     ends_s = time.monotonic()
-    parser = parser_of("tests.gpu.lane", __doc__)
-    given = parser.parse_args(arguments)
-    ends_s += 60 * given.minutes
-    out = given.out.resolve()
+    parser = lane_parser("tests.gpu.lane", __doc__)
+    options = parser.parse_args(arguments)
+    ends_s += 60 * options.minutes
+    out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        if given.scratch:
-            scratch = given.scratch.resolve()
+        if options.scratch:
+            scratch = options.scratch.resolve()
             scratch.mkdir(parents=True, exist_ok=True)
         else:
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="gpu-lane-")))
         folders = ["--out", str(out), "--scratch", str(scratch)]
-        packages = scratch / "packages"
-        versions = _unpack(given.wheels, packages) if given.wheels else {}
-        path = [str(ROOT), str(packages)]
-        backend = given.backend
-        tried: list[dict[str, Any]] = []
-        if backend in ("auto", "tensorrt"):
-            probes_end_s = min(ends_s, time.monotonic() + PROBES_S)
-
-            def probe(path: Sequence[str]) -> str:
-                left_s = min(PROBE_S, probes_end_s - time.monotonic())
-                return _probe(folders, _environment(path, scratch), left_s)
-
-            path, tried = _choose(path, versions, _has_tensorrt(packages), probe)
-            if any(each["runs"] for each in tried):
-                backend = "tensorrt"
+        backend, path, tried = _find_tensorrt(options, folders, scratch, ends_s)
         command = [sys.executable, "-m", "tests.gpu.measure"]
         command += sys.argv[1:] if arguments is None else arguments
-        command += [*folders, "--tried", json.dumps(tried), "--command", _command(parser, given)]
+        command += [*folders, "--tried", json.dumps(tried)]
+        command += ["--command", _portable_command(parser, options)]
 
         def measure(backend: str, more: Sequence[str]) -> int | None:
             left_s = max(0.0, ends_s - time.monotonic())
-            options = ["--backend", backend, "--minutes", f"{left_s / 60:.2f}", *more]
-            environment = _environment(path, scratch)
+            time_limit = ["--backend", backend, "--minutes", f"{left_s / 60:.2f}", *more]
+            variables = environment(path, scratch)
             try:
-                return _run([*command, *options], environment, left_s + GRACE_S).returncode
+                return _run([*command, *time_limit], variables, left_s + GRACE_S).returncode
             except subprocess.TimeoutExpired:
-                print(f"stopped: something did not end within {GRACE_S:.0f} s", flush=True)
+                print(f"stopped: a step did not finish within {GRACE_S:.0f} s", flush=True)
                 return None
 
-        return _through(backend, out / "results.json", measure)
+        return _measure_until_done(backend, out / "results.json", measure)
 
 
-def _through(
+def _find_tensorrt(
+    options: argparse.Namespace, folders: Sequence[str], scratch: Path, ends_s: float
+) -> tuple[str, list[str], list[dict[str, Any]]]:
+    """The backend, the Python path, and the TensorRT libraries that were probed."""
+    packages = scratch / "packages"
+    versions = unpack_wheels(options.wheels, packages) if options.wheels else {}
+    path = [str(ROOT), str(packages)]
+    if options.backend not in ("auto", "tensorrt"):
+        return options.backend, path, []
+    probes_end_s = min(ends_s, time.monotonic() + ALL_PROBES_S)
+
+    def probe(path: Sequence[str]) -> str:
+        limit_s = min(PROBE_S, probes_end_s - time.monotonic())
+        return _probe(folders, environment(path, scratch), limit_s)
+
+    path, tried = _choose_tensorrt(path, versions, _has_tensorrt(packages), probe)
+    runs = any(each["runs"] for each in tried)
+    return "tensorrt" if runs else options.backend, path, tried
+
+
+def _choose_tensorrt(
+    path: list[str], versions: dict[str, Path], installed: bool, probe: Callable[[list[str]], str]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """The Python path of the first TensorRT that runs here, and the result of each probe.
+
+    If none runs, the path of the first one that exists, because it compiles without a GPU.
+    """
+    tried: list[dict[str, Any]] = []
+    existing = [path] if installed else []
+    for name, folder in {"installed": None, **versions}.items():
+        candidate = [str(folder), *path] if folder else path
+        reason = probe(candidate) if folder or installed else "not installed"
+        tried.append({"tensorrt": name, "runs": not reason, "reason": reason})
+        print(f"TensorRT {name}: {reason or 'runs'}", flush=True)
+        if not reason:
+            return candidate, tried
+        if folder:
+            existing.append(candidate)
+    return (existing or [path])[0], tried
+
+
+def _has_tensorrt(packages: Path) -> bool:
+    names = ("tensorrt", "tensorrt_rtx_bindings")
+    return any(util.find_spec(name) or (packages / name).is_dir() for name in names)
+
+
+def _probe(folders: Sequence[str], variables: dict[str, str], limit_s: float) -> str:
+    """Why TensorRT does not run ResNet-18 in this environment; empty if it does.
+
+    It runs in a process of its own, so that a crash does not end the lane.
+    """
+    if limit_s <= 0:
+        return "not tried, the time was up"
+    command = [sys.executable, "-m", "tests.gpu.measure", "--probe", *folders]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    try:
+        done = _run(command, variables, limit_s, **pipes)
+    except subprocess.TimeoutExpired:
+        return f"no answer within {limit_s:.0f} s"
+    return _failure_reason(done)
+
+
+def _failure_reason(done: subprocess.CompletedProcess[str]) -> str:
+    """The probe's last line of output, or how its process ended; empty on success."""
+    if done.returncode == 0:
+        return ""
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 1 and lines:
+        return lines[-1]
+    return " ".join([f"the process ended with {done.returncode}", *done.stderr.splitlines()[-1:]])
+
+
+def _measure_until_done(
     backend: str, results: Path, measure: Callable[[str, Sequence[str]], int | None]
 ) -> int:
-    """Measures to the end. After a crash it goes on behind what crashed; where TensorRT gets no
-    figure of the first model, with inductor."""
+    """Starts measuring processes until one finishes, and returns the exit status.
+
+    After a crash, the next process continues after the step that crashed. If TensorRT gets no
+    results for the first model, the next process uses inductor.
+    """
     more: list[str] = []
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_PROCESSES):
         code = measure(backend, more)
         if code is None or code == 2:
             break
-        measured = _first_is_measured(results)
+        measured = _has_first_model(results)
         if code in (0, 1) and (measured or backend != "tensorrt"):
             return code
         if code not in (0, 1):
@@ -110,44 +169,23 @@ def _through(
     return 2 if code == 2 else 1
 
 
-def _first_is_measured(results: Path) -> bool:
-    """Whether there are figures of the model that comes first."""
+def _has_first_model(results: Path) -> bool:
+    """Whether there are results for the first model."""
     try:
         found = json.loads(results.read_text())
     except (OSError, ValueError):
         return False
     return any(
-        one.get("speed") for key, one in found["models"].items() if key.split()[0] == found["first"]
+        model.get("speed")
+        for key, model in found["models"].items()
+        if key.split()[0] == found["first_model"]
     )
 
 
-def parser_of(module: str, description: str | None) -> argparse.ArgumentParser:
-    """The options of the lane, which both of its processes know."""
-    parser = argparse.ArgumentParser(prog=f"python -m {module}", description=description)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("--out", type=Path, required=True, help="folder for the results, two files")
-    parser.add_argument("--scratch", type=Path, help="for engines and packages; else it is removed")
-    parser.add_argument("--wheels", type=Path, help="folder of wheels")
-    parser.add_argument("--models", default="", help="with commas; else all, the usual ones first")
-    parser.add_argument(
-        "--precisions", default="", help="with commas; else fp16,bf16; of inductor bf16"
-    )
-    parser.add_argument("--backend", default="auto", help="auto, tensorrt, inductor or openvino")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing after so many")
-    parser.add_argument("--seconds", type=float, default=0.5, help="of each measurement")
-    parser.add_argument(
-        "--peak-tflops",
-        type=float,
-        default=990.0,
-        help="of the GPU in half precision, dense, for the roofline (H200: %(default)s)",
-    )
-    return parser
-
-
-def _command(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
-    """What was asked for, but for the names of this machine's folders."""
+def _portable_command(parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command line for the report, without the names of local folders."""
     words = ["python -m tests.gpu.lane"]
-    for name, value in vars(given).items():
+    for name, value in vars(options).items():
         if value != parser.get_default(name):
             shown = "DIR" if isinstance(value, Path) else value
             words.append(f"--{name.replace('_', '-')} {shown}")
@@ -155,11 +193,11 @@ def _command(parser: argparse.ArgumentParser, given: argparse.Namespace) -> str:
 
 
 def _run(
-    command: Sequence[str], environment: dict[str, str], limit_s: float, **options: Any
+    command: Sequence[str], variables: dict[str, str], limit_s: float, **options: Any
 ) -> subprocess.CompletedProcess[str]:
-    """Like subprocess.run, but what the command has started ends with it."""
+    """Like subprocess.run, but a timeout also kills the processes that the command started."""
     with subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, start_new_session=True, **options
+        command, cwd=ROOT, env=variables, text=True, start_new_session=True, **options
     ) as process:
         try:
             output, errors = process.communicate(timeout=limit_s)
@@ -167,135 +205,6 @@ def _run(
             os.killpg(process.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-def _environment(path: Sequence[str], scratch: Path) -> dict[str, str]:
-    """Where Python finds packages, and a C++ compiler what inductor's code includes and links."""
-    found = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    if (
-        driver := _driver()
-    ) is not None:  # often there as libcuda.so.1 alone, without a linker's name
-        links = scratch / "lib"
-        links.mkdir(exist_ok=True)
-        (links / "libcuda.so").unlink(missing_ok=True)
-        (links / "libcuda.so").symlink_to(driver)
-        others = os.environ.get("LIBRARY_PATH")
-        found["LIBRARY_PATH"] = os.pathsep.join([str(links), *([others] if others else [])])
-    if (toolkit := _toolkit()) is not None:
-        found["CUDA_HOME"] = str(toolkit)
-    return found
-
-
-def _driver() -> Path | None:
-    """The file of libcuda that programs here are linked to."""
-    try:
-        ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    mapped = re.search(r"\S*/libcuda\.so\S*$", Path("/proc/self/maps").read_text(), re.MULTILINE)
-    return Path(mapped[0]) if mapped else None
-
-
-def _toolkit() -> Path | None:
-    """CUDA's headers as torch's own packages bring them, where torch would find no others."""
-    known = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH") or shutil.which("nvcc")
-    spec = util.find_spec("nvidia")
-    if known or Path("/usr/local/cuda").exists() or spec is None:
-        return None
-    for place in spec.submodule_search_locations or ():
-        for header in sorted(Path(place).glob("cu*/include/cuda.h"), reverse=True):
-            return header.parent.parent
-    return None
-
-
-def _choose(
-    path: list[str], versions: dict[str, Path], installed: bool, probe: Callable[[list[str]], str]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Where Python finds the first TensorRT that runs here, and what became of all that were tried.
-
-    Where none runs, the first that there is: it compiles without a GPU.
-    """
-    tried: list[dict[str, Any]] = []
-    found = [path] if installed else []
-    for name, folder in {"installed": None, **versions}.items():
-        candidate = [str(folder), *path] if folder else path
-        why = probe(candidate) if folder or installed else "there is none"
-        tried.append({"tensorrt": name, "runs": not why, "why": why})
-        print(f"TensorRT {name}: {why or 'runs'}", flush=True)
-        if not why:
-            return candidate, tried
-        if folder:
-            found.append(candidate)
-    return (found or [path])[0], tried
-
-
-def _has_tensorrt(packages: Path) -> bool:
-    names = ("tensorrt", "tensorrt_rtx_bindings")
-    return any(util.find_spec(name) or (packages / name).is_dir() for name in names)
-
-
-def _probe(folders: Sequence[str], environment: dict[str, str], limit_s: float) -> str:
-    """Why TensorRT found there does not run ResNet-18 here; empty where it does.
-
-    In a process of its own: what crashes there does not end the lane.
-    """
-    if limit_s <= 0:
-        return "no time was left to try it"
-    command = [sys.executable, "-m", "tests.gpu.measure", "--probe", *folders]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    try:
-        done = _run(command, environment, limit_s, **pipes)
-    except subprocess.TimeoutExpired:
-        return f"no answer within {limit_s:.0f} s"
-    return _reason(done)
-
-
-def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode == 0:
-        return ""
-    told = done.stdout.strip().splitlines()
-    if done.returncode == 1 and told:
-        return told[-1]
-    return " ".join([f"the process ended with {done.returncode}", *done.stderr.splitlines()[-1:]])
-
-
-def _unpack(wheels: Path, packages: Path) -> dict[str, Path]:
-    """Unpacks what is not installed, or older; gives TensorRT-RTX's folders by version, in order to
-    try."""
-    found: dict[str, Path] = {}
-    for wheel in sorted(wheels.glob("*.whl")):
-        name, version, *_, python, interface, machine = wheel.stem.split("-")
-        if not _fits(python, interface, machine):
-            continue
-        if name.startswith("tensorrt_rtx"):
-            folder = found[version] = packages.parent / f"tensorrt-rtx-{version}"
-        elif _installed(name) >= _numbers(version):
-            continue
-        else:
-            folder = packages
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extractall(folder)
-    return {version: found[version] for version in (*RTX, *sorted(found)) if version in found}
-
-
-def _fits(python: str, interface: str, machine: str) -> bool:
-    """Whether a wheel of these tags is for this Python and this kind of machine."""
-    ours = f"cp3{sys.version_info.minor}"
-    stable = interface == "abi3" and python.startswith("cp3")
-    here = machine == "any" or machine.endswith(platform.machine())
-    return here and (stable or bool({"py3", ours} & set(python.split("."))))
-
-
-def _installed(name: str) -> tuple[int, ...]:
-    """The version of a package that is installed; empty where it is not."""
-    try:
-        return _numbers(metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return ()
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])))
 
 
 if __name__ == "__main__":
