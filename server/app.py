@@ -7,7 +7,6 @@ import gc
 import logging
 import signal
 import socket
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -34,12 +33,12 @@ from server.execution.device import DeviceExecutor
 from server.images.input_spec import ImageLimits
 from server.models.changes import ChangeNotifier
 from server.models.golden_monitor import GoldenMonitor
-from server.models.loader import LoadedEngine, Profiles, load
+from server.models.loader import EngineLoader, Loader
 from server.models.registry import ModelRegistry
 from server.models.watcher import RepositoryWatcher
 from server.process.cores import available_cores
-from server.process.idle_priority import idle_priority
-from server.repository.contents import RepositoryContents, VersionEntry, list_contents
+from server.process.load_thread import load_thread, wait_until_idle
+from server.repository.contents import RepositoryContents, list_contents
 from server.repository.serving_config import VersionPolicy
 from server.scheduling.base import Scheduler
 from server.scheduling.deadline import DeadlineScheduler
@@ -60,9 +59,6 @@ FIELDS = 64
 FIELDS_PER_IMAGE = 12
 
 ENDING = (signal.SIGTERM, signal.SIGINT)
-
-LOADER = "load"  # names the thread that loads
-LOAD_ENDS_S = 2.0
 
 # Images that decoders have been given, and that may come out of them at once: 1 to 3 s of work.
 DECODING = 512
@@ -91,9 +87,6 @@ class Running:
     accepting: bool = True  # turned false by the first step of stopping
 
 
-Load = Callable[..., LoadedEngine]  # as server.models.loader.load
-
-
 async def serve(settings: Settings) -> None:
     """Serves until SIGTERM, SIGINT or SIGHUP (its terminal has gone), then answers what was
     accepted. Raises CannotServe.
@@ -116,12 +109,12 @@ async def serve(settings: Settings) -> None:
 
 
 @asynccontextmanager
-async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Running]:
+async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncIterator[Running]:
     """A server that listens at once and loads its models meanwhile; at the end it gives notice,
     drains and stops.
 
-    Raises CannotServe, out of the body too, when no model could be loaded. `load` turns a version
-    into an engine, on a thread of its own.
+    Raises CannotServe, out of the body too, when no model could be loaded. Without a `loader` an
+    EngineLoader with these settings loads the engines.
     """
     policy, lying = _policy_of_versions(settings), _found(settings)
     threads = settings.threads or available_cores()
@@ -133,11 +126,14 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
     loop_lag = LoopLag()
     watching: list[asyncio.Task[None]] = []
     stopping = asyncio.Event()
-    stop_loading = threading.Event()
+    if loader is None:
+        loader = EngineLoader(
+            only_backend=settings.backend, threads=threads, rebuild=settings.rebuild_engines
+        )
     try:
         async with asyncio.TaskGroup() as background:
 
-            def host_for(engine: Engine) -> DeviceExecutor:
+            def executor_for(engine: Engine) -> DeviceExecutor:
                 if engine.device not in hosts:
                     policy = _policy(settings, engine.units)
                     hosts[engine.device] = host = DeviceExecutor(
@@ -148,46 +144,25 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
 
             with (
                 ThreadPoolExecutor(settings.decode_threads or threads, "decode") as decoders,
-                _loader() as loader,
+                load_thread() as loading,
                 _listening(settings.host, settings.port) as grpc_socket,
                 _listening(settings.host, settings.http_port) as http_socket,
             ):
-                profiles = Profiles()
-
-                def load_one(version: VersionEntry, checking: Callable[[], None]) -> LoadedEngine:
-                    return load(
-                        version,
-                        only=settings.backend,
-                        threads=threads,
-                        stopping=stop_loading,
-                        profiles=profiles,
-                        rebuild=settings.rebuild_engines,
-                        checking=checking,
-                    )
-
-                def load_behind(
-                    version: VersionEntry, checking: Callable[[], None]
-                ) -> LoadedEngine:
-                    if (
-                        registry.is_loading
-                    ):  # the server is starting: there is nobody to give way to
-                        return load_one(version, checking)
-                    with idle_priority():
-                        return load_one(version, checking)
-
                 changes = ChangeNotifier()
                 registry = ModelRegistry(
-                    load=load_behind,
                     loader=loader,
-                    host_for=host_for,
+                    load_thread=loading,
+                    executor_for=executor_for,
                     metrics=metrics,
                     changes=changes,
                     policy=policy,
                     bake_time_s=settings.bake_time_s,
-                    wanted=settings.serves,
+                    is_enabled=settings.serves,
                 )
-                rollout = RepositoryWatcher(settings.repo, registry, loader, settings.serves)
-                guard = GoldenMonitor(registry, metrics, loader, settings.golden_interval_s)
+                watcher = RepositoryWatcher(settings.repo, registry, loading, settings.serves)
+                golden_monitor = GoldenMonitor(
+                    registry, metrics, loading, settings.golden_interval_s
+                )
                 health = Health(partial(_serving, registry))
                 changes.subscribe(health.changed)
                 metrics.read_queue_rows(registry.queued_rows)
@@ -213,7 +188,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     lambda: state.accepting,
                     intake,
                     regions,
-                    rollout if settings.model_control == "explicit" else None,
+                    watcher if settings.model_control == "explicit" else None,
                 )
                 implementations: list[tuple[ServiceDescriptor, object]] = [
                     (CLASSIFIER, classifier),
@@ -262,11 +237,11 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                 )
                 await server.start(grpc_socket)
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))
-                watch = rollout if settings.model_control == "watch" else None
+                watch = watcher if settings.model_control == "watch" else None
                 changing = [
                     background.create_task(_load(registry, lying, watch)),
                     background.create_task(registry.reconcile_forever()),
-                    background.create_task(guard.run()),
+                    background.create_task(golden_monitor.run()),
                 ]
                 log.info("listening", extra={"port": state.port, "http_port": state.http_port})
                 try:
@@ -278,11 +253,11 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                     state.accepting = False
                     health.stop()
                     stopping.set()
-                    stop_loading.set()
+                    loader.stop()
                     for task in changing:
                         task.cancel()
                     await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
-                    rollout.stop()
+                    watcher.stop()
                     await registry.unload_all()
                     if regions is not None:
                         regions.unregister()
@@ -294,7 +269,7 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
                         host.stop()
                     for task in watching:
                         task.cancel()
-                    await _loaded(loader)
+                    await wait_until_idle(loading)
     except BaseExceptionGroup as group:  # of the body and the background tasks; mostly it is one
         cannot_serve, others = group.split(CannotServe)
         if cannot_serve is not None and others is None:
@@ -302,26 +277,6 @@ async def running(settings: Settings, *, load: Load = load) -> AsyncIterator[Run
         if len(group.exceptions) == 1:
             raise group.exceptions[0] from None
         raise
-
-
-@contextmanager
-def _loader() -> Iterator[ThreadPoolExecutor]:
-    """The thread that loads. It is not waited for at the end: that would stop the loop, for as long
-    as a large network takes, and for ever where a library hangs."""
-    loader = ThreadPoolExecutor(1, LOADER)
-    try:
-        yield loader
-    finally:
-        loader.shutdown(wait=False, cancel_futures=True)
-
-
-async def _loaded(loader: ThreadPoolExecutor) -> None:
-    """Gives what is being loaded a moment to see that it is not wanted any more."""
-    try:
-        async with asyncio.timeout(LOAD_ENDS_S):
-            await asyncio.wrap_future(loader.submit(int))  # behind it
-    except TimeoutError:
-        log.warning("load_left_behind", extra={"seconds": LOAD_ENDS_S})
 
 
 class HttpServer(uvicorn.Server):

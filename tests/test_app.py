@@ -7,8 +7,7 @@ import json
 import signal
 import socket
 import sys
-import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -22,14 +21,16 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from PIL import Image
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import CannotServe, Load, Running, running
+from server.app import CannotServe, Running, running
 from server.errors import DeviceLost, EngineFailure
-from server.models.loader import LoadedEngine
+from server.models.loader import LoadedEngine, Loader
 from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion, Manifest
 from server.settings import Settings
 from tests.support.serving import (
     SERVICE,
+    FakeLoader,
+    HeldLoader,
     Mirror,
     Mirrors,
     Served,
@@ -64,13 +65,13 @@ class Stoppable(NamedTuple):
 
 
 @asynccontextmanager
-async def stoppable(repo: Path, load: Load, **options: Any) -> AsyncIterator[Stoppable]:
+async def stoppable(repo: Path, loader: Loader, **options: Any) -> AsyncIterator[Stoppable]:
     stop = asyncio.Event()
     started: asyncio.Future[Running] = asyncio.get_running_loop().create_future()
     usual: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": 0}
 
     async def run() -> None:
-        async with running(Settings(repo=repo, **usual | options), load=load) as server:
+        async with running(Settings(repo=repo, **usual | options), loader=loader) as server:
             started.set_result(server)
             await stop.wait()
 
@@ -166,16 +167,10 @@ async def test_who_is_not_answered_in_the_grace_is_told_to_go_elsewhere(
 
 async def test_stopping_does_not_wait_until_all_is_loaded(tmp_path: Path) -> None:
     publish(tmp_path)
-    entered = threading.Event()
-
-    def slow(version: VersionEntry, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
-        entered.set()
-        stopping.wait()
-        raise InvalidVersion("the server is stopping")
-
-    async with stoppable(tmp_path, slow, grace_s=60) as (served, stop, task):
+    loader = HeldLoader(Mirror)
+    async with stoppable(tmp_path, loader, grace_s=60) as (served, stop, task):
         assert (await get(served.http + "/readyz")).status_code == 503
-        await asyncio.to_thread(entered.wait)
+        await asyncio.to_thread(loader.entered.wait)
         stop.set()
         await task
 
@@ -203,10 +198,11 @@ async def test_a_server_without_a_sound_model_ends_with_every_reason(tmp_path: P
     publish(tmp_path, "other")
     (tmp_path / "tiny/2/golden.npz").unlink()
 
-    def refuse(version: VersionEntry, **options: Any) -> LoadedEngine:
-        raise InvalidVersion("it is for another machine")
+    class Refusing(FakeLoader):
+        def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
+            raise InvalidVersion("it is for another machine")
 
-    assert await cannot_serve(settings(tmp_path), load=refuse) == (
+    assert await cannot_serve(settings(tmp_path), loader=Refusing(Mirror)) == (
         "no model could be loaded: other version 1: it is for another machine; "
         "tiny version 2: golden.npz is missing; tiny version 1: it is for another machine"
     )
@@ -244,7 +240,7 @@ async def test_a_mistake_of_ours_in_the_background_ends_the_server(tmp_path: Pat
 
     made: Any = Odd
     with pytest.raises(RuntimeError, match="a part is missing"):
-        async with running(settings(tmp_path), load=loading(made)):
+        async with running(settings(tmp_path), loader=loading(made)):
             await asyncio.Event().wait()
 
 
@@ -263,16 +259,11 @@ async def test_health_and_readiness_over_http(tmp_path: Path) -> None:
     publish(tmp_path)
     publish(tmp_path, "other")
     (tmp_path / "other/1/labels.txt").write_text("")
-    gate = threading.Event()
-
-    def gated(*arguments: Any, **options: Any) -> LoadedEngine:
-        gate.wait()
-        return loading(Mirror)(*arguments, **options)
-
-    async with serve(tmp_path, load=gated, wait=False) as served:
+    loader = HeldLoader(Mirror)
+    async with serve(tmp_path, load=loader, wait=False) as served:
         alive = await get(served.http + "/healthz")
         early = await get(served.http + "/readyz")
-        gate.set()
+        loader.gate.set()
         await until(served.channel, "", HealthCheckResponse.SERVING)
         late = await get(served.http + "/readyz")
         unknown = await get(served.http + "/models")
@@ -355,7 +346,7 @@ async def event(started: asyncio.subprocess.Process, name: str) -> dict[str, Any
 async def test_a_server_ends_in_order_when_its_terminal_goes(tmp_path: Path) -> None:
     publish(tmp_path)
     async with process("--repo", str(tmp_path)) as server:
-        await event(server, "model_ready")
+        await event(server, "version_loaded")
         server.send_signal(signal.SIGHUP)
         assert (await event(server, "stopping"))["signal"] == "SIGHUP"
         assert await server.wait() == 0
@@ -376,7 +367,7 @@ async def test_sigterm_lets_accepted_calls_finish_and_ends_with_status_0(tmp_pat
     arguments = ("--repo", str(tmp_path), "--decode-threads=1", "--grace-s=60")
     async with process(*arguments, CONVSERVE_LOG_LEVEL="debug") as server:
         listening = await event(server, "listening")
-        await event(server, "model_ready")
+        await event(server, "version_loaded")
         target, http = (f"127.0.0.1:{listening[name]}" for name in ("port", "http_port"))
         async with grpc.aio.insecure_channel(target) as channel:
             unary: Any = channel.unary_unary
@@ -404,9 +395,10 @@ async def test_an_interrupt_while_models_load_ends_with_status_0(tmp_path: Path)
 
 HANGING = """
 import sys, threading
-from server import __main__, app
+from server import __main__
+from server.models.loader import EngineLoader
 
-app.running.__wrapped__.__kwdefaults__["load"] = lambda *_, **__: threading.Event().wait()
+EngineLoader.load = lambda *_: threading.Event().wait()
 sys.exit(__main__.main())
 """
 
@@ -418,7 +410,7 @@ async def test_a_server_ends_though_what_it_loads_hangs(tmp_path: Path) -> None:
         await event(server, "listening")
         server.send_signal(signal.SIGTERM)
         await event(server, "stopping")
-        await event(server, "load_left_behind")
+        await event(server, "load_still_running_at_exit")
         await event(server, "stopped")
         assert await server.wait() == 0
 

@@ -18,7 +18,8 @@ from server.engines.base import Outputs
 from server.errors import InvalidInput
 from server.images.decode import batch_from_pixels, decode, from_pixels
 from server.images.input_spec import InputSpec, Pixels
-from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
+from server.models.registry import ModelRegistry
+from server.models.version import LoadedModel, ModelVersion
 from server.scheduling.base import PRIORITIES
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, Overloaded
 from server.execution.pending_request import ExecutionResult
 from server.images.input_spec import ImageLimits, Pixels
-from server.models.registry import LoadedModel
+from server.models.version import LoadedModel
 from server.telemetry.clock import clock
 
 REQUEST_ID_LIMIT = 128

@@ -1,8 +1,7 @@
-"""Looks after the versions that answer: are they as good as the ones before, and still right?
+"""Repeats golden checks while the server runs, and watches versions during their bake time.
 
-A version on probation is held to its objective; every version is asked its golden inputs again from
-time to time, through the same queue as callers' images. Memory and processors do go bad, and an
-engine whose answers have changed must not answer.
+Memory and processors can fail. An engine whose golden answers have changed must not serve. The
+golden inputs wait in the same queue as other requests.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from concurrent.futures import Executor
 from server.engines import golden_check as golden
 from server.engines.base import Outputs
 from server.errors import ServingError
-from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
+from server.models.registry import ModelRegistry
+from server.models.version import LoadedModel, ModelVersion
 from server.repository import reader
 from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion
@@ -24,70 +24,70 @@ from server.telemetry.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-TICK_S = 0.5
+CHECK_INTERVAL_S = 0.5  # of the bake times
 
 
 class GoldenMonitor:
-    """`run` is run by whoever owns it and ends when cancelled; files are read by the `reader`.
+    """Checks every serving version each `golden_interval_s`, or never if that is 0.
 
-    Golden inputs are asked again every `golden_interval_s`; 0 never does.
+    The owner runs `run` in a task and cancels it. Files are read on the `file_thread`.
     """
 
     def __init__(
-        self, registry: ModelRegistry, metrics: Metrics, reader: Executor, golden_interval_s: float
+        self,
+        registry: ModelRegistry,
+        metrics: Metrics,
+        file_thread: Executor,
+        golden_interval_s: float,
     ) -> None:
         self._registry = registry
         self._metrics = metrics
-        self._reader = reader
+        self._file_thread = file_thread
         self._interval_s = golden_interval_s
 
     async def run(self) -> None:
         due_s = clock() + self._interval_s
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
             self._registry.check_bake_times(clock())
             if self._interval_s and clock() >= due_s:
-                for status in self._registry.versions():
-                    if status.ready_model is not None:
-                        await self.ask_again(status, status.ready_model)
+                for version in self._registry.versions():
+                    if version.ready_model is not None:
+                        await self.check(version, version.ready_model)
                 due_s = clock() + self._interval_s
 
-    async def ask_again(self, status: ModelVersion, ready: LoadedModel) -> None:
-        """Has a version answer its golden inputs, and given up where it is wrong."""
+    async def check(self, version: ModelVersion, model: LoadedModel) -> None:
+        """Runs the golden inputs; rolls the version back if the answers are wrong."""
         loop = asyncio.get_running_loop()
         try:
-            truth = await loop.run_in_executor(self._reader, _golden_of, status.found)
-            outputs = await _answers(ready, truth)
+            truth = await loop.run_in_executor(self._file_thread, _read_golden, version.published)
+            outputs = await _run(model, truth)
             await loop.run_in_executor(
-                self._reader, golden.compare, outputs, truth, ready.record.precision
+                self._file_thread, golden.compare, outputs, truth, model.record.precision
             )
         except golden.GoldenMismatch as error:
             outcome = "failed"
-            reason = f"its golden inputs, run again, got other answers: {error}"
-            self._registry.roll_back(status, reason, "golden_drift", wrong=True)
-        except (
-            InvalidVersion,
-            ServingError,
-        ) as error:  # its files are gone, or there is no time for it
+            reason = f"a repeated golden check failed: {error}"
+            self._registry.roll_back(version, reason, "golden_drift", stop_now=True)
+        except (InvalidVersion, ServingError) as error:  # files are gone, or the queue is full
             outcome = "skipped"
-            named = {"model": status.model_name, "version": status.number}
-            log.warning("golden_check_skipped", extra={**named, "reason": str(error)})
+            log.warning("golden_check_skipped", extra=version.log_fields(reason=str(error)))
         else:
             outcome = "passed"
-        self._metrics.golden_checks.labels(status.model_name, outcome).inc()
+        self._metrics.golden_checks.labels(version.model_name, outcome).inc()
 
 
-async def _answers(ready: LoadedModel, truth: Golden) -> Outputs:
-    """A batch at a time, so that callers are held up no longer than by each other."""
+async def _run(model: LoadedModel, truth: Golden) -> Outputs:
+    """Submits one batch at a time, so that other requests wait no longer than for each other."""
     parts = []
-    for first in range(0, len(truth.pixels), ready.engine.max_batch):
-        pixels = truth.pixels[first : first + ready.engine.max_batch]
-        parts.append((await ready.executor.submit(ready.key, pixels)).outputs)
+    for first in range(0, len(truth.pixels), model.engine.max_batch):
+        pixels = truth.pixels[first : first + model.engine.max_batch]
+        parts.append((await model.executor.submit(model.key, pixels)).outputs)
     return Outputs.concatenate(parts)
 
 
-def _golden_of(version: VersionEntry) -> Golden:
-    """The golden inputs and answers, if they are still those published. Raises Unsound."""
+def _read_golden(version: VersionEntry) -> Golden:
+    """The golden inputs and answers. Raises InvalidVersion if the file has changed."""
     assert version.manifest is not None
     reader.verify_file(version.folder, version.manifest.golden)
     return reader.read_golden(version.folder, version.manifest)

@@ -1,35 +1,33 @@
-"""From a published version to an engine that has proved itself on this machine.
+"""Loads a published version into an engine and checks the engine on this machine.
 
-Passport, hashes, engine, golden inputs, warm-up and profile, in that order; blocking, so the caller
-gives it a thread. Nothing is left behind when it fails.
+The steps: check the manifest, memory and checksums, create the engine, compare its answers with the
+golden ones, measure its latency profile, warm it up. A failure leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
 from server.engines import golden_check as golden
 from server.engines.base import (
+    Backend,
     CompileOptions,
     Engine,
-    Instance,
     Outputs,
     backend,
-    infer,
     instances_by_units,
 )
 from server.engines.record import engine_record
 from server.errors import EngineFailure
-from server.execution.device import profile_groups
 from server.models.memory_budget import check_memory
+from server.models.profile_cache import ProfileCache
 from server.repository import reader, writer
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
@@ -37,251 +35,228 @@ from server.scheduling.base import InstanceGroup
 
 log = logging.getLogger(__name__)
 
-# Which of the engines that fit this machine is taken: a GPU's first, nothing that computes nothing
-# where something computes; of a backend's, the fastest precision first.
-PREFERENCE = ("tensorrt", "inductor cuda", "openvino", "inductor", "null")
+# Order in which the engines of a version are tried: GPU backends first, the null backend last;
+# within a backend the fastest precision first.
+BACKEND_ORDER = ("tensorrt", "inductor cuda", "openvino", "inductor", "null")
+PRECISION_ORDER = ("fp16", "bf16", "fp32")
 
-# What compiles the graph that a version has, and for how many rows (to tune for, and at most) where
-# the version has no engine of its kind to tell.
-REBUILT = {"tensorrt": (64, 256), "openvino": (0, 8)}
+# Backends that can compile the graph of a published version, in the order of trial, with the batch
+# sizes to use if the version has no engine of this backend: tuned for (0: the maximum), maximum.
+REBUILD_BATCHES = {"tensorrt": (64, 256), "openvino": (0, 8)}
 
-FASTEST = ("fp16", "bf16", "fp32")
-
-PROFILE_RUNS = 3  # at least, of one size; and for so long:
-PROFILE_S = 0.01
+_REFUSALS = (InvalidVersion, golden.GoldenMismatch, EngineFailure)
 
 
 class LoadedEngine(NamedTuple):
-    """An engine that gave the golden answers on this machine, timed and warm."""
+    """An engine that passed its golden check on this machine, profiled and warmed up."""
 
     engine: Engine
     record: EngineRecord
     groups: list[InstanceGroup]
     labels: tuple[str, ...]
-    passed_over: str = ""  # the better engines of the version, and why they do not serve
+    skipped_engines: str = ""  # better engines of the version, and why they don't run here
 
 
-class Profiles:
-    """The groups of the engines that were timed here. Used on the loader's thread only.
+class Loader(Protocol):
+    """Turns published versions into engines."""
 
-    What computes the same with other weights takes as long. So a new version of a model is not
-    timed beside the calls that the one before answers: it would seem slower than it is, for good.
+    def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
+        """Loads the best engine of a version. Blocks.
+
+        Calls `on_checking` when an engine is created and its golden check begins.
+        Raises InvalidVersion.
+        """
+
+    def stop(self) -> None:
+        """Ends a load in progress as soon as the backend allows it. Called from another thread."""
+
+
+class EngineLoader:
+    """Loader of the server: takes the first engine of a version that works on this machine.
+
+    Used on one thread at a time; only `stop` may be called from another one.
     """
 
-    def __init__(self) -> None:
-        self._known: dict[Hashable, list[InstanceGroup]] = {}
+    def __init__(self, *, only_backend: str = "", threads: int, rebuild: bool = False) -> None:
+        """`only_backend` is empty for any backend; `threads` is for CPU engines.
 
-    def groups(
-        self, engine: Engine, manifest: Manifest, record: EngineRecord
-    ) -> list[InstanceGroup]:
-        kinds = tuple((group[0].units, len(group)) for group in instances_by_units(engine))
-        work = (
-            *(manifest.architecture, manifest.parameters, manifest.classes, manifest.top_k),
-            *(engine.instances[0].pixels.shape, kinds),
-            *(record.backend, record.backend_version, record.precision, record.hardware),
-            *(record.min_batch, record.opt_batch),
-        )
-        if work not in self._known:
-            self._known[work] = profile_groups(engine, _measure)
-        return self._known[work]
+        With `rebuild`, a version without a working engine gets one compiled from its graph.
+        """
+        self._only_backend = only_backend
+        self._threads = threads
+        self._rebuild_engines = rebuild
+        self._profiles = ProfileCache()
+        self._stopping = threading.Event()
 
+    def stop(self) -> None:
+        self._stopping.set()
 
-class _How(NamedTuple):
-    """What the loading of every engine of a version has in common."""
-
-    threads: int
-    stopping: threading.Event
-    checking: Callable[[], None]
-    profiles: Profiles
-
-
-def load(
-    version: VersionEntry,
-    *,
-    only: str,
-    threads: int,
-    stopping: threading.Event,
-    profiles: Profiles | None = None,
-    rebuild: bool = False,
-    checking: Callable[[], None] = lambda: None,
-) -> LoadedEngine:
-    """Loads the best engine of a version; `only` names a backend, or is empty for any.
-
-    Where none fits, and `rebuild` says so, one is compiled from the version's graph and added to
-    it. `checking` is called each time that an engine is made and about to be checked.
-    Raises Unsound with the reason in plain words: of the version, or of each of its engines.
-    Gives up soon after `stopping` is set, as far as the backend lets it.
-    """
-    manifest = version.manifest
-    if manifest is None:
-        raise InvalidVersion(version.reason)
-    how = _How(threads, stopping, checking, profiles or Profiles())
-    refusals = []
-    for record in sorted(manifest.engines, key=_preference):
-        if only and record.backend != only:
-            refusals.append(
-                f"{record.name}: it is for {record.backend}, and this server is to use {only} only"
-            )
-            continue
-        try:
-            loaded = _load(version, manifest, record, how)
-            if only or not refusals:
-                return loaded
-            return loaded._replace(passed_over="; ".join(refusals))
-        except (InvalidVersion, golden.GoldenMismatch, EngineFailure) as error:
-            refusals.append(_passed_over(version, record.name, error))
-    if rebuild:
-        for name in REBUILT:
+    def load(
+        self, version: VersionEntry, on_checking: Callable[[], None] = lambda: None
+    ) -> LoadedEngine:
+        """See `Loader.load`. The message of InvalidVersion has a reason for each engine."""
+        manifest = version.manifest
+        if manifest is None:
+            raise InvalidVersion(version.reason)
+        refusals: list[str] = []
+        for record in sorted(manifest.engines, key=preference):
+            if self._only_backend and record.backend != self._only_backend:
+                refusals.append(f"{record.name}: {self._only()}")
+                continue
             try:
-                return _rebuilt(version, manifest, name, only, how)
-            except (InvalidVersion, golden.GoldenMismatch, EngineFailure, OSError) as error:
-                refusals.append(_passed_over(version, f"a new one of {name}", error))
-    raise InvalidVersion("; ".join(refusals))
+                loaded = self._load_engine(version, manifest, record, on_checking)
+            except _REFUSALS as error:
+                refusals.append(_skipped(version, record.name, error))
+            else:
+                skipped = "" if self._only_backend else "; ".join(refusals)
+                return loaded._replace(skipped_engines=skipped)
+        if self._rebuild_engines:
+            for name in REBUILD_BATCHES:
+                try:
+                    return self._rebuild(version, manifest, name, on_checking)
+                except (*_REFUSALS, OSError) as error:
+                    refusals.append(_skipped(version, f"rebuilt {name} engine", error))
+        raise InvalidVersion("; ".join(refusals))
+
+    def _load_engine(
+        self,
+        version: VersionEntry,
+        manifest: Manifest,
+        record: EngineRecord,
+        on_checking: Callable[[], None],
+    ) -> LoadedEngine:
+        self._check_stopping()
+        try:
+            chosen = backend(record.backend)
+        except ValueError as error:
+            raise InvalidVersion(str(error)) from None
+        except ImportError as error:
+            raise _not_installed(record.backend, error) from None
+        if reason := chosen.incompatibility(record):
+            raise InvalidVersion(reason)
+        if record.precision not in golden.MAX_DEVIATION:
+            known = ", ".join(golden.MAX_DEVIATION)
+            raise InvalidVersion(f"precision {record.precision!r} is unknown; {known} are allowed")
+        reader.verify_files(version.folder, manifest, record)
+        return self._check_engine(version.folder, version, manifest, record, on_checking)[0]
+
+    def _rebuild(
+        self,
+        version: VersionEntry,
+        manifest: Manifest,
+        name: str,
+        on_checking: Callable[[], None],
+    ) -> LoadedEngine:
+        """Compiles an engine from the version's graph, checks it, and adds it to the version."""
+        self._check_stopping()
+        if self._only_backend and name != self._only_backend:
+            raise InvalidVersion(self._only())
+        try:
+            chosen = backend(name)
+            chosen.version()
+        except ImportError as error:
+            raise _not_installed(name, error) from None
+        if chosen.hardware() == "none":
+            raise InvalidVersion(f"this machine has no hardware for {name}")
+        options = _compile_options(chosen, manifest, name)
+        extra = {"model": version.model, "version": version.version, "backend": name}
+        log.info("engine_rebuild_started", extra=extra)
+        root = version.folder.parent.parent
+        with writer.staging(root, version.model) as staged:
+            reader.verify_files(version.folder, msgspec.structs.replace(manifest, engines=()))
+            compiled = chosen.compile(version.folder / manifest.onnx.name, staged, options)
+            record = engine_record(staged, name, compiled, options, deviation={})
+            if reason := chosen.incompatibility(record):
+                raise InvalidVersion(reason)
+            loaded, deviation = self._check_engine(staged, version, manifest, record, on_checking)
+            record = msgspec.structs.replace(record, deviation=deviation)
+            try:
+                writer.add_engine(root, staged, manifest, record)
+            except BaseException:
+                loaded.engine.close()
+                raise
+        return loaded._replace(record=record)
+
+    def _check_engine(
+        self,
+        folder: Path,
+        version: VersionEntry,
+        manifest: Manifest,
+        record: EngineRecord,
+        on_checking: Callable[[], None],
+    ) -> tuple[LoadedEngine, dict[str, float]]:
+        """Creates the engine in `folder` and checks it. Also returns the golden check's result."""
+        contents = reader.open_version(version.folder, manifest)
+        row = manifest.input.spec().shape
+        self._check_stopping()
+        check_memory(record, row, self._threads)
+        engine = backend(record.backend).load(folder, record, row, threads=self._threads)
+        try:
+            self._check_stopping()
+            on_checking()
+            deviation = golden.check(engine, contents.golden, record.precision)
+            groups = self._profiles.instance_groups(engine, manifest, record)
+            self._warm_up(engine)
+        except BaseException:
+            engine.close()
+            raise
+        return LoadedEngine(engine, record, groups, contents.labels), deviation
+
+    def _warm_up(self, engine: Engine) -> None:
+        """Runs every batch size once on every instance: the first run prepares its kernels.
+
+        The instances of a group run in parallel, so that each of the threads behind them runs.
+        """
+        sizes = sorted({engine.computed_rows(rows) for rows in range(1, engine.max_batch + 1)})
+        for group in instances_by_units(engine):
+            for rows in sizes:
+                self._check_stopping()
+                finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
+                for instance in group:
+                    instance.start(rows, finished.put)
+                for _ in group:
+                    outcome = finished.get()
+                    if isinstance(outcome, Exception):
+                        raise outcome
+
+    def _check_stopping(self) -> None:
+        if self._stopping.is_set():
+            raise InvalidVersion("the server is stopping")
+
+    def _only(self) -> str:
+        return f"this server uses only {self._only_backend} engines"
 
 
-def _passed_over(version: VersionEntry, engine: str, error: Exception) -> str:
-    log.warning(
-        "engine_passed_over",
-        extra={
-            "model": version.model,
-            "version": version.version,
-            "engine": engine,
-            "reason": str(error),
-        },
-    )
-    return f"{engine}: {error}"
+def _not_installed(name: str, error: ImportError) -> InvalidVersion:
+    return InvalidVersion(f"the library of {name} is not installed here ({error})")
 
 
-def _rebuilt(
-    version: VersionEntry,
-    manifest: Manifest,
-    name: str,
-    only: str,
-    how: _How,
-) -> LoadedEngine:
-    """An engine for this machine, from the version's graph; added to the version once it has
-    proved itself."""
-    _go_on(how)
-    if only and name != only:
-        raise InvalidVersion(f"this server is to use {only} only")
-    try:
-        chosen = backend(name)
-        chosen.version()
-    except ImportError as error:
-        raise InvalidVersion(f"the library of {name} is not installed here ({error})") from None
-    if chosen.hardware() == "none":
-        raise InvalidVersion("this machine has nothing that it runs on")
-    opt_batch, max_batch = REBUILT[name]
+def _compile_options(chosen: Backend, manifest: Manifest, name: str) -> CompileOptions:
+    """The machine's best precision; batch sizes of the version's engine of this backend."""
+    opt_batch, max_batch = REBUILD_BATCHES[name]
     for record in manifest.engines:
         if record.backend == name:
             opt_batch, max_batch = record.opt_batch, record.max_batch
-    target = CompileOptions(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
-    log.info("rebuilding", extra={"model": version.model, "version": version.version, "to": name})
-    root = version.folder.parent.parent
-    with writer.staging(root, version.model) as staged:
-        onnx = version.folder / manifest.onnx.name
-        reader.verify_files(version.folder, msgspec.structs.replace(manifest, engines=()))
-        compiled = chosen.compile(onnx, staged, target)
-        record = engine_record(staged, name, compiled, target, deviation={})
-        if reason := chosen.incompatibility(record):
-            raise InvalidVersion(reason)
-        loaded, deviation = _proved(staged, version, manifest, record, how)
-        record = msgspec.structs.replace(record, deviation=deviation)
-        try:
-            writer.add_engine(root, staged, manifest, record)
-        except BaseException:
-            loaded.engine.close()
-            raise
-    return loaded._replace(record=record)
+    return CompileOptions(chosen.best_precision(), max_batch=max_batch, opt_batch=opt_batch)
 
 
-def _load(
-    version: VersionEntry,
-    manifest: Manifest,
-    record: EngineRecord,
-    how: _How,
-) -> LoadedEngine:
-    _go_on(how)
-    try:
-        chosen = backend(record.backend)
-    except ValueError as error:
-        raise InvalidVersion(str(error)) from None
-    except ImportError as error:
-        raise InvalidVersion(
-            f"the library of {record.backend} is not installed here ({error})"
-        ) from None
-    if reason := chosen.incompatibility(record):
-        raise InvalidVersion(reason)
-    if record.precision not in golden.MAX_DEVIATION:
-        raise InvalidVersion(f"nothing is known of precision {record.precision!r}")
-    reader.verify_files(version.folder, manifest, record)
-    return _proved(version.folder, version, manifest, record, how)[0]
+def _skipped(version: VersionEntry, engine: str, error: Exception) -> str:
+    extra = {
+        "model": version.model,
+        "version": version.version,
+        "engine": engine,
+        "reason": str(error),
+    }
+    log.warning("engine_skipped", extra=extra)
+    return f"{engine}: {error}"
 
 
-def _proved(
-    folder: Path,
-    version: VersionEntry,
-    manifest: Manifest,
-    record: EngineRecord,
-    how: _How,
-) -> tuple[LoadedEngine, dict[str, float]]:
-    """The engine whose files lie in `folder`, and its deviations as golden.check finds them."""
-    contents = reader.open_version(version.folder, manifest)
-    row = manifest.input.spec().shape
-    _go_on(how)
-    check_memory(record, row, how.threads)
-    engine = backend(record.backend).load(folder, record, row, threads=how.threads)
-    try:
-        _go_on(how)
-        how.checking()
-        deviation = golden.check(engine, contents.golden, record.precision)
-        groups = how.profiles.groups(engine, manifest, record)
-        _warm(engine, how)
-    except BaseException:
-        engine.close()
-        raise
-    return LoadedEngine(engine, record, groups, contents.labels), deviation
-
-
-def _go_on(how: _How) -> None:
-    if how.stopping.is_set():
-        raise InvalidVersion("the server is stopping")
-
-
-def _warm(engine: Engine, how: _How) -> None:
-    """Runs every instance at every size it computes once: the first time prepares its kernels.
-
-    Instances of a kind run side by side, so that each of the threads behind them gets its turn.
-    """
-    sizes = sorted({engine.computed_rows(rows) for rows in range(1, engine.max_batch + 1)})
-    for group in instances_by_units(engine):
-        for rows in sizes:
-            _go_on(how)
-            finished: SimpleQueue[Outputs | Exception] = SimpleQueue()
-            for instance in group:
-                instance.start(rows, finished.put)
-            for _ in group:
-                outcome = finished.get()
-                if isinstance(outcome, Exception):
-                    raise outcome
-
-
-def _measure(instance: Instance, rows: int) -> float:
-    """Seconds of a warm batch of `rows`, the best of a few: the profile is a floor, see
-    `schedule.Latency`, and a hiccup while loading must not raise it for good."""
-    infer(instance, instance.pixels[:rows])
-    seconds: list[float] = []
-    while len(seconds) < PROFILE_RUNS or sum(seconds) < PROFILE_S:
-        began = time.perf_counter()
-        infer(instance, instance.pixels[:rows])
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
-
-
-def _preference(record: EngineRecord) -> tuple[int, int]:
+def preference(record: EngineRecord) -> tuple[int, int]:
+    """Sort key of an engine: the engine to try first has the smallest."""
     kind = record.backend + (" cuda" if record.hardware.startswith("cuda") else "")
-    return _place(kind, PREFERENCE), _place(record.precision, FASTEST)
+    return _rank(kind, BACKEND_ORDER), _rank(record.precision, PRECISION_ORDER)
 
 
-def _place(name: str, order: Sequence[str]) -> int:
+def _rank(name: str, order: Sequence[str]) -> int:
+    """Position in the order; unknown names come last."""
     return order.index(name) if name in order else len(order)

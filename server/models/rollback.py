@@ -1,53 +1,53 @@
-"""Whether a version that has just begun to answer is worse than the one before it.
+"""Decides whether a new version is worse than the version it replaced.
 
-It has its golden answers by then; what is left to go wrong shows under real calls only. A version
-is given up where its engine fails, or where it breaks its latency objective and the one before kept
-to it: where both break it, it is the load that does.
+A version answers only after its golden check, so the remaining faults appear under real requests.
+During bake time a version is rolled back if a batch fails, or if it misses its latency objective
+while the previous version met it. If both miss it, the cause is load, not the version.
 
-Pure: it is told what was counted, and the time.
+Pure: counts and the time are passed in.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-CALLS = 20  # fewer say nothing of how slow a version is
-LATE = 0.1  # share of calls later than the objective that breaks it
-KEPT = 0.05  # share up to which it is kept
+MIN_REQUESTS = 20  # with fewer requests the late ratio says nothing
+MAX_LATE_RATIO = 0.1  # above this a version misses its objective
+MAX_PREVIOUS_LATE_RATIO = 0.05  # up to this the previous version met its objective
 
 
 @dataclass(frozen=True, slots=True)
-class CallCounts:
-    """What was counted of a version's calls."""
+class RequestCounts:
+    """Requests that a version answered since it was loaded."""
 
-    calls: int = 0  # answered
-    late: int = 0  # of those, later than the objective
+    total: int = 0
+    late: int = 0  # of the total, answered later than the latency objective
 
     @property
-    def late_share(self) -> float:
-        return self.late / self.calls if self.calls else 0.0
+    def late_ratio(self) -> float:
+        return self.late / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class RollbackPolicy:
-    """The time in which a version can be sent back."""
+    """Bake time of one version: when it ends and what it is compared with."""
 
-    ends_s: float  # on the clock that `over` is asked by
+    ends_s: float  # on the clock that `has_ended` gets
     objective_s: float
-    before: CallCounts | None = (
-        None  # of the version it took the place of; None where there is none
-    )
+    previous: RequestCounts | None = None  # of the replaced version; None if there was none
 
-    def over(self, now_s: float) -> bool:
+    def has_ended(self, now_s: float) -> bool:
         return now_s >= self.ends_s
 
-    def objection(self, record: CallCounts) -> str:
-        """Why a version of which so much was counted is to be given up; empty where it isn't."""
-        if self.before is None or self.before.calls < CALLS or record.calls < CALLS:
+    def violation(self, counts: RequestCounts) -> str:
+        """Why a version with these counts must be rolled back; empty if it may stay."""
+        previous = self.previous
+        if previous is None or previous.total < MIN_REQUESTS or counts.total < MIN_REQUESTS:
             return ""
-        if record.late_share <= LATE or self.before.late_share > KEPT:
+        if counts.late_ratio <= MAX_LATE_RATIO or previous.late_ratio > MAX_PREVIOUS_LATE_RATIO:
             return ""
         return (
-            f"{record.late_share:.0%} of {record.calls} answers were later than its objective, "
-            f"{self.objective_s * 1e3:g} ms; {self.before.late_share:.0%} were of the one before"
+            f"{counts.late_ratio:.0%} of {counts.total} requests missed the latency objective of "
+            f"{self.objective_s * 1e3:g} ms; with the previous version {previous.late_ratio:.0%} "
+            "missed it"
         )

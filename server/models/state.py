@@ -1,31 +1,30 @@
-"""The life of a version: where it stands, why, and where it may go from there.
+"""States of a model version and the transitions between them.
 
     UNAVAILABLE -> LOADING -> CHECKING -> READY -> DRAINING -> UNLOADED -> LOADING ...
                                             ^---------'
-    From anywhere it may go to FAILED, and from there it may be looked at anew.
+    Every state can go to FAILED. A failed version that is tried again goes to UNAVAILABLE.
 
-Pure: it is told what happened and refuses what can't have.
+Pure: no clock, no I/O.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
 
 
 class State(enum.Enum):
-    """Where a version stands; the names are those of convserve.v1.Model.State."""
+    """State of a version. The names are those of convserve.v1.Model.State."""
 
-    UNAVAILABLE = enum.auto()  # known, and not loaded
-    LOADING = enum.auto()  # its files are compared and its engine is made
-    CHECKING = enum.auto()  # the engine answers golden inputs, is timed and warmed up
-    READY = enum.auto()  # it answers calls
-    DRAINING = enum.auto()  # it takes no new calls; those it has are finished
-    UNLOADED = enum.auto()  # it answered once; its engine is closed
-    FAILED = enum.auto()  # it can't be used, and the reason says why
+    UNAVAILABLE = enum.auto()  # known but not loaded
+    LOADING = enum.auto()  # checksums are compared and the engine is created
+    CHECKING = enum.auto()  # the engine runs the golden inputs, is profiled and warmed up
+    READY = enum.auto()  # accepts requests
+    DRAINING = enum.auto()  # accepts no new requests and finishes those it has
+    UNLOADED = enum.auto()  # was ready before; its engine is closed
+    FAILED = enum.auto()  # can't be used; the reason says why
 
 
-NEXT: dict[State, frozenset[State]] = {
+TRANSITIONS: dict[State, frozenset[State]] = {
     State.UNAVAILABLE: frozenset({State.LOADING, State.FAILED}),
     State.LOADING: frozenset({State.CHECKING, State.READY, State.FAILED}),
     State.CHECKING: frozenset({State.READY, State.FAILED}),
@@ -37,27 +36,24 @@ NEXT: dict[State, frozenset[State]] = {
 
 
 class VersionState:
-    """One version's state. `told` hears of every change, after it: the life, and the old state."""
+    """Current state of a version and the reason for it. Rejects impossible transitions."""
 
-    __slots__ = ("_told", "reason", "state")
+    __slots__ = ("reason", "state")
 
-    def __init__(
-        self, reason: str = "", told: Callable[[VersionState, State], None] = lambda life, old: None
-    ) -> None:
+    def __init__(self, reason: str = "") -> None:
         self.state = State.UNAVAILABLE
-        self.reason = reason  # in plain words; empty where the state says it all
-        self._told = told
+        self.reason = reason  # plain words; empty if the state needs no explanation
 
-    def to(self, state: State, reason: str = "") -> None:
-        """Goes on to `state`. Staying there with another reason is allowed, and no change.
+    def move_to(self, state: State, reason: str = "") -> bool:
+        """Sets state and reason. Returns whether the state changed; the reason alone may change.
 
-        Raises RuntimeError where there is no such way, ValueError for FAILED without a reason.
+        Raises RuntimeError if the transition is not allowed, ValueError for FAILED without a
+        reason.
         """
         old = self.state
-        if state is not old and state not in NEXT[old]:
-            raise RuntimeError(f"a version that is {old.name} can't become {state.name}")
+        if state is not old and state not in TRANSITIONS[old]:
+            raise RuntimeError(f"a version can't go from {old.name} to {state.name}")
         if state is State.FAILED and not reason:
-            raise ValueError("a version fails for a reason")
+            raise ValueError("FAILED needs a reason")
         self.state, self.reason = state, reason
-        if state is not old:
-            self._told(self, old)
+        return state is not old

@@ -1,4 +1,4 @@
-"""Follows the repository: tells the registry what lies there, when it changes or somebody asks."""
+"""Watches the repository and updates the registry when it changes, or when a client asks."""
 
 from __future__ import annotations
 
@@ -19,106 +19,117 @@ from server.telemetry.clock import clock
 
 log = logging.getLogger(__name__)
 
-# However it is with notifications (network file systems give none), we look again after so long.
-RESCAN_S = 10.0
-TURN_S = 0.5  # of the watcher: what changed before it began is seen after its first
-STEP_MS = 100  # what changes within this is one change
+RESCAN_S = 10.0  # network file systems send no notifications, so the repository is read regularly
+WATCH_TIMEOUT_S = 0.5  # changes from before the watch began are seen after the first timeout
+STEP_MS = 100  # changes within this time are one change
 DEBOUNCE_MS = 500
 
-UNREADABLE = "repository_unreadable"
+REPOSITORY_UNREADABLE = "repository_unreadable"
 
 
 class RepositoryWatcher:
-    """Brings a registry in line with a repository. The `reader` looks at the files.
+    """Keeps the registry in line with a repository.
 
-    `serves` says which models are the server's business.
+    Files are read on the `file_thread`. `is_served` tells which models this server may serve
+    without a client's request.
     """
 
     def __init__(
-        self, root: Path, registry: ModelRegistry, reader: Executor, serves: Callable[[str], bool]
+        self,
+        root: Path,
+        registry: ModelRegistry,
+        file_thread: Executor,
+        is_served: Callable[[str], bool],
     ) -> None:
         self._root = root
         self._registry = registry
-        self._reader = reader
-        self._serves = serves
-        self._told: set[str] = set()  # what was logged of the repository already
-        self._asked: dict[str, object] = {}  # the latest request to load each model, not begun yet
-        self._working: set[asyncio.Task[None]] = set()  # at what callers have asked for
+        self._file_thread = file_thread
+        self._is_served = is_served
+        self._logged: set[str] = set()  # warnings about the repository that were logged
+        self._pending: dict[str, object] = {}  # the latest load request of each model, not begun
+        self._tasks: set[asyncio.Task[None]] = set()  # load and unload requests in progress
 
     async def watch(self) -> None:
-        """Serves what is published, for as long as it is not cancelled."""
+        """Syncs the registry after every change of the repository. Runs until it is cancelled."""
         async for _ in changes(self._root):
-            found = await self._look()
+            found = await self._read()
             if found is not None:
-                versions = [version for version in found.versions if self._serves(version.model)]
+                versions = [version for version in found.versions if self._is_served(version.model)]
                 await self._registry.sync(versions, found.configs)
 
     async def load(self, model: str) -> None:
-        """Serves a model as it lies there now. Goes on though the caller leaves. Raises as
-        `ModelRegistry.load` does."""
-        request = self._asked[model] = object()
-        await self._to_its_end(self._load(model, request))
+        """Loads a model as the repository holds it now. Goes on if the client disconnects.
+
+        Raises as `ModelRegistry.load` does.
+        """
+        request = self._pending[model] = object()
+        await self._finish(self._load(model, request))
 
     async def unload(self, model: str) -> None:
-        """Stops serving a model. Goes on though the caller leaves. Raises as `ModelRegistry.unload`
-        does."""
-        self._asked.pop(model, None)
-        await self._to_its_end(self._registry.unload(model))
+        """Unloads a model. Goes on if the client disconnects.
+
+        Raises as `ModelRegistry.unload` does.
+        """
+        self._pending.pop(model, None)
+        await self._finish(self._registry.unload(model))
 
     def stop(self) -> None:
-        """Lets go of what callers have asked for: nothing is served any more."""
-        for task in self._working:
+        """Cancels the clients' load and unload requests in progress."""
+        for task in self._tasks:
             task.cancel()
 
     async def _load(self, model: str, request: object) -> None:
-        found = await self._look() if MODEL_NAME.fullmatch(model) else None
-        if model not in self._asked:
-            raise ModelNotReady(f"model {model!r} was to be unloaded before it was loaded")
-        if self._asked[model] is request:
-            del self._asked[model]
+        found = await self._read() if MODEL_NAME.fullmatch(model) else None
+        if model not in self._pending:
+            raise ModelNotReady(f"an unload of model {model!r} came before its load had begun")
+        if self._pending[model] is request:
+            del self._pending[model]
         versions = found.versions if found is not None else []
-        plan = found.configs.get(model) if found is not None else None
-        mine = [version for version in versions if version.model == model]
-        await self._registry.load(model, mine, plan)
+        config = found.configs.get(model) if found is not None else None
+        own = [version for version in versions if version.model == model]
+        await self._registry.load(model, own, config)
 
-    async def _to_its_end(self, change: Coroutine[None, None, None]) -> None:
-        """A change of what is served that was cut off would leave versions in between for good."""
+    async def _finish(self, change: Coroutine[None, None, None]) -> None:
+        """Runs a change to its end. A change that is cut off would leave versions half loaded."""
         task = asyncio.ensure_future(change)
-        self._working.add(task)
-        task.add_done_callback(self._worked)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_finished)
         await asyncio.shield(task)
 
-    def _worked(self, task: asyncio.Task[None]) -> None:
-        self._working.discard(task)
+    def _on_finished(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.debug("not_changed", extra={"reason": str(error)})  # whoever waits is told
+            # The client gets the error too, if it is still there.
+            log.debug("load_request_failed", extra={"reason": str(error)})
 
-    async def _look(self) -> RepositoryContents | None:
-        """None where the repository can't be read: then all stays as it is."""
+    async def _read(self) -> RepositoryContents | None:
+        """The repository's content; None if it can't be read, so that nothing changes."""
         loop = asyncio.get_running_loop()
         try:
-            found = await loop.run_in_executor(self._reader, partial(list_contents, self._root))
+            found = await loop.run_in_executor(
+                self._file_thread, partial(list_contents, self._root)
+            )
         except OSError as error:
-            self._tell(UNREADABLE, str(self._root), str(error.strerror))
+            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror))
             return None
-        self._told = {told for told in self._told if not told.startswith(UNREADABLE)}
-        for stray in found.ignored:
-            self._tell("passed_over", str(stray.path), stray.reason)
+        self._logged = {one for one in self._logged if not one.startswith(REPOSITORY_UNREADABLE)}
+        for entry in found.ignored:
+            self._warn_once("entry_ignored", str(entry.path), entry.reason)
         return found
 
-    def _tell(self, event: str, path: str, reason: str) -> None:
-        """Logs something of the repository, once."""
-        if f"{event} {path} {reason}" not in self._told:
-            self._told.add(f"{event} {path} {reason}")
+    def _warn_once(self, event: str, path: str, reason: str) -> None:
+        key = f"{event} {path} {reason}"
+        if key not in self._logged:
+            self._logged.add(key)
             log.warning(event, extra={"path": path, "reason": reason})
 
 
 async def changes(root: Path) -> AsyncIterator[None]:
-    """Yields at once, soon after something changes under `root`, and every RESCAN_S anyhow."""
+    """Yields at once, soon after each change below `root`, and at least every RESCAN_S."""
     yield
 
-    def told(change: Change, path: str) -> bool:
-        """Not what writers are still at, which is hidden."""
+    def is_visible(change: Change, path: str) -> bool:
+        """Hidden files are ignored: writers have not finished them."""
         try:
             return not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
         except ValueError:
@@ -129,16 +140,18 @@ async def changes(root: Path) -> AsyncIterator[None]:
         try:
             async for changed in awatch(
                 root,
-                watch_filter=told,
+                watch_filter=is_visible,
                 step=STEP_MS,
                 debounce=DEBOUNCE_MS,
-                rust_timeout=round(TURN_S * 1e3),
+                rust_timeout=round(WATCH_TIMEOUT_S * 1e3),
                 yield_on_timeout=True,
             ):
                 if changed or clock() >= due_s:
                     yield
                     due_s = clock() + RESCAN_S
-        except (OSError, RuntimeError) as error:  # no watches left, the folder is away, ...
-            log.warning("watching_by_looking", extra={"path": str(root), "reason": str(error)})
+        except (OSError, RuntimeError) as error:  # too many watches, the folder is missing, ...
+            log.warning(
+                "watch_fell_back_to_polling", extra={"path": str(root), "reason": str(error)}
+            )
         await asyncio.sleep(RESCAN_S)
         yield

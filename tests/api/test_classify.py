@@ -32,6 +32,7 @@ from tests.support.serving import (
     MAX_BATCH,
     SERVICE,
     SHAPE,
+    HeldLoader,
     Mirror,
     Mirrors,
     Served,
@@ -342,16 +343,11 @@ async def test_an_unknown_model_or_version_is_not_found_and_told_what_there_is(
 
 async def test_health_of_models_and_the_whole_follows_the_truth(tmp_path: Path) -> None:
     publish(tmp_path)
-    gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
     mirrors = Mirrors()
     status = HealthCheckResponse
 
-    def held_load(*arguments: Any, **options: Any) -> Any:
-        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-        return loading(mirrors)(*arguments, **options)
-
-    async with serve(tmp_path, load=held_load, wait=False) as served:
+    loader = HeldLoader(mirrors)
+    async with serve(tmp_path, load=loader, wait=False) as served:
         stub: Any = health_pb2_grpc.HealthStub(served.channel)
         watches = [stub.Watch(HealthCheckRequest(service=name)) for name in ("", "tiny", "alien")]
         seen = [(await watch.read()).status for watch in watches]
@@ -360,7 +356,7 @@ async def test_health_of_models_and_the_whole_follows_the_truth(tmp_path: Path) 
         assert early.code() == StatusCode.UNAVAILABLE
         assert early.details() == "model 'tiny' version 1 is loading"
 
-        gate.set()
+        loader.gate.set()
         for watch in watches[:2]:
             assert (await watch.read()).status == status.SERVING
         for name in ("", CLASSIFIER.full_name, "inference.GRPCInferenceService", "tiny"):
@@ -372,21 +368,16 @@ async def test_health_of_models_and_the_whole_follows_the_truth(tmp_path: Path) 
 
 async def test_a_watcher_that_leaves_takes_no_other_along(tmp_path: Path) -> None:
     publish(tmp_path)
-    gate = asyncio.Event()
-    loop = asyncio.get_running_loop()
 
-    def held_load(*arguments: Any, **options: Any) -> Any:
-        asyncio.run_coroutine_threadsafe(gate.wait(), loop).result()
-        return loading(Mirror)(*arguments, **options)
-
-    async with serve(tmp_path, load=held_load, wait=False) as served:
+    loader = HeldLoader(Mirror)
+    async with serve(tmp_path, load=loader, wait=False) as served:
         stub: Any = health_pb2_grpc.HealthStub(served.channel)
         leaving, staying = (stub.Watch(HealthCheckRequest(service="tiny")) for _ in range(2))
         for watch in (leaving, staying):
             assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
         leaving.cancel()
         await served.call("ListModels", pb.ListModelsRequest())  # the cancellation came before it
-        gate.set()
+        loader.gate.set()
         assert (await staying.read()).status == HealthCheckResponse.SERVING
 
 

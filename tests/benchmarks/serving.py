@@ -40,7 +40,7 @@ from convserve_client.loadgen.images import picture
 from convserve_client.stubs import classify_pb2_grpc
 from server.api.stubs import classify_pb2 as pb
 from server.engines.base import instances_by_units
-from server.models import loader as loading
+from server.models.loader import EngineLoader
 from server.process.cores import available_cores
 from server.repository.contents import list_versions
 from tests.benchmarks.bare import keep_busy, newest_version
@@ -119,7 +119,7 @@ class Comparison:
 def bare_process(repo: Path, model: str) -> None:
     """Loads the engine, then answers each line that `BareEngine.measure` writes."""
     version = newest_version(repo, model)
-    loaded = loading.load(version, only="", threads=available_cores(), stopping=threading.Event())
+    loaded = EngineLoader(threads=available_cores()).load(version)
     groups = {group[0].units: group for group in instances_by_units(loaded.engine)}
     kinds = [{"units": units, "instances": len(group)} for units, group in groups.items()]
     assert version.manifest is not None

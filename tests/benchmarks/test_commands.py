@@ -28,7 +28,7 @@ from tests.benchmarks.serving import ROOT, Pairs, middle_half
 SERVER = ROOT / "server"
 # Run where a server starts, stops, loads or is scraped; not in the way of a call.
 NOT_OF_CALLS = (  # files and rooms below server/
-    *("__init__", "__main__", "app", "settings", "process/", "repository/", "models/"),
+    *("__init__", "__main__", "app", "cli", "settings", "process/", "repository/", "models/"),
     *("telemetry/", "api/stubs/"),
 )
 

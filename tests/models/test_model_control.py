@@ -1,10 +1,10 @@
-"""Where a server is told to, callers load and unload; and a server that is to end says so first."""
+"""With explicit model control, clients load and unload models; every change runs to its end."""
 
 from __future__ import annotations
 
 import asyncio
-import signal
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,14 @@ import grpc
 import httpx
 import pytest
 from grpc import StatusCode
-from grpc_health.v1 import health_pb2_grpc
-from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from tritonclient.utils import InferenceServerException
 
 from server.models.loader import LoadedEngine
 from server.repository.contents import VersionEntry
-from tests.models.test_watcher import once, states, under_load
 from tests.support import triton_clients as triton
 from tests.support.serving import (
+    FakeLoader,
+    HeldLoader,
     Mirror,
     Mirrors,
     Served,
@@ -28,16 +27,15 @@ from tests.support.serving import (
     publish,
     raw,
     serve,
-    until,
 )
-from tests.test_app import event, not_ready, process, stoppable
+from tests.support.versions import states, under_load, wait_for_states
 
 
 def client_of(served: Served) -> Any:
     return triton.aio.InferenceServerClient(served.target)
 
 
-async def test_a_caller_unloads_and_loads_a_model(tmp_path: Path) -> None:
+async def test_a_client_unloads_and_loads_a_model(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors()
     options: dict[str, Any] = {"model_control": "explicit", "bake_time_s": 0.0}
@@ -53,14 +51,16 @@ async def test_a_caller_unloads_and_loads_a_model(tmp_path: Path) -> None:
         (entry,) = (await client.get_model_repository_index()).models
         assert (entry.state, entry.reason) == (
             "UNAVAILABLE",
-            "UNLOADED: it is loaded by request only",
+            "UNLOADED: it is loaded only on request",
         )
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await served.classify(raw(1))
         assert caught.value.code() == StatusCode.UNAVAILABLE
         assert "version 1 is unloaded" in (caught.value.details() or "")
         publish(tmp_path)
-        assert await states(served) == {1: "UNLOADED"}  # nobody has looked
+        assert await states(served) == {
+            1: "UNLOADED"
+        }  # explicit control: nothing is loaded without a request
         await client.load_model("tiny")
         assert await client.is_model_ready("tiny")
         assert (await served.classify(raw(1))).version == 2
@@ -71,7 +71,7 @@ async def test_a_caller_unloads_and_loads_a_model(tmp_path: Path) -> None:
         assert (await served.classify(raw(1))).version == 3
 
 
-async def test_what_can_not_be_loaded_is_told_to_who_asked(tmp_path: Path) -> None:
+async def test_a_failed_load_returns_its_reason_to_the_client(tmp_path: Path) -> None:
     publish(tmp_path)
     async with (
         serve(tmp_path, model_control="explicit") as served,
@@ -94,7 +94,7 @@ async def test_what_can_not_be_loaded_is_told_to_who_asked(tmp_path: Path) -> No
         assert (await served.classify(raw(0))).version == 1
 
 
-async def test_only_the_models_named_are_loaded_until_the_others_are_asked_for(
+async def test_other_models_are_loaded_only_on_request(
     tmp_path: Path,
 ) -> None:
     publish(tmp_path, "a")
@@ -108,7 +108,7 @@ async def test_only_the_models_named_are_loaded_until_the_others_are_asked_for(
         assert await states(served, "b") == {1: "READY"}
 
 
-async def test_curl_loads_and_unloads_too(tmp_path: Path) -> None:
+async def test_a_client_loads_and_unloads_over_http(tmp_path: Path) -> None:
     publish(tmp_path)
     path = "/v2/repository/models/tiny/"
     async with (
@@ -126,19 +126,12 @@ async def test_curl_loads_and_unloads_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-async def test_a_change_goes_on_though_who_asked_for_it_leaves(
-    protocol: str, tmp_path: Path
-) -> None:
-    """Cut off, it left a version LOADING for good, and ended the server at the next change."""
+async def test_a_change_goes_on_after_its_client_disconnects(protocol: str, tmp_path: Path) -> None:
+    """A change that is cut off leaves a version LOADING forever."""
     publish(tmp_path, "a")
     publish(tmp_path, "b")
-    go_on = threading.Event()
     engines = Mirrors()
-
-    def slow(version: VersionEntry, **options: Any) -> LoadedEngine:
-        if version.model == "b":
-            go_on.wait()
-        return loading(engines)(version, **options)
+    loader = HeldLoader(engines, model="b")
 
     async def leave(served: Served, change: str) -> None:
         if protocol == "http":
@@ -152,12 +145,12 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
                     await ask("b", client_timeout=0.3)
 
     async with serve(
-        tmp_path, load=slow, model_control="explicit", models="a", bake_time_s=0.0
+        tmp_path, load=loader, model_control="explicit", models="a", bake_time_s=0.0
     ) as served:
         await leave(served, "load")
         assert await states(served, "b") == {1: "LOADING"}
-        go_on.set()
-        await once(served, {1: "READY"}, "b")
+        loader.gate.set()
+        await wait_for_states(served, {1: "READY"}, "b")
         engine = engines.made[-1]
         engine.held = True
         call = asyncio.create_task(served.classify(raw(1, model="b")))
@@ -166,55 +159,55 @@ async def test_a_change_goes_on_though_who_asked_for_it_leaves(
         assert await states(served, "b") == {1: "DRAINING"}
         engine.release()
         assert (await call).version == 1
-        await once(served, {1: "UNLOADED"}, "b")
+        await wait_for_states(served, {1: "UNLOADED"}, "b")
         assert engine.closed
         async with client_of(served) as client:
             await client.load_model("b")
         assert await states(served, "b") == {1: "READY"}
 
 
-async def test_an_unload_stands_though_a_load_that_nobody_waits_for_comes_before_it(
+async def test_an_unload_cancels_an_earlier_load_that_has_not_begun(
     tmp_path: Path,
 ) -> None:
     publish(tmp_path, "a")
     publish(tmp_path, "b")
     publish(tmp_path, "c")
-    go_on = threading.Event()
-
-    def slow(version: VersionEntry, **options: Any) -> LoadedEngine:
-        if version.model == "b":
-            go_on.wait()
-        return loading(Mirror)(version, **options)
+    loader = HeldLoader(Mirror, model="b")
 
     async with (
-        serve(tmp_path, load=slow, model_control="explicit", models="a", bake_time_s=0.0) as served,
+        serve(
+            tmp_path, load=loader, model_control="explicit", models="a", bake_time_s=0.0
+        ) as served,
         client_of(served) as client,
     ):
-        for model in ("b", "c"):  # c's waits behind b's
+        for model in ("b", "c"):  # the load of c waits for that of b
             with pytest.raises(InferenceServerException, match="(?i)deadline"):
                 await client.load_model(model, client_timeout=0.3)
         unloading = asyncio.create_task(client.unload_model("c"))
-        await asyncio.sleep(0.1)  # it waits too
-        go_on.set()
+        await asyncio.sleep(0.1)  # the unload waits too
+        loader.gate.set()
         await unloading
-        await once(served, {1: "READY"}, "b")
-        await client.load_model("b")  # behind all that was asked for before
+        await wait_for_states(served, {1: "READY"}, "b")
+        await client.load_model("b")  # runs after all earlier requests
         assert await states(served, "c") == {1: "UNAVAILABLE"}
 
 
-async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_path: Path) -> None:
+async def test_a_server_stops_during_a_load_whose_client_disconnected(tmp_path: Path) -> None:
     publish(tmp_path, "a")
     publish(tmp_path, "b")
     stopped = threading.Event()
 
-    def slow(version: VersionEntry, *, stopping: threading.Event, **options: Any) -> LoadedEngine:
-        if version.model == "b":
-            stopping.wait()
-            stopped.set()
-        return loading(Mirror)(version, stopping=stopping, **options)
+    class WaitingForStop(FakeLoader):
+        def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
+            if version.model == "b":
+                self.stopping.wait()
+                stopped.set()
+            return super().load(version, on_checking)
 
     async with (
-        serve(tmp_path, load=slow, model_control="explicit", models="a") as served,
+        serve(
+            tmp_path, load=WaitingForStop(Mirror), model_control="explicit", models="a"
+        ) as served,
         client_of(served) as client,
     ):
         with pytest.raises(InferenceServerException, match="(?i)deadline"):
@@ -222,115 +215,31 @@ async def test_a_server_ends_though_a_change_that_nobody_waits_for_goes_on(tmp_p
     assert stopped.is_set()
 
 
-async def test_loading_is_seen_as_it_goes_on(tmp_path: Path) -> None:
-    """The states of a version, and that calls go to the old one until the new one is checked."""
+async def test_clients_see_the_states_of_a_version_while_it_loads(tmp_path: Path) -> None:
+    """Requests go to the old version until the new one is checked."""
     publish(tmp_path)
     made, checked = threading.Event(), threading.Event()
 
-    def slow(version: VersionEntry, *, checking: Any, **options: Any) -> LoadedEngine:
-        def told() -> None:
-            if version.version > 1:
-                made.wait()
-            checking()
-            if version.version > 1:
-                checked.wait()
+    class Stepping(FakeLoader):
+        """Waits before and after the notice that the golden check begins."""
 
-        return loading(Mirror)(version, checking=told, **options)
+        def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
+            def stepping() -> None:
+                if version.version > 1:
+                    made.wait()
+                on_checking()
+                if version.version > 1:
+                    checked.wait()
 
-    async with serve(tmp_path, load=slow, bake_time_s=0.0) as served:
+            return super().load(version, stepping)
+
+    async with serve(tmp_path, load=Stepping(Mirror), bake_time_s=0.0) as served:
         publish(tmp_path)
         for expected, gate in (("LOADING", made), ("CHECKING", checked)):
-            await once(served, {1: "READY", 2: expected})
+            await wait_for_states(served, {1: "READY", 2: expected})
             assert (await served.classify(raw(1))).version == 1
             async with client_of(served) as client:
                 index = (await client.get_model_repository_index()).models
             assert index[0].state == "LOADING"
             gate.set()
-        await once(served, {1: "UNLOADED", 2: "READY"})
-
-
-# --- notice ----------------------------------------------------------------------------------
-
-
-async def test_a_server_on_notice_answers_and_says_that_it_will_not(tmp_path: Path) -> None:
-    publish(tmp_path)
-    async with stoppable(tmp_path, loading(Mirror), grace_s=60, drain_notice_s=60.0) as (
-        served,
-        stop,
-        task,
-    ):
-        await until(served.channel, "", HealthCheckResponse.SERVING)
-        stub: Any = health_pb2_grpc.HealthStub(served.channel)
-        watch = stub.Watch(HealthCheckRequest(service="tiny"))
-        assert (await watch.read()).status == HealthCheckResponse.SERVING
-        stop.set()
-        assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-        body = await not_ready(served.http)
-        assert (body["ready"], body["accepting"]) == (False, False)
-        async with client_of(served) as client:  # a new connection
-            assert not await client.is_server_ready()
-        health = await stub.Check(HealthCheckRequest())
-        assert health.status == HealthCheckResponse.NOT_SERVING
-        async with under_load(served) as load:
-            while load.codes.total() < 50:
-                await asyncio.sleep(0.001)
-        assert load.codes.keys() == {"OK"}
-        assert not task.done()
-        served.server.hurry.set()
-        await task
-
-
-async def test_sigterm_gives_notice_and_a_second_one_ends_it(tmp_path: Path) -> None:
-    publish(tmp_path)
-    async with process("--repo", str(tmp_path), "--drain-notice-s=600") as server:
-        listening = await event(server, "listening")
-        await event(server, "model_ready")
-        target = f"127.0.0.1:{listening['port']}"
-        async with grpc.aio.insecure_channel(target) as channel:
-            served = Served(None, channel)  # type: ignore[arg-type]
-            server.send_signal(signal.SIGTERM)
-            assert (await event(server, "stopping"))["notice_s"] == 600
-            await not_ready(f"http://127.0.0.1:{listening['http_port']}")
-            assert (await served.classify(raw(0))).version == 1
-            server.send_signal(signal.SIGTERM)
-            await event(server, "stopped")
-        assert await server.wait() == 0
-
-
-async def test_a_client_that_goes_elsewhere_at_the_notice_loses_no_call(tmp_path: Path) -> None:
-    """As in a rollout of Kubernetes without a preStop: balancers look at readiness."""
-    publish(tmp_path)
-    async with (
-        serve(tmp_path) as other,
-        process("--repo", str(tmp_path), "--drain-notice-s=0.5", "--grace-s=60") as server,
-    ):
-        listening = await event(server, "listening")
-        await event(server, "model_ready")
-        ready = f"http://127.0.0.1:{listening['http_port']}/readyz"
-        codes: list[StatusCode] = []
-        async with (
-            grpc.aio.insecure_channel(f"127.0.0.1:{listening['port']}") as channel,
-            httpx.AsyncClient() as http,
-        ):
-            old = Served(None, channel)  # type: ignore[arg-type]
-            elsewhere = asyncio.Event()
-
-            async def calls() -> None:
-                while True:
-                    gone = elsewhere.is_set()
-                    await (other if gone else old).classify(raw(0))
-                    codes.append(StatusCode.OK)
-                    if gone:
-                        return
-
-            async with asyncio.TaskGroup() as tasks:
-                for _ in range(4):
-                    tasks.create_task(calls())
-                while len(codes) < 50:
-                    await asyncio.sleep(0.001)
-                server.send_signal(signal.SIGTERM)
-                while (await http.get(ready)).status_code == 200:
-                    pass
-                elsewhere.set()
-        await event(server, "stopped")
-        assert await server.wait() == 0
+        await wait_for_states(served, {1: "UNLOADED", 2: "READY"})

@@ -1,47 +1,48 @@
-"""A version is sent back for what is its own fault."""
+"""A version is rolled back only for its own faults."""
 
 from __future__ import annotations
 
 import pytest
 
-from server.models.rollback import CallCounts, RollbackPolicy
+from server.models.rollback import RequestCounts, RollbackPolicy
 from server.telemetry.metrics import Metrics
 
-GOOD, BAD = CallCounts(100, 2), CallCounts(100, 30)
+GOOD, BAD = RequestCounts(100, 2), RequestCounts(100, 30)
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "objects"),
+    ("previous", "now", "is_violation"),
     [
         (GOOD, BAD, True),
         (GOOD, GOOD, False),
-        (GOOD, CallCounts(100, 10), False),  # a tenth is bearable
-        (GOOD, CallCounts(100, 11), True),
-        (BAD, BAD, False),  # it is the load
-        (CallCounts(100, 6), BAD, False),
+        (GOOD, RequestCounts(100, 10), False),  # exactly the limit
+        (GOOD, RequestCounts(100, 11), True),
+        (BAD, BAD, False),  # the load is the cause
+        (RequestCounts(100, 6), BAD, False),
         (None, BAD, False),  # nothing to compare with
-        (CallCounts(19, 0), BAD, False),
-        (GOOD, CallCounts(19, 19), False),  # too few to tell
-        (GOOD, CallCounts(20, 20), True),
+        (RequestCounts(19, 0), BAD, False),
+        (GOOD, RequestCounts(19, 19), False),  # too few requests
+        (GOOD, RequestCounts(20, 20), True),
     ],
 )
-def test_it_is_held_to_its_objective_where_the_one_before_kept_to_it(
-    before: CallCounts | None, now: CallCounts, objects: bool
+def test_a_version_must_meet_its_objective_if_the_previous_one_met_it(
+    previous: RequestCounts | None, now: RequestCounts, is_violation: bool
 ) -> None:
-    objection = RollbackPolicy(10.0, 0.05, before).objection(now)
-    assert bool(objection) is objects
-    if objects and before == GOOD and now == BAD:
-        assert objection == (
-            "30% of 100 answers were later than its objective, 50 ms; 2% were of the one before"
+    violation = RollbackPolicy(10.0, 0.05, previous).violation(now)
+    assert bool(violation) is is_violation
+    if is_violation and previous == GOOD and now == BAD:
+        assert violation == (
+            "30% of 100 requests missed the latency objective of 50 ms; "
+            "with the previous version 2% missed it"
         )
 
 
-def test_it_is_over_when_its_time_is() -> None:
-    probation = RollbackPolicy(10.0, 0.05)
-    assert [probation.over(now_s) for now_s in (9.9, 10.0, 11.0)] == [False, True, True]
+def test_the_bake_time_ends() -> None:
+    policy = RollbackPolicy(10.0, 0.05)
+    assert [policy.has_ended(now_s) for now_s in (9.9, 10.0, 11.0)] == [False, True, True]
 
 
-def test_late_calls_are_counted_by_the_whole_of_their_time() -> None:
+def test_a_request_is_late_if_the_sum_of_its_phases_exceeds_the_objective() -> None:
     counted = Metrics().model("tiny", objective_s=0.1)
     for seconds in ((0.02, 0.03, 0.04, 0.0), (0.02, 0.04, 0.05, 0.0), (0.0, 0.0, 0.3, 0.0)):
         counted.answered(1, *seconds)

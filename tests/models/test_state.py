@@ -1,4 +1,4 @@
-"""A version goes through its states in their order, and says why it stands where it does."""
+"""A version goes through its states in the allowed order and has a reason for its state."""
 
 from __future__ import annotations
 
@@ -7,44 +7,47 @@ from itertools import pairwise
 import pytest
 
 from server.api.stubs import classify_pb2 as pb
-from server.models.state import NEXT, State, VersionState
+from server.models.state import TRANSITIONS, State, VersionState
 
 
-def life_in(state: State) -> VersionState:
-    """A life that has come to that state by the shortest way."""
-    ways = {State.UNAVAILABLE: [State.UNAVAILABLE]}
-    while state not in ways:
-        for way in list(ways.values()):
-            for following in NEXT[way[-1]]:
-                ways.setdefault(following, [*way, following])
-    life = VersionState()
-    for old, new in pairwise(ways[state]):
-        assert life.state is old
-        life.to(new, "broken" if new is State.FAILED else "")
-    return life
+def in_state(state: State) -> VersionState:
+    """A version that has reached the state on the shortest path."""
+    paths = {State.UNAVAILABLE: [State.UNAVAILABLE]}
+    while state not in paths:
+        for path in list(paths.values()):
+            for following in TRANSITIONS[path[-1]]:
+                paths.setdefault(following, [*path, following])
+    version = VersionState()
+    for old, new in pairwise(paths[state]):
+        assert version.state is old
+        version.move_to(new, "broken" if new is State.FAILED else "")
+    return version
 
 
 def test_a_version_is_loaded_checked_served_drained_and_loaded_again() -> None:
-    told: list[tuple[str, str, str]] = []
-    life = VersionState(
-        "not looked at yet",
-        lambda life, old: told.append((old.name, life.state.name, life.reason)),
-    )
-    assert (life.state, life.reason) == (State.UNAVAILABLE, "not looked at yet")
-    for state in (State.LOADING, State.CHECKING, State.READY):
-        life.to(state)
-    life.to(State.DRAINING, "version 2 is served")
-    life.to(State.READY, "version 2 was given up")
-    life.to(State.DRAINING)
-    life.to(State.UNLOADED)
-    life.to(State.LOADING)
-    life.to(State.FAILED, "labels.txt is missing")
-    assert told == [
+    version = VersionState("not looked at yet")
+    assert (version.state, version.reason) == (State.UNAVAILABLE, "not looked at yet")
+    changes: list[tuple[str, str, str]] = []
+    for state, reason in [
+        (State.LOADING, ""),
+        (State.CHECKING, ""),
+        (State.READY, ""),
+        (State.DRAINING, "version 2 is served"),
+        (State.READY, "version 2 was rolled back"),
+        (State.DRAINING, ""),
+        (State.UNLOADED, ""),
+        (State.LOADING, ""),
+        (State.FAILED, "labels.txt is missing"),
+    ]:
+        old = version.state
+        if version.move_to(state, reason):
+            changes.append((old.name, version.state.name, version.reason))
+    assert changes == [
         ("UNAVAILABLE", "LOADING", ""),
         ("LOADING", "CHECKING", ""),
         ("CHECKING", "READY", ""),
         ("READY", "DRAINING", "version 2 is served"),
-        ("DRAINING", "READY", "version 2 was given up"),
+        ("DRAINING", "READY", "version 2 was rolled back"),
         ("READY", "DRAINING", ""),
         ("DRAINING", "UNLOADED", ""),
         ("UNLOADED", "LOADING", ""),
@@ -53,36 +56,35 @@ def test_a_version_is_loaded_checked_served_drained_and_loaded_again() -> None:
 
 
 @pytest.mark.parametrize("state", State)
-def test_there_is_no_other_way_from_a_state_than_those_named(state: State) -> None:
+def test_every_other_transition_is_rejected(state: State) -> None:
     for other in State:
-        life = life_in(state)
-        if other is state or other in NEXT[state]:
-            life.to(other, "why")
-            assert (life.state, life.reason) == (other, "why")
+        version = in_state(state)
+        if other is state or other in TRANSITIONS[state]:
+            version.move_to(other, "why")
+            assert (version.state, version.reason) == (other, "why")
         else:
-            with pytest.raises(RuntimeError, match=f"is {state.name} can't become {other.name}"):
-                life.to(other, "why")
-            assert life.state is state
+            with pytest.raises(RuntimeError, match=f"can't go from {state.name} to {other.name}"):
+                version.move_to(other, "why")
+            assert version.state is state
 
 
 @pytest.mark.parametrize("state", State)
 def test_every_state_can_be_reached_and_left(state: State) -> None:
-    assert NEXT[state] - {state}
-    assert life_in(state).state is state
+    assert TRANSITIONS[state] - {state}
+    assert in_state(state).state is state
 
 
-def test_a_reason_may_change_where_the_state_does_not_and_nobody_is_told_of_a_change() -> None:
-    told: list[VersionState] = []
-    life = VersionState(told=lambda life, old: told.append(life))
-    life.to(State.UNAVAILABLE, "version 2 is served")
-    assert (life.reason, told) == ("version 2 is served", [])
+def test_a_new_reason_alone_is_no_change_of_state() -> None:
+    version = VersionState()
+    assert not version.move_to(State.UNAVAILABLE, "version 2 is served")
+    assert version.reason == "version 2 is served"
 
 
-def test_nothing_fails_without_a_reason() -> None:
-    with pytest.raises(ValueError, match="for a reason"):
-        VersionState().to(State.FAILED)
+def test_a_failure_needs_a_reason() -> None:
+    with pytest.raises(ValueError, match="needs a reason"):
+        VersionState().move_to(State.FAILED)
 
 
-def test_callers_see_the_same_states() -> None:
+def test_the_contract_has_the_same_states() -> None:
     sent = {name for name in pb.Model.State.keys() if name != "STATE_UNSPECIFIED"}  # noqa: SIM118
     assert sent == {state.name for state in State}

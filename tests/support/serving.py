@@ -21,12 +21,12 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import Load, Running, running
+from server.app import Running, running
 from server.engines import null
 from server.engines.base import Engine, Instance, OnDone, Outputs
 from server.execution.device import profile_groups
 from server.images.input_spec import Pixels
-from server.models.loader import LoadedEngine, Profiles
+from server.models.loader import LoadedEngine, Loader
 from server.repository import reader, writer
 from server.repository.contents import VersionEntry
 from server.repository.manifest import (
@@ -186,28 +186,51 @@ class Mirrors:
         return self.made[-1]
 
 
-def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> Load:
-    """Like models.loader.load, but the engine is what `engine` makes of the manifest, and its
-    profile says that a batch of any size takes `batch_s`."""
+class FakeLoader:
+    """Loader whose engines `engine` makes from the manifest.
 
-    def load(
-        version: VersionEntry,
-        *,
-        only: str,
-        threads: int,
-        stopping: threading.Event,
-        profiles: Profiles,
-        rebuild: bool,
-        checking: Callable[[], None],
-    ) -> LoadedEngine:
+    Their profile says that a batch of any size takes `batch_s`.
+    """
+
+    def __init__(self, engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> None:
+        self._engine = engine
+        self._batch_s = batch_s
+        self.stopping = threading.Event()
+
+    def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
         assert version.manifest is not None
-        made = engine(version.manifest)
-        checking()
+        made = self._engine(version.manifest)
+        on_checking()
         labels = reader.open_version(version.folder, version.manifest).labels
-        groups = profile_groups(made, lambda instance, rows: batch_s)
+        groups = profile_groups(made, lambda instance, rows: self._batch_s)
         return LoadedEngine(made, version.manifest.engines[0], groups, labels)
 
-    return load
+    def stop(self) -> None:
+        self.stopping.set()
+
+
+class HeldLoader(FakeLoader):
+    """Waits for `gate` before it loads a version of `model`; of any model if that is empty."""
+
+    def __init__(self, engine: Callable[[Manifest], Engine], model: str = "") -> None:
+        super().__init__(engine)
+        self.gate = threading.Event()
+        self.entered = threading.Event()
+        self._model = model
+
+    def load(self, version: VersionEntry, on_checking: Callable[[], None]) -> LoadedEngine:
+        self.entered.set()
+        if self._model in ("", version.model):
+            self.gate.wait()
+        return super().load(version, on_checking)
+
+    def stop(self) -> None:
+        super().stop()
+        self.gate.set()
+
+
+def loading(engine: Callable[[Manifest], Engine], batch_s: float = 0.001) -> FakeLoader:
+    return FakeLoader(engine, batch_s)
 
 
 @dataclass
@@ -243,7 +266,7 @@ class Served:
 async def serve(
     repo: Path,
     *,
-    load: Load | None = None,
+    load: Loader | None = None,
     wait: bool = True,
     limit_s: float = 100,
     **options: Any,
@@ -254,8 +277,7 @@ async def serve(
     """
     usual: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": 0, "grace_s": 5.0}
     settings = Settings(repo=repo, **usual | options)
-    chosen: dict[str, Any] = {} if load is None else {"load": load}
-    async with asyncio.timeout(limit_s), running(settings, **chosen) as server:
+    async with asyncio.timeout(limit_s), running(settings, loader=load) as server:
         address = f"127.0.0.1:{server.port}"
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(address, options=unlimited) as channel:

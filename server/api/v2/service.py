@@ -31,8 +31,9 @@ from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, ModelNotFound
 from server.images.decode import batch_from_pixels, decode
 from server.images.input_spec import Pixels
-from server.models.registry import LoadedModel, ModelRegistry, ModelVersion
+from server.models.registry import ModelRegistry
 from server.models.state import State
+from server.models.version import LoadedModel, ModelVersion
 from server.models.watcher import RepositoryWatcher
 from server.repository.manifest import LABELS_FILE
 from server.repository.serving_config import VERSION_LABELS

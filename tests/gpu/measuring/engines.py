@@ -21,7 +21,7 @@ from server.engines.base import CompileOptions, Engine, backend
 from server.engines.tensorrt.cuda import Cuda
 from server.errors import EngineFailure
 from server.images.input_spec import InputSpec, Pixels
-from server.models import loader
+from server.models.loader import preference
 from server.process.cores import available_cores
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord
@@ -74,7 +74,7 @@ def built_last(engines: Sequence[EngineRecord]) -> EngineRecord:
 
 
 def preferred_by_server(engines: Sequence[EngineRecord]) -> EngineRecord:
-    return min(engines, key=loader._preference)
+    return min(engines, key=preference)
 
 
 @contextmanager
