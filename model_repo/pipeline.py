@@ -193,7 +193,7 @@ def _add_engines(name: str, options: BuildOptions, progress: BuildProgress) -> M
     folder, manifest = valid[0].folder, valid[0].manifest
     assert manifest is not None
     reader.verify_files(folder, manifest)
-    golden = reader.read_golden(folder, manifest)
+    golden = reader.open_version(folder, manifest).golden
     for each in options.backends:
         with writer.staging(options.repo, name) as staged:
             job = CompileJob(

@@ -67,12 +67,12 @@ import sys
 
 BLOCKED = set(sys.argv[2].split())
 
-class Wall:
+class ImportBlocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in BLOCKED:
             raise ImportError(f"a server must not import {name}")
 
-sys.meta_path.insert(0, Wall())
+sys.meta_path.insert(0, ImportBlocker())
 
 import asyncio, json
 from pathlib import Path
@@ -149,6 +149,13 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+def test_no_room_of_the_server_exports_through_its_package() -> None:
+    """Each name has one place to import it from, so that a circle can't hide."""
+    for source in sources("server"):
+        if source.name == "__init__.py" and "stubs" not in source.parts:
+            assert not list(imported(source)), name_of(source)
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)

@@ -23,8 +23,7 @@ def test_a_half_precision_graph_stays_within_the_deviation_limit(
 ) -> None:
     """Runs on OpenVINO in float32, so values are rounded only where the graph says so."""
     folder = built_repository / name / "1"
-    manifest = reader.read_manifest(folder)
-    expected = reader.read_golden(folder, manifest)
+    manifest, _, expected = reader.open_version(folder)
     path = tmp_path / "converted.onnx"
     path.write_bytes(convert_precision(folder / ONNX_FILE, precision))
     core = openvino.Core()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from server.repository.contents import list_versions
-from server.repository.reader import read_golden, verify_files
+from server.repository.reader import open_version, verify_files
 from tests.repository.versions import publish_version
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -126,7 +126,7 @@ def test_a_reader_never_sees_a_part_of_a_version(tmp_path: Path) -> None:
             assert entry.manifest is not None, entry.reason
             if entry.version not in seen:
                 verify_files(entry.folder, entry.manifest)
-                read_golden(entry.folder, entry.manifest)
+                open_version(entry.folder, entry.manifest)
             seen.add(entry.version)
     writer.join()
     assert seen == set(range(1, last + 1))

@@ -11,7 +11,7 @@ import pytest
 
 from server.repository.contents import list_versions
 from server.repository.manifest import InvalidVersion
-from server.repository.reader import open_version, read_golden, verify_files
+from server.repository.reader import open_version, verify_files
 from server.repository.writer import publish, staging
 from tests.repository.versions import ENGINE, publish_version, write_version
 
@@ -28,8 +28,9 @@ def test_a_published_version_is_read_back_unchanged(tmp_path: Path) -> None:
     assert found.folder == tmp_path / "tiny" / "1"
     assert found.manifest == published
     verify_files(found.folder, published)
-    assert open_version(found.folder).labels == ("cat", "dog", "sea cow")
-    golden = read_golden(found.folder, published)
+    manifest, labels, golden = open_version(found.folder)
+    assert manifest == published
+    assert labels == ("cat", "dog", "sea cow")
     rng = np.random.default_rng(0)
     assert np.array_equal(golden.pixels, rng.integers(0, 256, (2, 4, 5, 3), np.uint8))
     assert np.array_equal(golden.probabilities, rng.dirichlet(np.ones(3), 2).astype(np.float32))
