@@ -1,7 +1,7 @@
-"""AlexNet in one tower: "One weird trick for parallelizing convolutional neural networks", 2014.
+"""AlexNet: Krizhevsky, "One weird trick for parallelizing convolutional neural networks", 2014.
 
-Krizhevsky's second paper. The variant that public weights exist for: no groups, no response
-normalisation, 64 first filters. Parameters carry the names of the public PyTorch checkpoint.
+The variant of the public PyTorch checkpoint, with its parameter names: no groups, no local response
+normalisation, 64 filters in the first layer.
 """
 
 from collections import OrderedDict

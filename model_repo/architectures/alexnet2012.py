@@ -1,8 +1,8 @@
 """AlexNet: "ImageNet classification with deep convolutional neural networks", 2012.
 
-Krizhevsky, Sutskever, Hinton, as printed: two groups, one for each of the paper's two
-GPUs, and local response normalisation. The input is 227x227, because the paper's 224 does not give
-its own 55x55 first layer.
+Krizhevsky, Sutskever, Hinton. As printed: two groups, one for each of the paper's two GPUs, and
+local response normalisation. The input is 227x227, because 224x224, as in the paper, does not give
+the paper's first layer of 55x55.
 """
 
 from collections import OrderedDict
@@ -15,7 +15,7 @@ from model_repo.architectures.registry import architecture
 def response_norm() -> nn.Module:
     """Section 3.3: b = a / (2 + 1e-4 * sum of a^2 over 5 neighbouring channels)^0.75.
 
-    torch divides its alpha by the number of channels summed, the paper does not.
+    torch divides alpha by the number of summed channels; the paper does not.
     """
     return nn.LocalResponseNorm(5, alpha=5 * 1e-4, beta=0.75, k=2.0)
 
@@ -28,7 +28,7 @@ def alexnet2012(classes: int) -> nn.Module:
         nn.MaxPool2d(3, stride=2),  # [N, 96, 27, 27]
         nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), response_norm(),
         nn.MaxPool2d(3, stride=2),  # [N, 256, 13, 13]
-        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),  # the one layer that sees both groups
+        nn.Conv2d(256, 384, 3, padding=1), nn.ReLU(),  # the only layer that connects both groups
         nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU(),
         nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(),
         nn.MaxPool2d(3, stride=2),  # [N, 256, 6, 6]

@@ -1,11 +1,12 @@
 """GoogLeNet: Szegedy, Liu, Jia et al., "Going deeper with convolutions", 2014.
 
-Two variants. `googlenet2014` is table 1 as printed: 5x5 branches, biases, local response
-normalisation. `googlenet` is the one public weights exist for: batch norm after every convolution,
-3x3 in the branch the paper calls 5x5, a 2x2 fourth pool, auxiliary classifiers that average to 4x4
-over 14x14; its parameters carry the names of the public PyTorch checkpoint.
+Two variants:
+- `googlenet2014` is table 1 as printed: 5x5 branches, biases, local response normalisation.
+- `googlenet` is the variant of the public PyTorch checkpoint, with its parameter names: batch norm
+  after every convolution, 3x3 in the branch that the paper calls 5x5, a fourth pool of 2x2, and
+  auxiliary classifiers that pool 14x14 to 4x4.
 
-Both are trained with two auxiliary classifiers, which the served network does not have.
+Both are trained with two auxiliary classifiers. The served network does not have them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ IMAGENET = (3, 224, 224)
 
 
 class Widths(NamedTuple):
-    """One inception row of table 1: channels in, then out of each convolution, in its order."""
+    """One inception row of table 1: input channels, then the width of each convolution in order."""
 
     channels: int
     one: int
@@ -52,20 +53,20 @@ TABLE_1 = {
 
 
 class Conv(Protocol):
-    """A convolution with whatever stands between it and the next: channels in, out, kernel size."""
+    """A convolution with its normalisation and activation: input channels, width, kernel size."""
 
     def __call__(self, channels: int, width: int, size: int, stride: int = 1) -> nn.Module: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variant:
-    """Where the public network and the printed one differ."""
+    """The differences between the public network and the printed one."""
 
     conv: Conv
-    five: int  # kernel size of the branch that the paper calls 5x5
+    five: int  # kernel size in the branch that the paper calls 5x5
     response_norm: bool  # after the first pool and before the second
     fourth_pool: int  # kernel size
-    auxiliary_pool: nn.Module  # [N, C, 14, 14] -> [N, C, 4, 4]; has no parameters, so it is shared
+    auxiliary_pool: nn.Module  # [N, C, 14, 14] -> [N, C, 4, 4]; shared, as it has no parameters
     dropout: float  # before the last layer
 
 
@@ -111,7 +112,7 @@ PRINTED = Variant(
 
 
 class Inception(nn.Module):
-    """Figure 2(b): four branches side by side, their channels in a row."""
+    """Figure 2(b): four branches, whose outputs are concatenated."""
 
     def __init__(self, widths: Widths, variant: Variant) -> None:
         super().__init__()
@@ -131,7 +132,7 @@ class Inception(nn.Module):
 
 
 class Auxiliary(nn.Module):
-    """A classifier half-way up, which gives the lower layers a gradient of their own."""
+    """A classifier on an intermediate layer. In training it adds a gradient to lower layers."""
 
     def __init__(self, channels: int, classes: int, variant: Variant) -> None:
         super().__init__()
@@ -149,7 +150,7 @@ class Auxiliary(nn.Module):
 
 
 class Stages(nn.Module):
-    """Table 1 from top to bottom, cut where the auxiliary classifiers branch off."""
+    """Table 1 in three parts. The auxiliary classifiers use the outputs of the first two."""
 
     def __init__(self, variant: Variant, classes: int) -> None:
         super().__init__()
@@ -158,7 +159,8 @@ class Stages(nn.Module):
         def halve(size: int) -> nn.Module:
             return nn.MaxPool2d(size, stride=2, ceil_mode=True)
 
-        def norm() -> nn.Module:  # the paper gives no numbers: these are its authors' Caffe model's
+        def norm() -> nn.Module:
+            # The paper gives no numbers; these are from the authors' Caffe model.
             return nn.LocalResponseNorm(5) if variant.response_norm else nn.Identity()
 
         self.conv1 = conv(3, 64, 7, 2)  # [N, 64, 112, 112]
@@ -205,7 +207,7 @@ class Stages(nn.Module):
 
 
 class GoogLeNet(Stages):
-    """The network as it is served."""
+    """The served network."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, 3, 224, 224] -> logits [N, classes]."""
@@ -214,10 +216,10 @@ class GoogLeNet(Stages):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Predictions:
-    """What the network says in training, each [N, classes] logits."""
+    """Outputs in training, each [N, classes] logits."""
 
     logits: Tensor
-    aux1: Tensor  # from 4a; the paper adds both auxiliary losses with a weight of 0.3
+    aux1: Tensor  # from 4a; the paper weights both auxiliary losses by 0.3
     aux2: Tensor  # from 4d
 
 
@@ -230,7 +232,7 @@ class GoogLeNetInTraining(Stages):
         self.aux2 = Auxiliary(TABLE_1["4d"].out, classes, variant)
 
     def forward(self, x: Tensor) -> Predictions:
-        """[N, 3, 224, 224] -> three times logits [N, classes]."""
+        """[N, 3, 224, 224] -> three outputs of [N, classes] logits."""
         a = self.to_4a(x)
         d = self.to_4d(a)
         return Predictions(logits=self.to_logits(d), aux1=self.aux1(a), aux2=self.aux2(d))

@@ -1,7 +1,7 @@
 """LeNet-5: LeCun et al., "Gradient-based learning applied to document recognition", 1998.
 
-Differs from the paper: ReLU for tanh, maxima for trainable averages in S2 and S4, full connections
-in C3, a linear output layer.
+Differences from the paper: ReLU instead of tanh; max pooling instead of trainable averages in S2
+and S4; each filter of C3 sees every channel; the output layer is linear.
 """
 
 from torch import nn

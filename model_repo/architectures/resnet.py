@@ -1,9 +1,9 @@
 """ResNet: He, Zhang, Ren, Sun, "Deep residual learning for image recognition", 2015.
 
-Table 1's five depths and the plain nets of 18 and 34 layers that they are compared with. Variant
-v1.5: a bottleneck halves the size in its 3x3 convolution, the paper in the 1x1 before it.
-Shortcuts are identities, and 1x1 projections where the shape changes (option B). Parameters carry
-the names of the public PyTorch checkpoints.
+The five depths of table 1, and the plain networks of 18 and 34 layers from the paper's comparison.
+Variant v1.5: a bottleneck has its stride in the 3x3 convolution; in the paper it is in the 1x1
+convolution before. A shortcut is the identity, or a 1x1 projection if the shape changes (option B).
+The parameters have the names of the public PyTorch checkpoints.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ Block = Callable[[int, int, int], nn.Module]  # channels in, channels out, strid
 
 
 def conv(channels: int, width: int, size: int, stride: int = 1) -> nn.Conv2d:
-    """A convolution that keeps the size at stride 1; the batch norm after it has the bias."""
+    """A convolution that keeps the size at stride 1. The batch norm after it has the bias."""
     return nn.Conv2d(channels, width, size, stride=stride, padding=size // 2, bias=False)
 
 
 def shortcut(channels: int, width: int, stride: int) -> nn.Module:
-    """The identity, or option B's projection where the shape changes."""
+    """The identity, or a projection if the shape changes (option B)."""
     if channels == width and stride == 1:
         return nn.Identity()
     return nn.Sequential(conv(channels, width, 1, stride), nn.BatchNorm2d(width))
 
 
 class Plain(nn.Module):
-    """Two 3x3 convolutions in a row: figure 3's plain network."""
+    """Two 3x3 convolutions without a shortcut: the plain network of figure 3."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class Plain(nn.Module):
 
 
 class Basic(Plain):
-    """The same two convolutions and the shortcut around them: figure 2."""
+    """Two 3x3 convolutions with a shortcut: figure 2."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__(channels, width, stride)
@@ -61,7 +61,7 @@ class Basic(Plain):
 
 
 class Bottleneck(nn.Module):
-    """1x1 to a quarter of the width, 3x3, 1x1 back, and the shortcut: figure 5, right."""
+    """1x1 to a quarter of the width, 3x3, 1x1 back, with a shortcut: figure 5, right."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Table 1: a 7x7 convolution, four stages of blocks, the mean over the picture, dense."""
+    """Table 1: a 7x7 convolution, four stages of blocks, global average pool, dense layer."""
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class ResNet(nn.Module):
 
 
 def stage(block: Block, blocks: int, channels: int, width: int, stride: int) -> nn.Sequential:
-    """Blocks of one width; the first changes the shape."""
+    """Blocks of one width. The first one changes the shape."""
     first = block(channels, width, stride)
     return nn.Sequential(first, *(block(width, width, 1) for _ in range(blocks - 1)))
 

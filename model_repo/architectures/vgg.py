@@ -1,7 +1,7 @@
 """VGG: "Very deep convolutional networks for large-scale image recognition", 2014.
 
-Simonyan, Zisserman. Configuration D of the paper's table 1: 13 convolutions of 3x3 with stride 1
-that keep the size, 5 maxima of 2x2 with stride 2. Parameters carry the names of the public PyTorch
+Simonyan, Zisserman. Configuration D of table 1: 13 convolutions of 3x3 with stride 1, which keep
+the size, and 5 max pools of 2x2 with stride 2. The parameters have the names of the public PyTorch
 checkpoint.
 """
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from model_repo.architectures.registry import architecture
 
-D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))  # one row a size
+# Widths of the convolutions, one tuple for each image size.
+D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 @architecture(input_shape=(3, 224, 224), classes=1000)
@@ -19,7 +20,7 @@ def vgg16(classes: int) -> nn.Module:
     """[N, 3, 224, 224] -> logits [N, classes]; 138,357,544 parameters at 1,000 classes."""
     features: list[nn.Module] = []
     channels = 3
-    for stage in D:  # sizes after each: 112, 56, 28, 14, 7
+    for stage in D:  # output sizes: 112, 56, 28, 14, 7
         for width in stage:
             features += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
             channels = width

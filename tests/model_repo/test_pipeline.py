@@ -167,7 +167,7 @@ def test_a_requested_precision_is_never_replaced_by_another(
     best = openvino.best_precision()
     allow_no_deviation(monkeypatch, [best])
     message = failure(BuildOptions(repo=tmp_path, weights=UNTRAINED, precision=best))
-    assert "the engine is wrong, so it was not published: at batch 1" in message
+    assert "the engine is wrong, so it was not published: at batch size 1" in message
 
 
 def test_an_engine_that_is_inaccurate_in_every_precision_is_not_published(
