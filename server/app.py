@@ -14,20 +14,25 @@ from dataclasses import dataclass
 from functools import partial
 
 import uvicorn
-from google.protobuf.descriptor import ServiceDescriptor
 from starlette.applications import Starlette
 
-from server.api import handlers as rpc
-from server.api import health as standard
 from server.api.classify import Classifier
-from server.api.handlers import InFlightLimits, Streams
-from server.api.health import HEALTH, Health, Reflection
-from server.api.http.app import Connection, application
+from server.api.content import Decoders
+from server.api.context import DeferredCallbacks
+from server.api.handlers import CallSupport, grpc_methods
+from server.api.health import HEALTH, Health, ServingState, health_methods
+from server.api.http.app import HttpConnection, application
+from server.api.http.calls import HttpCalls
 from server.api.http.routes import BodyLimits, Rest
+from server.api.in_flight import InFlightLimits
 from server.api.inference import Inference
+from server.api.reflection import Reflection, reflection_methods
 from server.api.stubs import classify_pb2, open_inference_pb2
-from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_refusal
-from server.api.v2.shared_memory import Regions
+from server.api.v2.infer import TensorInference
+from server.api.v2.metadata import Metadata
+from server.api.v2.model_control import ModelControl
+from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_error
+from server.api.v2.shared_memory import SharedMemoryRegions
 from server.engines.base import BACKENDS, Engine
 from server.execution.device import DeviceExecutor
 from server.images.input_spec import ImageLimits
@@ -84,7 +89,11 @@ class Running:
     registry: ModelRegistry
     metrics: Metrics
     hurry: asyncio.Event  # set it to end calls in progress without the rest of notice and grace
-    accepting: bool = True  # turned false by the first step of stopping
+    state: ServingState
+
+    @property
+    def accepting(self) -> bool:
+        return self.state.is_accepting
 
 
 async def serve(settings: Settings) -> None:
@@ -164,50 +173,52 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                     registry, metrics, loading, settings.golden_interval_s
                 )
                 health = Health(partial(_serving, registry))
-                changes.subscribe(health.changed)
+                changes.subscribe(health.on_change)
                 metrics.read_queue_rows(registry.queued_rows)
                 metrics.read_busy(lambda: {name: host.busy_ratio() for name, host in hosts.items()})
                 inference = Inference(
-                    decoders,
-                    ImageLimits(
-                        encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels
+                    registry,
+                    Decoders(
+                        decoders,
+                        ImageLimits(
+                            encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels
+                        ),
+                        max_waiting=min(settings.queue_rows, DECODING),
                     ),
                     max_images=settings.max_images_per_call,
-                    max_decoding=min(settings.queue_rows, DECODING),
                 )
-                intake = InFlightLimits(
+                in_flight = InFlightLimits(
                     max_fields=FIELDS + FIELDS_PER_IMAGE * settings.max_images_per_call,
                     max_calls=settings.max_calls,
                     max_bytes=settings.max_bytes_in_progress,
                 )
-                classifier = Classifier(registry, inference)
-                regions = Regions() if settings.allow_shared_memory else None
-                open_inference = OpenInference(
+                regions = SharedMemoryRegions() if settings.allow_shared_memory else None
+                tensors = TensorInference(inference, in_flight, regions)
+                serving = ServingState()
+                explicit = settings.model_control == "explicit"
+                control = ModelControl(watcher if explicit else None)
+                metadata = Metadata(
                     registry,
-                    inference,
-                    lambda: state.accepting,
-                    intake,
-                    regions,
-                    watcher if settings.model_control == "explicit" else None,
+                    serving,
+                    max_images=settings.max_images_per_call,
+                    has_shared_memory=regions is not None,
+                    has_model_control=explicit,
                 )
-                implementations: list[tuple[ServiceDescriptor, object]] = [
-                    (CLASSIFIER, classifier),
-                    (OPEN_INFERENCE, open_inference),
-                ]
-                unserved = SHARED_MEMORY_METHODS if regions is None else frozenset[str]()
-                methods = standard.methods(
-                    health, Reflection([*SERVICES, HEALTH], stopping), intake
-                )
-                for service, implementation in implementations:
-                    methods |= rpc.methods(
-                        service,
-                        implementation,
-                        metrics,
-                        intake,
-                        streams=Streams(stream_refusal, stopping),
-                        without=unserved,
-                        tracing=tracing,
-                    )
+                after_response = DeferredCallbacks()
+                support = CallSupport(metrics, in_flight, after_response, stopping, tracing)
+                reflection = Reflection([*SERVICES, HEALTH], stopping)
+                methods = {
+                    **health_methods(health, in_flight),
+                    **reflection_methods(reflection, in_flight),
+                    **grpc_methods(CLASSIFIER, Classifier(registry, inference), support),
+                    **grpc_methods(
+                        OPEN_INFERENCE,
+                        OpenInference(tensors, metadata, control, regions),
+                        support,
+                        stream_error=stream_error,
+                        without=SHARED_MEMORY_METHODS if regions is None else frozenset(),
+                    ),
+                }
                 server = GrpcServer(methods, _limits(settings), loop_lag)
                 state = Running(
                     port=grpc_socket.getsockname()[1],
@@ -215,26 +226,22 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                     registry=registry,
                     metrics=metrics,
                     hurry=asyncio.Event(),
+                    state=serving,
                 )
+                calls = HttpCalls(metrics, in_flight, after_response)
                 rest = Rest(
-                    classifier,
-                    open_inference,
-                    metrics,
-                    intake,
-                    BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes),
-                    shared_memory=regions is not None,
+                    calls,
+                    inference,
+                    tensors,
+                    metadata,
+                    control,
+                    regions,
+                    max_fields=in_flight.max_fields,
+                    limits=BodyLimits(
+                        image=settings.max_image_bytes, infer=settings.max_message_bytes
+                    ),
                 )
-                http = HttpServer(
-                    application(
-                        metrics,
-                        registry,
-                        accepting=lambda: state.accepting,
-                        lost=lambda: next(
-                            (host.lost_reason for host in hosts.values() if host.lost_reason), ""
-                        ),
-                        calls=rest.routes(),
-                    )
-                )
+                http = HttpServer(application(metrics, registry, serving, hosts, rest.routes()))
                 await server.start(grpc_socket)
                 serving_http = background.create_task(http.serve(sockets=[http_socket]))
                 watch = watcher if settings.model_control == "watch" else None
@@ -246,17 +253,17 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                 log.info("listening", extra={"port": state.port, "http_port": state.http_port})
                 try:
                     yield state
-                    state.accepting = False
+                    serving.stop_accepting()
                     health.retire()
                     await _within(settings.drain_notice_s, state.hurry)
                 finally:
-                    state.accepting = False
+                    serving.stop_accepting()
                     health.stop()
                     stopping.set()
                     loader.stop()
                     for task in changing:
                         task.cancel()
-                    await _drain([server.stop, rest.stop], settings.grace_s, state.hurry)
+                    await _drain([server.stop, calls.stop], settings.grace_s, state.hurry)
                     watcher.stop()
                     await registry.unload_all()
                     if regions is not None:
@@ -286,7 +293,7 @@ class HttpServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Connection,
+                http=HttpConnection,
                 log_config=None,
                 access_log=False,
                 lifespan="off",

@@ -1,8 +1,8 @@
-"""How many fields a message has, counted before it is parsed.
+"""Counts the fields of a message before it is parsed.
 
-A field of two bytes costs the parser a fifth of a microsecond and up to forty bytes of memory, on
-the event loop: 64 MiB of them stop the server for seconds. So what has more fields than any honest
-request is refused before it is parsed.
+A field of two bytes costs the parser 0.2 us and up to 40 bytes of memory, on the event loop. A
+message of 64 MiB of them would stop the server for seconds. So a message with more fields than any
+honest request is refused before it is parsed.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from google.protobuf.descriptor import Descriptor
 
 VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
 
-SMALL_BYTES = 16 << 10  # so much is parsed in a few milliseconds, whatever it is
+SMALL_BYTES = 16 << 10  # parsed within a few milliseconds, whatever is in it
 
 
 def has_more_fields(data: bytes, message: Descriptor, limit: int) -> bool:
-    """Whether there are more than `limit` fields in `data`, those of messages within it included.
+    """Whether `data` has more than `limit` fields, fields of nested messages included.
 
-    Takes time for at most `limit` fields. Where the bytes are no message the rest is not counted:
-    there the parser stops too.
+    Reads at most `limit` fields, and stops where the bytes are not a message: the parser stops
+    there too.
     """
     if len(data) <= SMALL_BYTES:
         return False
     fields = 0
-    within: list[tuple[int, Descriptor]] = []  # the messages around this one, with where they end
+    outer: list[tuple[int, Descriptor]] = []  # where each enclosing message ends, and its type
     position, end = 0, len(data)
     while True:
         while position >= end:
-            if not within:
+            if not outer:
                 return False
-            end, message = within.pop()
+            end, message = outer.pop()
         fields += 1
         if fields > limit:
             return True
@@ -49,7 +49,7 @@ def has_more_fields(data: bytes, message: Descriptor, limit: int) -> bool:
                 known = message.fields_by_number.get(tag >> 3)
                 inner = None if known is None else known.message_type
                 if inner is not None:
-                    within.append((end, message))
+                    outer.append((end, message))
                     end, message = position + length, inner
                 else:
                     position += length
@@ -60,7 +60,7 @@ def has_more_fields(data: bytes, message: Descriptor, limit: int) -> bool:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """The number that begins there, and where it ends. Raises IndexError where there is none."""
+    """The number that begins at `position`, and where it ends. Raises IndexError if it has none."""
     value = 0
     for shift in range(0, 70, 7):
         byte = data[position]

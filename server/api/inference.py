@@ -1,164 +1,187 @@
-"""The way of a call that brings images, whatever protocol it came by: place, pixels, answer."""
+"""Inference, the same for every protocol: route, check, admit, make pixels, wait, measure.
+
+A protocol translates its message to an InferenceRequest, and the InferenceResponse to its message.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
 
 import numpy as np
 
-from server.api.handlers import Call
+from server.api.content import Content, Decoders
+from server.api.context import CallContext
 from server.engines.base import Outputs, RowSource
-from server.errors import InvalidInput, Overloaded
-from server.execution.pending_request import ExecutionResult
-from server.images.input_spec import ImageLimits, Pixels
+from server.errors import InvalidInput
+from server.models.registry import ModelRegistry
 from server.models.version import LoadedModel
+from server.scheduling.base import PRIORITIES
 from server.telemetry.clock import clock
 
-REQUEST_ID_LIMIT = 128
+log = logging.getLogger(__name__)
 
-Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # a place, and what to call for it
+MAX_REQUEST_ID = 128  # characters
+DEFAULT_TOP_K = 5
+
+
+class OutputSelection(ABC):
+    """The outputs that a request asks for, if it does not simply ask for its best classes."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def check(self, model: LoadedModel, images: int) -> None:
+        """Raises InvalidInput for outputs that the model does not have, or without room."""
 
 
 @dataclass(slots=True)
-class Classified:
-    """The answer to a call, to be put into its protocol's words and then `made`."""
+class InferenceRequest:
+    """One request in plain values."""
 
-    answer: ExecutionResult
-    decoded_s: float  # when its pixels were there, on `telemetry.clock`
-    _model: LoadedModel
-    _call: Call
-    _images: int
+    model: str
+    version: int  # 0 if the request names none
+    label: str  # "stable" or "canary"; empty if the request names none
+    request_id: str
+    content: Content
+    deadline_s: float  # on the server's clock; infinite if the request has none
+    priority: int  # 0 to 9; 9 is the most urgent
+    top_k: int = 0  # best classes to return; 0 is the default
+    outputs: OutputSelection | None = None
+    request_id_field: str = "request_id"  # name of request_id in the message, for errors
 
-    def made(self) -> float:
-        """The response is made: counts its phases. Returns the time on `telemetry.clock`."""
-        ended_s = clock()
-        model, call, answer = self._model, self._call, self.answer
-        respond_s = ended_s - answer.done_s
-        model.executor.response_delay.record(respond_s, ended_s)
-        decode_s = self.decoded_s - call.arrived_s
-        phases_s = (decode_s, answer.queue_s, answer.compute_s, respond_s)
-        call.after(model.metrics.answered, self._images, *phases_s)
-        if call.trace is not None:
-            call.trace.phases(model.name, self._images, *phases_s)
-        return ended_s
 
-    def spoiled(self) -> None:
-        """No response could be made: has the call counted among those that failed."""
-        self._call.after(self._model.metrics.failed, clock() - self._call.arrived_s)
+@dataclass(slots=True)
+class InferenceResponse:
+    """Outputs for each image of one request, and where its time went."""
+
+    model: LoadedModel
+    request_id: str
+    images: int
+    outputs: Outputs
+    decode_s: float  # from arrival until the pixels were there
+    queue_s: float  # from then until the first batch started
+    compute_s: float  # from then until the last batch was done
+    batch_rows: tuple[int, ...]  # rows of each batch that carried some of the images
+    done_s: float  # when the last batch was done, on the server's clock
 
 
 class Inference:
-    """What the services share that classify. Used on the event loop's thread only."""
+    """Runs inference requests. Used on the event loop's thread only."""
 
-    def __init__(
-        self, decoders: Executor, limits: ImageLimits, *, max_images: int, max_decoding: int
-    ) -> None:
-        self.limits = limits
+    def __init__(self, registry: ModelRegistry, decoders: Decoders, *, max_images: int) -> None:
+        self.max_images = max_images  # in one request
+        self._registry = registry
         self._decoders = decoders
-        self.max_images = max_images
-        self._max_decoding = max_decoding
-        self._decoding = 0  # images handed to the decoders and not back yet
-        self._decode_s = 0.0  # lately, for one image, while others are decoded too
 
-    def check_count(self, field: str, images: int) -> None:
-        """Raises InvalidInput where a call may not bring so many images."""
-        if not 1 <= images <= self.max_images:
-            raise InvalidInput(field, f"is {images}; a call brings 1 to {self.max_images} images")
+    async def infer(self, request: InferenceRequest, context: CallContext) -> InferenceResponse:
+        """Runs one request. The caller must end with `complete` or `discard`.
 
-    async def classify(
-        self,
-        model: LoadedModel,
-        call: Call,
-        images: int,
-        pixels: Callable[[], Pixels | RowSource | Awaitable[Pixels | RowSource]],
-        *,
-        deadline_s: float,
-        priority: int,
-    ) -> Classified:
-        """Admits the call, has its pixels made, and waits for the answer.
-
-        `pixels` gives as many rows as `images` says, [N, H, W, C] of the model's input, or what to
-        await for them; it is asked only once the call has its reservation. Raises what
-        `DeviceExecutor.admit`, `Reservation.run` and `pixels` do.
+        Raises every kind of ServingError.
         """
+        model = self._registry.route(
+            request.model, request.version, request.label, request.request_id
+        )
+        context.set_model(model.name, model.version_text)
+        _check(request, model)
+        images = request.content.count(model, self.max_images)
+        if request.outputs is not None:
+            request.outputs.check(model, images)
         try:
             reservation = model.executor.admit(
-                model.key, images, deadline_s=deadline_s, priority=priority, trace=call.trace
+                model.key,
+                images,
+                deadline_s=request.deadline_s,
+                priority=request.priority,
+                trace=context.trace,
             )
             try:
-                found = pixels()
-                rows = found if isinstance(found, (np.ndarray, RowSource)) else await found
+                made = request.content.pixels(model.spec, self._decoders)
+                pixels = made if isinstance(made, (np.ndarray, RowSource)) else await made
             except BaseException:
                 reservation.release()
                 raise
             decoded_s = clock()
-            call.stage = "queue"
+            context.stage = "queue"
             try:
-                answer = await reservation.run(rows)
+                answer = await reservation.run(pixels)
             finally:
                 if reservation.has_started:
-                    call.stage = "compute"
+                    context.stage = "compute"
         except BaseException:
-            call.after(model.metrics.failed, clock() - call.arrived_s)
+            context.after_response(model.metrics.failed, clock() - context.arrived_s)
             raise
-        return Classified(answer, decoded_s, model, call, images)
+        return InferenceResponse(
+            model,
+            request.request_id,
+            images,
+            answer.outputs,
+            decoded_s - context.arrived_s,
+            answer.queue_s,
+            answer.compute_s,
+            answer.batch_rows,
+            answer.done_s,
+        )
 
-    async def decoded(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
-        """[N, H, W, C] of the rows, those that are missing made by the work."""
-        if work:
-            await self._decode(work, rows, len(work))
-        found = cast(list[Pixels], rows)
-        return found[0][np.newaxis] if len(found) == 1 else np.stack(found)
+    def complete(self, response: InferenceResponse, context: CallContext) -> float:
+        """Records the phases of a request whose response message is built.
 
-    async def made(self, images: int, function: Callable[..., Pixels], *arguments: Any) -> Pixels:
-        """What the function gives, called on a decoder's thread; it is work for so many images."""
-        found: list[Pixels | None] = [None]
-        await self._decode([(0, function, arguments)], found, images)
-        return cast(Pixels, found[0])
-
-    async def _decode(self, work: Sequence[Work], found: list[Pixels | None], images: int) -> None:
-        """Runs the work on the decoders' threads and puts each result at its place in `found`."""
-        if self._decoding and self._decoding + images > self._max_decoding:
-            raise Overloaded(
-                f"{self._decoding} images are already waiting to be decoded; "
-                f"at most {self._max_decoding} may",
-                retry_after_s=self._decode_s * self._decoding,
+        Returns the seconds since the request arrived.
+        """
+        ended_s = clock()
+        model = response.model
+        respond_s = ended_s - response.done_s
+        total_s = ended_s - context.arrived_s
+        model.executor.response_delay.record(respond_s, ended_s)
+        phases_s = response.decode_s, response.queue_s, response.compute_s, respond_s
+        context.after_response(model.metrics.answered, response.images, *phases_s)
+        if context.trace is not None:
+            context.trace.phases(model.name, response.images, *phases_s)
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug(
+                "request_answered",
+                extra={
+                    "model": model.name,
+                    "version": model.manifest.version,
+                    "images": response.images,
+                    "total_ms": total_s * 1e3,
+                    "request_id": response.request_id,
+                },
             )
-        loop = asyncio.get_running_loop()
-        self._decoding += images
-        began_s = clock()
-        futures = [
-            loop.run_in_executor(self._decoders, function, *arguments)
-            for _, function, arguments in work
-        ]
-        try:
-            for (index, _, _), future in zip(work, futures, strict=True):
-                found[index] = await future
-            # What an image takes while all threads are at it: how fast the line before them moves.
-            self._decode_s += 0.1 * ((clock() - began_s) / self._decoding - self._decode_s)
-        finally:
-            self._decoding -= images
-            for future in futures:  # where one was refused, or the caller left, spare the others
-                if not future.cancel() and not future.cancelled():
-                    future.exception()
+        return total_s
+
+    def discard(self, response: InferenceResponse, context: CallContext) -> None:
+        """Records a request as failed: its response could not be delivered."""
+        failed = response.model.metrics.failed
+        context.after_response(failed, clock() - context.arrived_s)
 
 
 def best_classes(outputs: Outputs, count: int) -> Iterator[Iterable[tuple[int, float]]]:
     """For each row its `count` best classes with their scores, best first."""
-    # One conversion for all rows: asking numpy for single numbers costs ten times as much.
+    # One conversion for all rows: reading single numbers from numpy costs ten times as much.
     for classes, scores in zip(
         outputs.classes[:, :count].tolist(), outputs.scores[:, :count].tolist(), strict=True
     ):
         yield zip(classes, scores, strict=True)
 
 
-def check_request_id(field: str, text: str) -> None:
-    """Raises InvalidInput where it is too long to come back and stand in the log."""
-    if len(text) > REQUEST_ID_LIMIT:
+def _check(request: InferenceRequest, model: LoadedModel) -> None:
+    """Checks what no content knows. Raises InvalidInput."""
+    max_top_k = model.manifest.top_k
+    if request.top_k > max_top_k:
         raise InvalidInput(
-            field, f"has {len(text)} characters; at most {REQUEST_ID_LIMIT} are allowed"
+            "top_k", f"is {request.top_k}; this model gives 1 to {max_top_k}, or 0 for the default"
+        )
+    if len(request.request_id) > MAX_REQUEST_ID:
+        # A longer one would not fit into responses and logs.
+        raise InvalidInput(
+            request.request_id_field,
+            f"has {len(request.request_id)} characters; at most {MAX_REQUEST_ID} are allowed",
+        )
+    if request.priority not in PRIORITIES:
+        raise InvalidInput(
+            "priority",
+            f"is {request.priority}; 0 (the default) to {PRIORITIES[-1]} are allowed",
         )

@@ -24,8 +24,8 @@ from PIL import Image
 from prometheus_client import CollectorRegistry
 
 from server import errors
-from server.api.handlers import STATUS
 from server.api.health import Health
+from server.api.status import STATUS
 from server.api.stubs import classify_pb2 as pb
 from tests.support.serving import (
     CLASSES,
@@ -217,7 +217,7 @@ async def test_top_k_is_five_or_what_the_call_asks_for(tmp_path: Path) -> None:
         assert len(result.classes) == 2
         field, description = await refused(served, raw(0, top_k=11))
         assert field == "top_k"
-        assert description == "is 11; this model gives 1 to 10, or 0 for the usual"
+        assert description == "is 11; this model gives 1 to 10, or 0 for the default"
         assert (await refused(served, raw(0, top_k=2**32 - 1)))[0] == "top_k"
 
 
@@ -241,7 +241,7 @@ async def test_a_request_id_stands_in_the_log_at_level_debug(
     with caplog.at_level(logging.DEBUG, logger="server"):
         async with serve(tmp_path) as served:
             await served.classify(raw(1, 2, request_id="find me"))
-    (record,) = (vars(record) for record in caplog.records if record.msg == "classified")
+    (record,) = (vars(record) for record in caplog.records if record.msg == "request_answered")
     assert (record["request_id"], record["model"], record["images"]) == ("find me", "tiny", 2)
 
 
@@ -748,6 +748,6 @@ async def test_a_priority_beyond_nine_is_told_by_field(tmp_path: Path, priority:
     publish(tmp_path)
     async with serve(tmp_path) as served:
         await served.classify(raw(0, priority=9))
-        with pytest.raises(grpc.aio.AioRpcError, match=f"priority: is {priority}; 0") as error:
+        with pytest.raises(grpc.aio.AioRpcError, match=f"priority: is {priority}; 0 ") as error:
             await served.classify(raw(0, priority=priority))
         assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT

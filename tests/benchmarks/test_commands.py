@@ -45,16 +45,16 @@ def sample(frames: str, count: int, thread: str = "thread (7): MainThread") -> s
 
 
 def test_a_sample_belongs_to_the_innermost_of_the_servers_functions() -> None:
-    rpc = SERVER / "api" / "handlers.py"
+    handlers, in_flight = SERVER / "api/handlers.py", SERVER / "api/in_flight.py"
     classify = f"Classifier.Classify ({SERVER}/api/classify.py:42)"
     raw = "\n".join(
         [
             sample("", 1),
             sample(f"Connection._flush ({SERVER}/transport/http2.py:644)", 2),
-            sample(f"_request ({rpc}:387)", 3),
-            sample(f"_Answering.response ({rpc}:{line_of(rpc, SERIALIZING)})", 4),
-            sample(f"Intake.take ({rpc}:{line_of(rpc, 'self.calls += 1')})", 5),
-            sample(f"{classify};Classifier._pixels ({SERVER}/api/classify.py:85)", 6),
+            sample(f"_parse ({handlers}:387)", 3),
+            sample(f"_Handler.respond ({handlers}:{line_of(handlers, SERIALIZING)})", 4),
+            sample(f"InFlightLimits.begin ({in_flight}:{line_of(in_flight, 'calls += 1')})", 5),
+            sample(f"{classify};PixelBatch.pixels ({SERVER}/api/content.py:85)", 6),
             sample(
                 f"{classify};DeviceExecutor.admit ({SERVER}/execution/device.py:247);"
                 "<lambda> (<string>:1)",

@@ -2,8 +2,7 @@
 
 import re
 
-from server.api.handlers import STATUS
-from server.api.http.routes import HTTP_STATUS
+from server.api.status import HTTP_STATUS, STATUS
 from tests.docs.pages import PAGES, ROOT, name_of
 from tests.support.doc_tables import TABLES, updated
 

@@ -1,1 +1,1 @@
-"""HTTP: REST calls, metrics, probes."""
+"""REST, metrics and probes by HTTP."""

@@ -1,9 +1,9 @@
-"""HTTP: /metrics for Prometheus, /healthz and /readyz for orchestrators, and the calls of REST."""
+"""The HTTP application: metrics, probes and REST."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 
 import h11
 from starlette.applications import Starlette
@@ -13,81 +13,87 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from server.api.http.routes import http_problem
+from server.api.health import ServingState
+from server.api.http.problem import http_problem
+from server.execution.device import DeviceExecutor
 from server.models.registry import ModelRegistry
 from server.telemetry.metrics import Metrics
 
-HEAD_S = 20.0  # for the head of a request to come whole, as long as gRPC's port waits
+HEAD_S = 20.0  # for the head of a request to arrive; the gRPC port waits as long
 
 
-class Connection(H11Protocol):
-    """Uvicorn's, which waits for a request for ever: whoever is silent, or stops within a head,
-    would hold a file that others need, those who call by gRPC too."""
+class HttpConnection(H11Protocol):
+    """Uvicorn's connection with a timeout for the head of a request.
 
-    _silence: asyncio.TimerHandle | None = None  # runs while no request is under way
+    Uvicorn waits without limit. A silent client would hold a file descriptor that other clients
+    need, those of the gRPC port too.
+    """
+
+    _head_timer: asyncio.TimerHandle | None = None  # runs while no request is in progress
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._await_head()
+        self._start_timer()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is not h11.IDLE:
-            self._heard()
-        elif self._silence is None:
-            self._await_head()
+            self._stop_timer()
+        elif self._head_timer is None:
+            self._start_timer()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._heard()
+        self._stop_timer()
         super().connection_lost(error)
 
-    def _await_head(self) -> None:
-        self._silence = self.loop.call_later(HEAD_S, self.transport.close)
+    def _start_timer(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
 
-    def _heard(self) -> None:
-        if self._silence is not None:
-            self._silence.cancel()
-            self._silence = None
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
 
 def application(
     metrics: Metrics,
     registry: ModelRegistry,
-    accepting: Callable[[], bool],
-    lost: Callable[[], str],
-    calls: Sequence[Route],
+    state: ServingState,
+    executors: Mapping[str, DeviceExecutor],
+    routes: Sequence[Route],
 ) -> Starlette:
-    """`accepting` says whether new calls are taken at all, `lost` what only another process can use
-    again, with the reason, or nothing."""
+    """The routes with /metrics, /healthz and /readyz. `executors` may change while it runs."""
 
     async def read_metrics(request: Request) -> Response:
         text, content_type = metrics.render_for(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
-        """The process lives, its loop turns, and to start it anew would mend nothing."""
-        reason = lost()
-        return PlainTextResponse(f"{reason or 'ok'}\n", status_code=503 if reason else 200)
+        """503 if only a restart of the process can help: a device is lost."""
+        lost = next(
+            (executor.lost_reason for executor in executors.values() if executor.lost_reason), ""
+        )
+        return PlainTextResponse(f"{lost or 'ok'}\n", status_code=503 if lost else 200)
 
     async def readyz(request: Request) -> Response:
-        """200 once loading is through and some model answers; the body says what of each model."""
-        ready = accepting() and registry.is_ready
+        """200 once loading has finished and some model answers; the body has every version."""
+        is_ready = state.is_accepting and registry.is_ready
         body = {
-            "ready": ready,
-            "accepting": accepting(),
+            "ready": is_ready,
+            "accepting": state.is_accepting,
             "models": [
                 {
-                    "name": status.model_name,
-                    "version": status.number,
-                    "state": status.state.name,
-                    "reason": status.reason,
+                    "name": version.model_name,
+                    "version": version.number,
+                    "state": version.state.name,
+                    "reason": version.reason,
                 }
-                for status in registry.versions()
+                for version in registry.versions()
             ],
         }
-        return JSONResponse(body, status_code=200 if ready else 503)
+        return JSONResponse(body, status_code=200 if is_ready else 503)
 
-    async def problem(request: Request, error: Exception) -> Response:
+    async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return http_problem(error)
 
@@ -96,7 +102,7 @@ def application(
             Route("/metrics", read_metrics),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
-            *calls,
+            *routes,
         ],
-        exception_handlers={HTTPException: problem},
+        exception_handlers={HTTPException: on_http_error},
     )

@@ -1,7 +1,7 @@
-"""Descriptor pool of the package `inference`.
+"""Descriptor pool of the protobuf package `inference`.
 
-tritonclient registers messages of the same names in protobuf's default pool. With a pool of our own
-both can be imported by one process.
+tritonclient registers messages of the same names in protobuf's default pool. With a separate pool,
+one process can import both.
 """
 
 from google.protobuf.descriptor_pool import DescriptorPool

@@ -1,31 +1,54 @@
-"""Tensors as JSON: pixels and files out of the text of a request.
+"""Tensor data as JSON: pixels and files from the text of a request.
 
-The text of a tensor has been found to be JSON when it comes here. Pixels are read from its bytes as
-a whole: as objects of Python they would take ten times as long and hold up all threads.
+The text is known to be valid JSON. Pixels are read from its bytes as a whole: as Python objects
+they would take ten times as long and hold up all threads.
 """
 
 from __future__ import annotations
 
 import binascii
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from server.api.content import Decoders
+from server.api.v2.tensors import InputTensor, TensorData, check_size, decode_files
 from server.errors import InvalidInput
+from server.images.input_spec import InputSpec, Pixels
 
-CHUNK_BYTES = 1 << 20  # of text read at a time, which takes some ten times as much memory
+CHUNK_BYTES = 1 << 20  # of text read at a time; reading takes about ten times as much memory
 ZERO = np.uint8(ord("0"))
+NOT_A_DIGIT = 10  # the least value of a byte that is no digit, counted from "0"
 SPACES = b" \t\r\n"
 
 _Bytes = NDArray[np.uint8]
 
 
+class JsonData(TensorData):
+    """The JSON array of a tensor's elements."""
+
+    __slots__ = ("_field", "_text")
+
+    def __init__(self, field: str, text: memoryview) -> None:
+        self._field = field
+        self._text = text
+
+    def pixels(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Awaitable[Pixels]:
+        arguments = self._text, tensor.shape, self._field
+        return decoders.batch(tensor.shape[0], numbers_from_json, *arguments)
+
+    def decode(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Awaitable[Pixels]:
+        files = files_from_json(self._text, self._field, nested=len(tensor.shape) > 1)
+        check_size(self._field, "elements", len(files), tensor, tensor.shape[0])
+        return decode_files(files, self._field, spec, decoders)
+
+
 def numbers_from_json(
     text: bytes | memoryview, shape: Sequence[int], field: str
 ) -> NDArray[np.uint8]:
-    """An array of whole numbers from 0 to 255, flat or nested as the shape is -> [*shape].
+    """[*shape] from an array of whole numbers from 0 to 255, flat or nested as the shape is.
 
     Raises InvalidInput.
     """
@@ -33,23 +56,26 @@ def numbers_from_json(
     for chunk in _chunks(np.frombuffer(text, np.uint8)):
         digits = chunk - ZERO
         values.append(_numbers(digits, field))
-        rest.append(chunk[digits > 9].tobytes())
+        rest.append(chunk[digits >= NOT_A_DIGIT].tobytes())
     brackets = b"".join(rest).translate(None, SPACES)
-    if strange := brackets.translate(None, b"[],")[:1]:
+    if unexpected := brackets.translate(None, b"[],")[:1]:
+        character = unexpected.decode("ascii", "replace")
+        raise InvalidInput(field, f"contains {character!r}; whole numbers are needed")
+    numbers = np.concatenate(values)
+    needed = np.prod(shape, dtype=object)
+    if len(numbers) != needed:
         raise InvalidInput(
-            field, f"has {strange.decode('ascii', 'replace')!r} in it; whole numbers are needed"
+            field, f"has {len(numbers):,} numbers; shape {list(shape)} needs {needed:,}"
         )
-    found = np.concatenate(values)
-    if len(found) != np.prod(shape, dtype=object):
-        needed = f"shape {list(shape)} needs {np.prod(shape, dtype=object):,}"
-        raise InvalidInput(field, f"has {len(found):,} numbers; {needed}")
-    if brackets not in (_brackets(shape[:1] and [len(found)]), _brackets(shape)):
-        raise InvalidInput(field, f"is nested otherwise than shape {list(shape)}, and is not flat")
-    return found.reshape(shape)
+    if brackets not in (_brackets(shape[:1] and [len(numbers)]), _brackets(shape)):
+        raise InvalidInput(
+            field, f"is neither flat nor nested as its shape {list(shape)} is; use one of the two"
+        )
+    return numbers.reshape(shape)
 
 
 def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = False) -> list[bytes]:
-    """An array of files, each as a text in base64; `nested` ones may stand in arrays of their own.
+    """The files in an array of base64 texts; if `nested`, each may be in an array of its own.
 
     Raises InvalidInput.
     """
@@ -60,19 +86,19 @@ def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = Fals
             if not nested:
                 raise
             texts = [alone for (alone,) in msgspec.json.decode(text, type=list[tuple[str]])]
-    except (msgspec.DecodeError, UnicodeDecodeError):  # or a text that is not UTF-8
+    except (msgspec.DecodeError, UnicodeDecodeError):  # the text may not be UTF-8
         raise InvalidInput(field, "must be an array of files, each as a text in base64") from None
     files = []
     for index, encoded in enumerate(texts):
         try:
             files.append(binascii.a2b_base64(encoded.encode(), strict_mode=True))
         except binascii.Error as error:
-            raise InvalidInput(f"{field}[{index}]", f"is no base64: {error}") from None
+            raise InvalidInput(f"{field}[{index}]", f"is not base64: {error}") from None
     return files
 
 
 def _chunks(text: _Bytes) -> Iterator[_Bytes]:
-    """The text in pieces, each with the first byte behind its last number."""
+    """The text in pieces. Each ends with the byte after its last number."""
     begin = 0
     while begin < len(text):
         end = begin + CHUNK_BYTES
@@ -83,26 +109,27 @@ def _chunks(text: _Bytes) -> Iterator[_Bytes]:
 
 
 def _numbers(digits: _Bytes, field: str) -> _Bytes:
-    """The numbers in a text, given as the values of its digits, what is above 9 being none.
+    """The numbers in a text, given as the values of its digits; higher values are no digits.
 
-    Raises InvalidInput. The last must be none, and is what stands before the first.
+    The last value must be no digit: it also serves as the one before the first number. Raises
+    InvalidInput.
     """
-    is_digit = digits < 10
-    last = np.flatnonzero(is_digit[:-1] & ~is_digit[1:])
+    is_digit = digits < NOT_A_DIGIT
+    last = np.flatnonzero(is_digit[:-1] & ~is_digit[1:])  # the last digit of each number
     values = digits[last].astype(np.uint16)
-    part = np.ones(len(last), np.bool_)
+    is_part = np.ones(len(last), np.bool_)
     for place, weight in ((1, 10), (2, 100)):
         before = digits[np.maximum(last - place, -1)]
-        part &= before < 10
-        values += np.where(part, before, 0) * np.uint16(weight)
-    part &= digits[np.maximum(last - 3, -1)] < 10
-    if part.any() or (values > 255).any():
+        is_part &= before < NOT_A_DIGIT
+        values += np.where(is_part, before, 0) * np.uint16(weight)
+    is_part &= digits[np.maximum(last - 3, -1)] < NOT_A_DIGIT  # a fourth digit
+    if is_part.any() or (values > 255).any():
         raise InvalidInput(field, "has a number above 255")
     return values.astype(np.uint8)
 
 
 def _brackets(shape: Sequence[int]) -> bytes:
-    """What an array of that shape is without its numbers."""
+    """An array of that shape in JSON, without its numbers."""
     inner = b""
     for size in reversed(shape):
         inner = b"[" + b",".join([inner] * size) + b"]"

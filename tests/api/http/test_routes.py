@@ -18,10 +18,9 @@ import httpx
 import numpy as np
 import pytest
 
-from server.api.handlers import STATUS
 from server.api.http import app as http
-from server.api.http import routes as rest
-from server.api.http.routes import HTTP_STATUS
+from server.api.http import body
+from server.api.status import HTTP_STATUS, STATUS
 from server.api.stubs import classify_pb2
 from server.api.v2 import json_tensors
 from server.errors import EngineFailure
@@ -343,8 +342,8 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (CLASSIFY, b"no image", 400, "body", "not a supported format"),
         (CLASSIFY + "?top_k=11", png(1), 400, "top_k", "is 11; this model gives 1 to 10"),
         (CLASSIFY + "?top_k=-1", png(1), 400, "top_k", "is '-1'; a whole number is needed"),
-        (CLASSIFY + "?top=1", png(1), 400, "top", "is no parameter; there are top_k"),
-        (CLASSIFY + "?priority=10", png(1), 400, "priority", "is 10; 0, the usual, to 9"),
+        (CLASSIFY + "?top=1", png(1), 400, "top", "is not a parameter; top_k"),
+        (CLASSIFY + "?priority=10", png(1), 400, "priority", "is 10; 0 (the default) to 9"),
         (CLASSIFY + f"?request_id={129 * 'i'}", png(1), 400, "request_id", "has 129 characters"),
         ("/v1/models/tiny/versions/new:classify", png(1), 400, "version", "is 'new'; a whole"),
         ("/v1/models/other:classify", png(1), 404, "", "there is no model 'other'; there are tiny"),
@@ -373,11 +372,11 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (INFER, wrong(shape=[1 << 70]), 400, "inputs[0].shape", "array of a few whole numbers"),
         (INFER, wrong(shape=999 * [1]), 400, "inputs[0].shape", "array of a few whole numbers"),
         (INFER, wrong(shape=[2, *SHAPE]), 400, "inputs[0].data", "has 144 numbers; shape [2, 8"),
-        (INFER, wrong(data=[pixels, []]), 400, "inputs[0].data", "is nested otherwise"),
+        (INFER, wrong(data=[pixels, []]), 400, "inputs[0].data", "is neither flat nor nested"),
         (INFER, wrong(data=[*pixels[1:], 256]), 400, "inputs[0].data", "has a number above 255"),
         (INFER, wrong(data=[*pixels[1:], 1000]), 400, "inputs[0].data", "has a number above 255"),
-        (INFER, wrong(data=[*pixels[1:], 1.5]), 400, "inputs[0].data", "has '.' in it"),
-        (INFER, wrong(data=[*pixels[1:], -1]), 400, "inputs[0].data", "has '-' in it"),
+        (INFER, wrong(data=[*pixels[1:], 1.5]), 400, "inputs[0].data", "contains '.'"),
+        (INFER, wrong(data=[*pixels[1:], -1]), 400, "inputs[0].data", "contains '-'"),
         (INFER, wrong(data=[*pixels[1:], "1"]), 400, "inputs[0].data", "whole numbers are needed"),
         (INFER, wrong(data=7), 400, "inputs[0].data", "has 0 numbers"),
         (
@@ -389,7 +388,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (
             INFER,
             wrong(name="encoded", datatype="BYTES", shape=[1], data=["a-b="]),
-            *(400, "inputs[0].data[0]", "is no base64"),
+            *(400, "inputs[0].data[0]", "is not base64"),
         ),
         (
             INFER,
@@ -409,7 +408,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (
             INFER,
             json.dumps({"inputs": [one["inputs"][0], behind]}).encode(),
-            *(400, "inputs[1].parameters[binary_data_size]", "is 5; 0 bytes stand behind"),
+            *(400, "inputs[1].parameters[binary_data_size]", "is 5; 0 bytes follow"),
         ),
         (
             INFER,
@@ -448,7 +447,7 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         header = json.dumps({"inputs": [one["inputs"][0] | {"data": None}]}).encode()
         sizes = {"Inference-Header-Content-Length": str(len(header))}
         response = await client.post(INFER, content=header + b"pixels", headers=sizes)
-        assert problem(response)["detail"].endswith("6 bytes stand behind the JSON")
+        assert problem(response)["detail"].endswith("6 bytes follow the JSON")
         for path, status in (("/v2/models/other", 404), ("/v2/nothing", 404), (INFER, 405)):
             response = await client.get(path)
             assert response.status_code == problem(response)["status"] == status
@@ -495,7 +494,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path)
-    monkeypatch.setattr(rest, "BODY_S", 0.05)
+    monkeypatch.setattr(body, "MAX_BODY_S", 0.05)
     async with asking(tmp_path) as (served, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", served.server.http_port)
         writer.write(

@@ -17,7 +17,8 @@ from PIL import Image
 
 from server.api.stubs import classify_pb2
 from server.api.stubs import open_inference_pb2 as pb
-from server.api.v2.service import EXTENSIONS, _small_numbers
+from server.api.v2.messages import small_numbers
+from server.api.v2.metadata import EXTENSIONS
 from server.errors import EngineFailure, InvalidInput
 from server.images.input_spec import Pixels
 from tests.support import triton_clients as triton
@@ -489,9 +490,9 @@ async def test_wrong_tensors_are_refused_by_name_and_with_what_is_allowed(tmp_pa
         (raw_bytes(data, [1, 8, 6]), f"'image' is [1, 8, 6]; {needed} is needed"),
         (raw_bytes(data, []), f"'image' is []; {needed} is needed"),
         (raw_bytes(data, SHAPE), f"'image' is [8, 6, 3]; {needed} is needed"),
-        (raw_bytes(data, [-1, *SHAPE]), "inputs[0].shape[0]: is -1; a call brings 1 to 256"),
-        (raw_bytes(b"", [0, *SHAPE]), "inputs[0].shape[0]: is 0; a call brings 1 to 256"),
-        (raw_bytes(data, [1 << 62, *SHAPE]), "a call brings 1 to 256"),
+        (raw_bytes(data, [-1, *SHAPE]), "inputs[0].shape[0]: is -1; a request brings 1 to 256"),
+        (raw_bytes(b"", [0, *SHAPE]), "inputs[0].shape[0]: is 0; a request brings 1 to 256"),
+        (raw_bytes(data, [1 << 62, *SHAPE]), "a request brings 1 to 256"),
         (raw_bytes(data, [2, *SHAPE]), "has 144 bytes; 'image' of shape [2, 8, 6, 3] needs 288"),
         (raw_bytes(data[:-1], shape), "has 143 bytes; 'image' of shape [1, 8, 6, 3] needs 144"),
         (two, "inputs: has 2 tensors; one is needed: image or encoded"),
@@ -634,11 +635,11 @@ def test_the_wire_is_that_of_tritons_client() -> None:
 def test_typed_pixels_are_read_whatever_their_values() -> None:
     values = np.random.default_rng(0).integers(0, 256, 5000)
     for numbers in (values, values[:1], np.zeros(200, int), np.full(127, 255), np.arange(256)):
-        found = _small_numbers(pb.InferTensorContents(uint_contents=numbers.tolist()), "contents")
+        found = small_numbers(pb.InferTensorContents(uint_contents=numbers.tolist()), "contents")
         assert found.dtype == np.uint8
         assert found.tolist() == numbers.tolist()
     unknown = pb.InferTensorContents.FromString(b"\x22\x03\x05\xff\x01" + b"\x98\x06\x07")
-    assert _small_numbers(unknown, "contents").tolist() == [5, 255]
+    assert small_numbers(unknown, "contents").tolist() == [5, 255]
     for large in (256, 16_383, 16_384, (1 << 32) - 1):
         with pytest.raises(InvalidInput, match="above 255"):
-            _small_numbers(pb.InferTensorContents(uint_contents=[0, large, 5]), "contents")
+            small_numbers(pb.InferTensorContents(uint_contents=[0, large, 5]), "contents")

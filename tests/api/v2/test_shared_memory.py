@@ -18,8 +18,9 @@ from grpc import StatusCode
 
 from server.api.stubs import open_inference_pb2 as pb
 from server.api.v2 import shared_memory
-from server.api.v2.service import SHARED_MEMORY, SHARED_MEMORY_METHODS
-from server.api.v2.shared_memory import FOLDER, Regions
+from server.api.v2.metadata import SHARED_MEMORY
+from server.api.v2.service import SHARED_MEMORY_METHODS
+from server.api.v2.shared_memory import FOLDER, SharedMemoryRegions
 from server.errors import InvalidInput
 from tests.api.v2.test_service import (
     ask,
@@ -209,7 +210,7 @@ def test_only_a_plain_file_right_there_is_opened(tmp_path: Path) -> None:
     (folder / "link").symlink_to(secret)
     os.mkfifo(folder / "pipe")
     (folder / "file").write_bytes(b"1234")
-    regions = Regions(folder)
+    regions = SharedMemoryRegions(folder)
     paths = ["", "/", ".", "..", "/..", "../secret", "sub/file", "//file", str(secret), "a\0b"]
     for key in (*paths, "link", "pipe", "sub", "missing", 300 * "x", "\udcff"):
         with pytest.raises(InvalidInput, match="^key: is "):
@@ -279,7 +280,7 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
         (with_files(2), "raw_input_contents: has 2 entries; one is needed, for 'encoded'"),
         (with_files(1, typed=True), "is given, and the contents of 'encoded' too"),
         (call([small]), "is 39; 'classes' of 1 images needs 40"),
-        (call([texts]), "and classification too, which goes into the response only"),
+        (call([texts]), "and classification too, whose texts only fit into the response"),
     ]
     async with lending(tmp_path) as (served, client):
         await client.register_system_shared_memory("mine", file.name, 4000)
@@ -294,8 +295,8 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
 def test_there_is_an_end_to_regions_and_those_left_behind_are_forgotten(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shared_memory, "MOST_REGIONS", 2)
-    regions = Regions()
+    monkeypatch.setattr(shared_memory, "MAX_REGIONS", 2)
+    regions = SharedMemoryRegions()
     regions.register("one", file.name, 0, 1)
     regions.register("two", file.name, 0, 1)
     with pytest.raises(InvalidInput, match="more than 2 regions"):

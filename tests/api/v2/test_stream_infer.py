@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from server.api import handlers as rpc
+from server.api import streaming
 from server.api.stubs import open_inference_pb2 as pb
 from tests.api.v2.test_service import (
     OPEN_INFERENCE,
@@ -75,7 +75,7 @@ async def until_waiting(served: Served, rows: int) -> None:
 
 async def test_tritons_asyncio_client_gets_every_answer_in_order(tmp_path: Path) -> None:
     publish(tmp_path)
-    count = 3 * rpc.STREAM_DEPTH
+    count = 3 * streaming.STREAM_DEPTH
     async with asking(tmp_path) as (served, client):
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
@@ -140,7 +140,7 @@ async def test_requests_of_a_stream_share_batches_and_only_so_many_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path)
-    monkeypatch.setattr(rpc, "STREAM_DEPTH", 1 + MAX_BATCH)
+    monkeypatch.setattr(streaming, "STREAM_DEPTH", 1 + MAX_BATCH)
     engines = Mirrors(held=True)
     async with asking(tmp_path, load=loading(engines)) as (served, client):
         stream = opened(served)

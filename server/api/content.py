@@ -1,0 +1,222 @@
+"""What a request brings to classify, in plain values, and how the model's pixels are made from it.
+
+Each kind of content knows the names that its fields have in the request, so errors can name them.
+The kinds of the Open Inference Protocol are in server.api.v2.tensors.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+
+from server.engines.base import RowSource
+from server.errors import InvalidInput, Overloaded
+from server.images.decode import batch_from_pixels, decode, from_pixels
+from server.images.input_spec import ImageLimits, InputSpec, Pixels
+from server.models.version import LoadedModel
+from server.telemetry.clock import clock
+
+Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # index of a row, and what makes it
+
+
+class Decoders:
+    """Threads that make pixels, with a limit on the images that wait for them.
+
+    Used on the event loop's thread only.
+    """
+
+    def __init__(self, executor: Executor, limits: ImageLimits, *, max_waiting: int) -> None:
+        self.limits = limits
+        self._executor = executor
+        self._max_waiting = max_waiting
+        self._waiting = 0  # images that are decoded or wait for a thread
+        self._image_s = 0.0  # moving average for one image while all threads are busy
+
+    async def rows(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
+        """[N, H, W, C] from the rows; the work makes those that are None. Raises Overloaded."""
+        if work:
+            await self._run(work, rows, len(work))
+        made = cast(list[Pixels], rows)
+        return made[0][np.newaxis] if len(made) == 1 else np.stack(made)
+
+    async def batch(self, images: int, function: Callable[..., Pixels], *arguments: Any) -> Pixels:
+        """Calls the function in a thread; it makes `images` rows at once. Raises Overloaded."""
+        made: list[Pixels | None] = [None]
+        await self._run([(0, function, arguments)], made, images)
+        return cast(Pixels, made[0])
+
+    async def _run(self, work: Sequence[Work], rows: list[Pixels | None], images: int) -> None:
+        """Runs the work in threads and stores each result in `rows`."""
+        if self._waiting and self._waiting + images > self._max_waiting:
+            raise Overloaded(
+                f"{self._waiting} images are already waiting to be decoded; "
+                f"at most {self._max_waiting} may",
+                retry_after_s=self._image_s * self._waiting,
+            )
+        loop = asyncio.get_running_loop()
+        self._waiting += images
+        began_s = clock()
+        futures = [
+            loop.run_in_executor(self._executor, function, *arguments)
+            for _, function, arguments in work
+        ]
+        try:
+            for (index, _, _), future in zip(work, futures, strict=True):
+                rows[index] = await future
+            self._image_s += 0.1 * ((clock() - began_s) / self._waiting - self._image_s)
+        finally:
+            self._waiting -= images
+            for future in futures:  # if one failed, or the caller left, the others are not needed
+                if not future.cancel() and not future.cancelled():
+                    future.exception()
+
+
+class Content(ABC):
+    """Images of one request."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def count(self, model: LoadedModel, max_images: int) -> int:
+        """The number of images. Checks it, and what else needs no pixels. Raises InvalidInput."""
+
+    @abstractmethod
+    def pixels(
+        self, spec: InputSpec, decoders: Decoders
+    ) -> Pixels | RowSource | Awaitable[Pixels | RowSource]:
+        """[N, H, W, C] for the model, or an awaitable of them. Raises InvalidInput, Overloaded.
+
+        Called once, after the request is admitted. It returns pixels that need no work directly: a
+        thread would cost more than it saves.
+        """
+
+
+def check_count(field: str, images: int, max_images: int) -> int:
+    """Returns the number of images. Raises InvalidInput if a request cannot bring so many."""
+    if not 1 <= images <= max_images:
+        raise InvalidInput(field, f"is {images}; a request brings 1 to {max_images} images")
+    return images
+
+
+class InvalidContent(Content):
+    """An error in a request, raised once its model is known, so that metrics can name the model."""
+
+    __slots__ = ("_error",)
+
+    def __init__(self, error: InvalidInput) -> None:
+        self._error = error
+
+    def count(self, model: LoadedModel, max_images: int) -> int:
+        raise self._error
+
+    def pixels(self, spec: InputSpec, decoders: Decoders) -> Pixels:
+        raise self._error
+
+
+class EncodedImage(NamedTuple):
+    """An image file."""
+
+    data: bytes
+    field: str  # its name in the request
+
+    def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
+        """The function that makes its row, with the arguments."""
+        return decode, (self.data, spec, limits, self.field)
+
+    def has_shape(self, spec: InputSpec) -> bool:
+        return False
+
+
+class RawImage(NamedTuple):
+    """Pixels of one image."""
+
+    data: bytes
+    height: int
+    width: int
+    channels: int
+    field: str  # its name in the request
+
+    def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
+        size = self.height, self.width, self.channels
+        return from_pixels, (self.data, *size, spec, limits, self.field)
+
+    def has_shape(self, spec: InputSpec) -> bool:
+        """Whether the pixels have the model's size already."""
+        return (self.height, self.width, self.channels) == (spec.height, spec.width, spec.channels)
+
+
+class EmptyImage(NamedTuple):
+    """An image without content: an error, found once the request is admitted."""
+
+    field: str
+
+    def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
+        raise InvalidInput(self.field, "is empty; give encoded or raw")
+
+    def has_shape(self, spec: InputSpec) -> bool:
+        return False
+
+
+class ImageList(Content):
+    """Images one by one, each a file or pixels."""
+
+    __slots__ = ("_images",)
+
+    def __init__(self, images: Sequence[EncodedImage | RawImage | EmptyImage]) -> None:
+        self._images = images
+
+    def count(self, model: LoadedModel, max_images: int) -> int:
+        return check_count("images", len(self._images), max_images)
+
+    def pixels(self, spec: InputSpec, decoders: Decoders) -> Pixels | Awaitable[Pixels]:
+        if len(self._images) == 1:
+            image = self._images[0]
+            if isinstance(image, RawImage) and image.has_shape(spec):
+                view = spec.view(image.data, 1)
+                if view is not None:
+                    return view
+        return self._decode(spec, decoders)
+
+    async def _decode(self, spec: InputSpec, decoders: Decoders) -> Pixels:
+        rows: list[Pixels | None] = [None] * len(self._images)
+        work: list[Work] = []
+        for index, image in enumerate(self._images):
+            function, arguments = image.work(spec, decoders.limits)
+            if image.has_shape(spec):
+                rows[index] = function(*arguments)
+            else:
+                work.append((index, function, arguments))
+        return await decoders.rows(rows, work)
+
+
+class PixelBatch(Content):
+    """Pixels of several images of one size."""
+
+    __slots__ = ("_channels", "_count", "_data", "_height", "_width")
+
+    def __init__(self, data: bytes, count: int, height: int, width: int, channels: int) -> None:
+        self._data = data
+        self._count = count
+        self._height = height
+        self._width = width
+        self._channels = channels
+
+    def count(self, model: LoadedModel, max_images: int) -> int:
+        return check_count("pixels.count", self._count, max_images)
+
+    def pixels(self, spec: InputSpec, decoders: Decoders) -> Pixels | Awaitable[Pixels]:
+        size = self._height, self._width, self._channels
+        is_model_size = size == (spec.height, spec.width, spec.channels)
+        if is_model_size:
+            view = spec.view(self._data, self._count)
+            if view is not None:
+                return view
+        arguments = self._data, self._count, *size, spec, decoders.limits, "pixels"
+        if is_model_size:
+            return batch_from_pixels(*arguments)  # raises: the data has the wrong length
+        return decoders.batch(self._count, batch_from_pixels, *arguments)

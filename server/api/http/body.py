@@ -1,0 +1,138 @@
+"""Bodies of HTTP requests, read within limits of bytes and time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from server.api.in_flight import InFlightLimits
+from server.api.v2.versions import MAX_QUOTED
+from server.errors import InvalidInput, ModelNotReady
+from server.telemetry.clock import clock
+from server.transport.compression import WINDOW_BITS, DecompressionError, TooLargeError, inflate
+
+MAX_BODY_S = 30.0  # for a body to arrive; it counts as a call in progress meanwhile
+IDENTITY = "identity"
+ENCODINGS = (IDENTITY, *WINDOW_BITS)
+
+# For a client that asked whether to send its body ("Expect: 100-continue") and is refused. It may
+# send the body or not, so the connection cannot be used again. A client that is sending already
+# must not be cut off: it would lose the response.
+CLOSE = {"Connection": "close"}
+
+
+class BodyReader:
+    """Reads bodies and counts their bytes as in flight. Used on the event loop's thread only."""
+
+    def __init__(self, in_flight: InFlightLimits) -> None:
+        self._in_flight = in_flight
+        self._receiving: set[asyncio.Task[Any]] = set()
+        self._is_stopped = False
+
+    @property
+    def receiving(self) -> set[asyncio.Task[Any]]:
+        """Tasks that wait for a body."""
+        return set(self._receiving)
+
+    def stop(self) -> None:
+        """Ends all tasks that wait for a body; their calls end as ModelNotReady."""
+        self._is_stopped = True
+        for task in self._receiving:
+            task.cancel()
+
+    @asynccontextmanager
+    async def read(self, request: Request, limit: int, deadline_s: float) -> AsyncIterator[bytes]:
+        """The body, of at most `limit` bytes. It counts as a call in progress until the end.
+
+        Raises TimeoutError when the deadline passes, HTTPException, InvalidInput, Overloaded, and
+        ModelNotReady when the server stops.
+        """
+        held = _HeldBytes(self._in_flight)
+        try:
+            self._in_flight.begin()
+            close = CLOSE if "expect" in request.headers else None
+            encoding = _encoding(request, close)
+            length = request.headers.get("content-length", "")
+            if length.isdecimal() and int(length) > limit:
+                raise _too_large(limit, close)
+            body = await self._receive(request, limit, deadline_s, held)
+            if encoding != IDENTITY:
+                body = await _inflated(body, encoding, limit)
+                held.add(len(body))
+            yield body
+        finally:
+            self._in_flight.end(held.size)
+
+    async def _receive(
+        self, request: Request, limit: int, deadline_s: float, held: _HeldBytes
+    ) -> bytes:
+        left_s = deadline_s - clock()
+        task = asyncio.current_task()
+        assert task is not None
+        self._receiving.add(task)
+        parts = []
+        try:
+            async with asyncio.timeout(min(left_s, MAX_BODY_S)):
+                async for part in request.stream():
+                    if held.size + len(part) > limit:
+                        raise _too_large(limit)
+                    held.add(len(part))
+                    parts.append(part)
+        except TimeoutError:
+            if left_s > MAX_BODY_S:
+                message = f"the body took more than {MAX_BODY_S:.0f} s"
+                raise HTTPException(408, message) from None
+            raise
+        except asyncio.CancelledError:
+            if not self._is_stopped:
+                raise
+            task.uncancel()
+            raise ModelNotReady("the server has stopped") from None
+        finally:
+            self._receiving.discard(task)
+        return b"".join(parts)
+
+
+class _HeldBytes:
+    """The bytes of one body that are counted as in flight."""
+
+    def __init__(self, in_flight: InFlightLimits) -> None:
+        self.size = 0
+        self._in_flight = in_flight
+
+    def add(self, size: int) -> None:
+        """Raises Overloaded; the bytes are counted anyway, until the call ends."""
+        self.size += size
+        self._in_flight.add_bytes(size)
+
+
+def _encoding(request: Request, close: Mapping[str, str] | None) -> str:
+    encoding = request.headers.get("content-encoding", IDENTITY).strip().lower()
+    if encoding not in ENCODINGS:
+        given = encoding[:MAX_QUOTED]
+        message = f"Content-Encoding: {given!r}; {', '.join(ENCODINGS)} are understood"
+        raise HTTPException(415, message, close)
+    return encoding
+
+
+def _too_large(limit: int, headers: Mapping[str, str] | None = None) -> HTTPException:
+    message = f"the body has more than {limit:,} bytes; no more are allowed"
+    return HTTPException(413, message, headers)
+
+
+async def _inflated(body: bytes, encoding: str, limit: int) -> bytes:
+    """Inflates in a thread: a small body may become a large one.
+
+    Raises InvalidInput, and HTTPException for more than `limit` bytes.
+    """
+    try:
+        return await asyncio.to_thread(inflate, body, encoding, limit)
+    except TooLargeError as error:
+        raise HTTPException(413, f"the body {error}") from None
+    except DecompressionError as error:
+        raise InvalidInput("body", str(error)) from None

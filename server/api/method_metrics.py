@@ -1,0 +1,79 @@
+"""Metrics of one RPC method, the same for every protocol."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from grpc import StatusCode
+
+from server.api.context import CallContext
+from server.api.status import STATUS
+from server.errors import DeadlineUnreachable, Overloaded, ServingError
+from server.telemetry.metrics import Metrics
+
+log = logging.getLogger(__name__)
+
+REFUSAL_REASON: dict[type[ServingError], str] = {
+    Overloaded: "overloaded",
+    DeadlineUnreachable: "deadline_unreachable",
+}
+
+
+class MethodMetrics:
+    """Counts the calls of one method. Each call ends in exactly one of these functions."""
+
+    def __init__(self, method: str, metrics: Metrics) -> None:
+        self._method = method
+        self._metrics = metrics
+        self._counters: dict[tuple[str, str, str], Any] = {}
+        self._durations: dict[str, Any] = {}
+        self._shed = metrics.requests.labels("", "", method, StatusCode.RESOURCE_EXHAUSTED.name)
+        self._shed_reason = metrics.refused.labels("", REFUSAL_REASON[Overloaded])
+
+    def succeeded(self, context: CallContext, seconds: float) -> None:
+        self.count(context, StatusCode.OK)
+        duration = self._durations.get(context.model)
+        if duration is None:
+            duration = self._metrics.request_duration.labels(context.model, self._method)
+            self._durations[context.model] = duration
+        duration.observe(seconds, None if context.trace is None else context.trace.exemplar)
+
+    def failed(self, context: CallContext, error: ServingError) -> None:
+        self.count(context, STATUS[type(error)])
+        # Later stages have admitted the call. If it expires then, the executor counts it as missed.
+        if context.stage == "decode" and (reason := REFUSAL_REASON.get(type(error))):
+            self._metrics.refused.labels(context.model, reason).inc()
+
+    def cancelled(self, context: CallContext, *, expired: bool) -> None:
+        """The caller cancelled, or the deadline passed."""
+        self.count(context, StatusCode.DEADLINE_EXCEEDED if expired else StatusCode.CANCELLED)
+        if expired and context.model:
+            self._metrics.deadline_missed.labels(context.model, context.stage).inc()
+
+    def crashed(self, context: CallContext) -> None:
+        """An unexpected exception ended the call. Must be called while it is handled."""
+        log.exception("call_failed", extra={"method": self._method, "model": context.model})
+        self.count(context, StatusCode.INTERNAL)
+
+    def shed(self) -> None:
+        """The transport refused the call under overload, before there was a context."""
+        self._shed.inc()
+        self._shed_reason.inc()
+
+    def rejected(self, code: StatusCode) -> None:
+        """The transport ended the call before its message was complete."""
+        self._counter("", "", code).inc()
+
+    def count(self, context: CallContext, code: StatusCode) -> None:
+        self._counter(context.model, context.version, code).inc()
+        if context.trace is not None:
+            context.trace.end(code.name)
+
+    def _counter(self, model: str, version: str, code: StatusCode) -> Any:
+        key = (model, version, code.name)
+        counter = self._counters.get(key)
+        if counter is None:
+            counter = self._metrics.requests.labels(model, version, self._method, code.name)
+            self._counters[key] = counter
+        return counter
