@@ -10,7 +10,6 @@ import logging
 import math
 import re
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 
@@ -22,6 +21,7 @@ from server.transport.connection import CANCEL, GRANT_BYTES, STREAM_WINDOW, Serv
 from server.transport.messages import (
     PREFIX_BYTES,
     MessageError,
+    MessageQueue,
     MessageReader,
     decompressed,
     framed,
@@ -60,7 +60,6 @@ class GrpcCall(Stream):
         "_has_started",
         "_head",
         "_is_responding",
-        "_message_came",
         "_messages",
         "_method",
         "_reader",
@@ -88,8 +87,7 @@ class GrpcCall(Stream):
         self._method = method
         self._reader = MessageReader(head.encoding, calls.limits.message_bytes)
         self._unread_bytes = 0  # of messages, complete or not, that the method has not read
-        self._messages: deque[tuple[bytes, bool]] = deque()  # each with whether it is compressed
-        self._message_came: asyncio.Future[None] | None = None  # a streaming method waits for it
+        self._messages = MessageQueue(calls.loop)
         self._written: asyncio.Future[None] | None = None  # `write` waits for it
         self._has_started = False  # the method runs or has run
         self._is_responding = False  # the response's headers are sent
@@ -160,7 +158,7 @@ class GrpcCall(Stream):
         if self._reader.is_inside_message:
             self.refuse(StatusCode.INVALID_ARGUMENT, "request: ends in the middle of a message")
         elif isinstance(self._method, StreamingMethod):
-            self._wake_reader()
+            self._messages.wake()
         elif len(self._messages) != 1:
             count = "none" if not self._messages else "several"
             self.refuse(
@@ -194,35 +192,16 @@ class GrpcCall(Stream):
             self.connection.begin(self, block([("content-type", "text/plain")], status), end=True)
         elif self._calls.is_refusing:
             self.refuse(StatusCode.UNAVAILABLE, STOPPING)
-        elif head.size > MAX_HEADERS_BYTES:
-            self.refuse(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"metadata: is {head.size:,} bytes; at most {MAX_HEADERS_BYTES:,} are allowed",
-            )
-        elif self._method is None:
-            self.refuse(StatusCode.UNIMPLEMENTED, f"there is no method {head.path[:200]}")
-        elif head.encoding and head.encoding not in ENCODINGS:
-            self.refuse(
-                StatusCode.UNIMPLEMENTED,
-                f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are allowed",
-                [("grpc-accept-encoding", ",".join(ENCODINGS))],
-            )
-        elif head.timeout and not self._set_deadline(head.timeout_s):
-            self.refuse(
-                StatusCode.INVALID_ARGUMENT,
-                f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u "
-                "and n are allowed",
-            )
-        elif isinstance(self._method, StreamingMethod):
-            self._start()
-
-    def _set_deadline(self, timeout_s: float | None) -> bool:
-        if timeout_s is None:
-            return False
-        self.deadline_s = self.arrived_s + timeout_s
-        # The loop's clock ticks in milliseconds. The extra one keeps it from ending a call early.
-        self._timer = self._calls.loop.call_later(timeout_s + 1e-3, self._expire)
-        return True
+        elif problem := _problem_of(head, self._method):
+            self.refuse(*problem)
+        else:
+            if head.timeout_s is not None:
+                self.deadline_s = self.arrived_s + head.timeout_s
+                # The loop's clock ticks in milliseconds. The extra one keeps it from being early.
+                delay_s = head.timeout_s + 1e-3
+                self._timer = self._calls.loop.call_later(delay_s, self._expire)
+            if isinstance(self._method, StreamingMethod):
+                self._start()
 
     def _start(self) -> None:
         run = self._run_unary() if isinstance(self._method, UnaryMethod) else self._run_stream()
@@ -244,7 +223,7 @@ class GrpcCall(Stream):
         self._calls.loop_lag.task_started()
         limit_bytes = self._calls.limits.message_bytes
         try:
-            message, compressed = self._messages.popleft()
+            message, compressed = self._messages.pop()
             if compressed:
                 message = await decompressed(message, self._head.encoding, limit_bytes)
             self._hold(-self._unread_bytes)
@@ -275,7 +254,7 @@ class GrpcCall(Stream):
         limit_bytes = self._calls.limits.message_bytes
         while True:
             while self._messages:
-                message, compressed = self._messages.popleft()
+                message, compressed = self._messages.pop()
                 self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
                 if compressed:
                     message = await decompressed(message, self._head.encoding, limit_bytes)
@@ -284,17 +263,11 @@ class GrpcCall(Stream):
                 yield message
             if self.ended:
                 return
-            self._message_came = self._calls.loop.create_future()
-            await self._message_came
+            await self._messages.wait()
 
     def _fail(self, error: BaseException) -> None:
         """Ends the call with the status that fits the method's exception."""
-        abort = self._abort
-        if isinstance(error, Abort):
-            abort = error
-        elif not isinstance(error, asyncio.CancelledError):
-            log.error("call_failed", exc_info=error, extra={"method": self._head.path})
-            abort = Abort(StatusCode.INTERNAL, "internal error")
+        abort = _abort_of(error, self._head) or self._abort
         if self.unsent and self._abort is not None:
             # A status comes after all data, and the client does not read the data.
             self.connection.reset(self, CANCEL)
@@ -321,25 +294,61 @@ class GrpcCall(Stream):
                 StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
             )
             return
-        self._messages.append((message, self._reader.compressed))
         if not is_unary:
             self._hold(MESSAGE_COST_BYTES)
-        self._wake_reader()
-
-    def _wake_reader(self) -> None:
-        if self._message_came is not None and not self._message_came.done():
-            self._message_came.set_result(None)
+        self._messages.put(message, self._reader.compressed)
 
     def _hold(self, size: int) -> None:
         """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""
         calls = self._calls
         self._unread_bytes += size
         calls.receiving_bytes += size
-        limit = calls.limits.receiving_bytes
-        if calls.receiving_bytes > limit and size > 0:
-            self.refuse(
-                StatusCode.RESOURCE_EXHAUSTED,
-                f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
-                f"{limit:,} are allowed",
-                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
-            )
+        if calls.receiving_bytes > calls.limits.receiving_bytes and size > 0:
+            self.refuse(*_too_many_bytes(calls))
+
+
+def _too_many_bytes(
+    calls: CallsInProgress[GrpcCall],
+) -> tuple[StatusCode, str, Sequence[Trailer]]:
+    message = (
+        f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
+        f"{calls.limits.receiving_bytes:,} are allowed"
+    )
+    pushback = ("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")
+    return StatusCode.RESOURCE_EXHAUSTED, message, [pushback]
+
+
+def _abort_of(error: BaseException, head: RequestHead) -> Abort | None:
+    """The status for a method's exception; None for a cancelled method."""
+    if isinstance(error, Abort):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return None
+    log.error("call_failed", exc_info=error, extra={"method": head.path})
+    return Abort(StatusCode.INTERNAL, "internal error")
+
+
+def _problem_of(
+    head: RequestHead, method: Method | None
+) -> tuple[StatusCode, str] | tuple[StatusCode, str, Sequence[Trailer]] | None:
+    """Why the headers make a call impossible: its status; None if they are fine."""
+    if head.size > MAX_HEADERS_BYTES:
+        return (
+            StatusCode.RESOURCE_EXHAUSTED,
+            f"metadata: is {head.size:,} bytes; at most {MAX_HEADERS_BYTES:,} are allowed",
+        )
+    if method is None:
+        return StatusCode.UNIMPLEMENTED, f"there is no method {head.path[:200]}"
+    if head.encoding and head.encoding not in ENCODINGS:
+        return (
+            StatusCode.UNIMPLEMENTED,
+            f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are allowed",
+            [("grpc-accept-encoding", ",".join(ENCODINGS))],
+        )
+    if head.timeout and head.timeout_s is None:
+        return (
+            StatusCode.INVALID_ARGUMENT,
+            f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u and n "
+            "are allowed",
+        )
+    return None

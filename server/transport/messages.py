@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 
 from grpc import StatusCode
 
@@ -119,6 +120,39 @@ class MessageReader:
                 StatusCode.INTERNAL,
                 "request: is compressed, but the header grpc-encoding does not say how",
             )
+
+
+class MessageQueue:
+    """Messages of one request that its method has not read, each with whether it is compressed."""
+
+    __slots__ = ("_changed", "_loop", "_messages")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._messages: deque[tuple[bytes, bool]] = deque()
+        self._changed: asyncio.Future[None] | None = None  # a streaming method waits for it
+
+    def __len__(self) -> int:
+        return len(self._messages)
+
+    def put(self, message: bytes, compressed: bool) -> None:
+        self._messages.append((message, compressed))
+        self.wake()
+
+    def pop(self) -> tuple[bytes, bool]:
+        return self._messages.popleft()
+
+    def clear(self) -> None:
+        self._messages.clear()
+
+    def wake(self) -> None:
+        """Lets `wait` return: a message came, or the request ended."""
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    async def wait(self) -> None:
+        self._changed = self._loop.create_future()
+        await self._changed
 
 
 async def decompressed(message: bytes, encoding: str, limit_bytes: int) -> bytes:
