@@ -119,8 +119,6 @@ class GrpcCall(Stream):
             self._written = self._calls.loop.create_future()
             await self._written
 
-    # --- for the server ----------------------------------------------------------------------
-
     @property
     def message_started_s(self) -> float | None:
         """When the message that is still arriving started; None if there is none."""
@@ -284,8 +282,6 @@ class GrpcCall(Stream):
             self.connection.send(self, b"", trailers)
         else:
             self.connection.begin(self, RESPONSE_HEAD + trailers, end=True)
-
-    # --- messages ----------------------------------------------------------------------------
 
     def _add_message(self, message: bytes) -> None:
         is_unary = isinstance(self._method, UnaryMethod)
