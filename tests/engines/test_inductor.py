@@ -55,7 +55,7 @@ def record(folder: Path) -> EngineRecord:
 
 
 @pytest.fixture
-def truth(folder: Path) -> Golden:
+def expected(folder: Path) -> Golden:
     return reader.open_version(folder).golden
 
 
@@ -77,29 +77,29 @@ def test_the_build_compares_the_engine_with_eager_pytorch(record: EngineRecord) 
 def test_the_package_contains_the_weights(folder: Path, record: EngineRecord) -> None:
     package = torch._inductor.aoti_load_package(folder / record.files[0].name)
     assert any(name.startswith("_frozen") for name in package.get_constant_fqns())
-    assert not torch.backends.cudnn.allow_tf32, "float32 means float32"
+    assert not torch.backends.cudnn.allow_tf32, "float32 must not become TF32"
 
 
-def test_a_row_gets_the_same_answer_at_every_batch_size(engine: Engine, truth: Golden) -> None:
+def test_a_row_gets_the_same_answer_at_every_batch_size(engine: Engine, expected: Golden) -> None:
     (instance,) = engine.instances
-    scale = deviation_scale(truth.probabilities)
+    scale = deviation_scale(expected.probabilities)
     for rows in range(1, MAX_BATCH + 1):
-        classes, scores, probabilities = infer(instance, truth.pixels[:rows])
+        classes, scores, probabilities = infer(instance, expected.pixels[:rows])
         assert [a.dtype.name for a in (classes, scores)] == ["int32", "float32"]
         assert classes.shape == scores.shape == (rows, 10)
-        alone = infer(instance, truth.pixels[rows - 1 : rows]).probabilities
+        alone = infer(instance, expected.pixels[rows - 1 : rows]).probabilities
         found = deviation(alone, probabilities[rows - 1 :], scale[rows - 1 : rows])
         assert found <= MAX_ROW_DEVIATION["bf16"]
         assert engine.computed_rows(rows) == rows
 
 
 def test_outputs_can_be_kept_and_closing_twice_is_safe(
-    folder: Path, record: EngineRecord, truth: Golden
+    folder: Path, record: EngineRecord, expected: Golden
 ) -> None:
     engine = inductor.load(folder, record, (32, 32, 1), threads=2)
-    first = infer(engine.instances[0], truth.pixels[:2])
+    first = infer(engine.instances[0], expected.pixels[:2])
     kept = first.probabilities.copy()
-    infer(engine.instances[0], truth.pixels[2:4])
+    infer(engine.instances[0], expected.pixels[2:4])
     assert np.array_equal(first.probabilities, kept)
     instance = weakref.ref(engine.instances[0])
     engine.close()
@@ -108,14 +108,14 @@ def test_outputs_can_be_kept_and_closing_twice_is_safe(
     assert instance() is None
 
 
-async def test_a_server_uses_inductor_only_if_requested(published: Path, truth: Golden) -> None:
-    image = pb.RawImage(height=32, width=32, channels=1, data=truth.pixels[0].tobytes())
+async def test_a_server_uses_inductor_only_if_requested(published: Path, expected: Golden) -> None:
+    image = pb.RawImage(height=32, width=32, channels=1, data=expected.pixels[0].tobytes())
     request = pb.ClassifyRequest(model="lenet5", images=[pb.Image(raw=image)])
     for backend in ("inductor", ""):
         async with serve(published, backend=backend) as served:
             answer = await served.classify(request)
             (model,) = (await served.call("ListModels", pb.ListModelsRequest())).models
-        assert answer.results[0].classes[0].index == truth.probabilities[0].argmax()
+        assert answer.results[0].classes[0].index == expected.probabilities[0].argmax()
         assert model.backend == (backend or "openvino"), "OpenVINO is the default on a CPU"
         assert not model.reason
 
@@ -191,21 +191,21 @@ def test_only_gpu_networks_are_loaded_single_threaded(
 
 @pytest.mark.usefixtures("fake_gpu")
 def test_the_weights_live_as_long_as_the_engine(
-    folder: Path, for_gpu: EngineRecord, truth: Golden
+    folder: Path, for_gpu: EngineRecord, expected: Golden
 ) -> None:
     engine = inductor.load(folder, for_gpu, (32, 32, 1), threads=1)
     gc.collect()
     assert len(engine.instances) == inductor.GPU_INSTANCES
     for instance in engine.instances:
-        golden.compare(infer(instance, truth.pixels[:MAX_BATCH]), _first(truth), "bf16")
+        golden.compare(infer(instance, expected.pixels[:MAX_BATCH]), _first(expected), "bf16")
     network = weakref.ref(engine._network)
     engine.close()
     gc.collect()
     assert network() is None
 
 
-def _first(truth: Golden) -> Golden:
-    return Golden(truth.pixels[:MAX_BATCH], truth.probabilities[:MAX_BATCH])
+def _first(expected: Golden) -> Golden:
+    return Golden(expected.pixels[:MAX_BATCH], expected.probabilities[:MAX_BATCH])
 
 
 def test_a_load_that_fails_at_the_second_instance_stops_all_threads(

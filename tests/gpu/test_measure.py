@@ -34,7 +34,7 @@ def test_the_next_process_continues_after_the_step_that_crashed(tmp_path: Path) 
     done: list[str] = []
     first = new_run(tmp_path)
     first.result_step("copies", "copies", lambda: {"to_device": 1.0, "to_host": 1.0})
-    with pytest.raises(KeyboardInterrupt):  # the file looks like after a crash
+    with pytest.raises(KeyboardInterrupt):  # leaves the same file as a crash
         first.step("fatal", lambda: (_ for _ in ()).throw(KeyboardInterrupt))
     second = new_run(tmp_path, resume=True)
     second.result_step("copies", "copies", lambda: done.append("copies"))

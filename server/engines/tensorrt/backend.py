@@ -35,9 +35,8 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 # The memory of its layers is known only after loading, see `load`.
 MIN_EXTRA_BYTES = 512 << 20
 
-ADVICE = (
-    "compile one on this machine: python -m model_repo.build MODEL --add-engine --backend tensorrt"
-)
+BUILD_HERE = "python -m model_repo.build MODEL --add-engine --backend tensorrt"
+ADVICE = f"compile an engine on this machine: {BUILD_HERE}"
 
 
 def version() -> str:
