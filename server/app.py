@@ -331,7 +331,7 @@ def _found(settings: Settings) -> RepositoryContents:
             f"the model repository {settings.repo} can't be read: {error.strerror}"
         ) from None
     for stray in strays:
-        log.warning("passed_over", extra={"path": str(stray.path), "reason": stray.reason})
+        log.warning("entry_ignored", extra={"path": str(stray.path), "reason": stray.reason})
     names = settings.model_names()
     if missing := sorted(set(names) - {version.model for version in versions}):
         there = ", ".join(sorted({version.model for version in versions})) or "none"

@@ -1,22 +1,22 @@
-"""The errors a caller may see, named for what the caller should do. No transport in them.
+"""Errors that clients see. Each class stands for what the client should do; none knows a protocol.
 
 ServingError
-+-- InvalidInput          the request can't be right: mend it
-+-- ModelNotFound         no such model or version: choose another
-+-- ModelNotReady         loading, draining or failed its check: try again later
-+-- Overloaded            the queue can't serve you in time: wait as long as it says
-+-- DeadlineUnreachable   even an idle engine could not make your deadline: allow more time
-+-- EngineFailure         it broke on our side: the input is not to blame
-    +-- DeviceLost        and so will all that runs on the same device
++-- InvalidInput          the request is wrong: correct it
++-- ModelNotFound         there is no such model or version: choose another
++-- ModelNotReady         the model is loading, draining or failed its check: try again later
++-- Overloaded            the queue can't meet the deadline: try again after the given time
++-- DeadlineUnreachable   even an idle engine can't meet the deadline: allow more time
++-- EngineFailure         the server failed: the request is not to blame
+    +-- DeviceLost        the device fails all further requests too
 """
 
 
 class ServingError(Exception):
-    """Any error whose message is written for the caller."""
+    """Base class: the message is written for the client."""
 
 
 class InvalidInput(ServingError):
-    """The request can't be right; `field` is its path in the message, as "images[3].raw"."""
+    """The request is wrong; `field` is its path in the message, such as "images[3].raw"."""
 
     def __init__(self, field: str, description: str) -> None:
         super().__init__(f"{field}: {description}")
@@ -25,7 +25,7 @@ class InvalidInput(ServingError):
 
 
 class ModelNotFound(ServingError):
-    """There is no such model or version; the message names those there are."""
+    """There is no such model or version; the message lists the known ones."""
 
 
 class ModelNotReady(ServingError):
@@ -33,7 +33,7 @@ class ModelNotReady(ServingError):
 
 
 class Overloaded(ServingError):
-    """The queue can't serve the request in time; `retry_after_s` is when to try again."""
+    """The queue can't meet the request's deadline; `retry_after_s` is the time until a retry."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)
@@ -41,12 +41,12 @@ class Overloaded(ServingError):
 
 
 class DeadlineUnreachable(ServingError):
-    """Even an idle engine could not answer within the caller's deadline."""
+    """Even an idle engine can't meet the request's deadline."""
 
 
 class EngineFailure(ServingError):
-    """The engine broke. The message is for the log; callers are told no details."""
+    """The engine failed. The message is for the log; clients get no details."""
 
 
 class DeviceLost(EngineFailure):
-    """The device is lost to this process: nothing more can run there until it starts anew."""
+    """The device can't be used any more until the process restarts."""

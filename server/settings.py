@@ -1,9 +1,10 @@
-"""Every option of the server once: its default, flag, environment name and help.
+"""All options of the server: default, flag, environment variable and help in one place.
 
-A flag wins over `CONVSERVE_<NAME>`, that wins over the default. Nothing else reads the environment.
+A flag overrides the variable `CONVSERVE_<NAME>`, which overrides the default. No other module reads
+the environment.
 """
 
-# Annotations are not postponed here: a field's type is what its flag is parsed with.
+# Annotations are evaluated in this module: a field's type parses the text of its flag.
 
 import argparse
 import math
@@ -14,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "CONVSERVE_"
+OTHER_VARIABLES = {"CACHE"}  # CONVSERVE_CACHE belongs to the build
 
-# What Kubernetes sets where a Service is called convserve, or convserve-http; besides, it sets
-# CONVSERVE_PORT=tcp://..., the name of an option of ours, and CONVSERVE_HTTP_PORT likewise.
+# Kubernetes sets variables with our prefix if a Service is called convserve or convserve-http.
+# CONVSERVE_PORT=tcp://... and CONVSERVE_HTTP_PORT even have the names of our options.
 KUBERNETES = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)")
 KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
-SWITCH = {"true": True, "false": False, "1": True, "0": False}
+BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def option(
@@ -28,146 +30,145 @@ def option(
     help: str,
     *,
     choices: Sequence[str] = (),
-    least: float = -math.inf,
-    most: float = math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
 ) -> Any:
-    metadata = {"help": help, "choices": choices, "least": least, "most": most}
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "maximum": maximum}
     return field(default=default, metadata=metadata)
-
-
-def _default_repo() -> Path:
-    return Path("model_repo/engines")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How to serve. Checked on creation: ValueError says which option and what it may be."""
+    """Options of the server. The constructor raises ValueError with the option and its limits."""
 
-    repo: Path = option(_default_repo(), "folder of the model repository")
-    models: str = option("", "models to serve, separated by commas; empty serves all there are")
+    repo: Path = option(Path("model_repo/engines"), "folder of the model repository")
+    models: str = option("", "models to serve, separated by commas; empty serves all")
     model_control: str = option(
         "watch",
-        "watch: serve what is published, as it is published; explicit: load and unload at a "
-        "caller's request (Open Inference Protocol); none: serve what is there at the start",
+        "watch: load new versions when they are published; explicit: load and unload models when a "
+        "client asks (Open Inference Protocol); none: serve what is published at the start",
         choices=("watch", "explicit", "none"),
     )
     version_policy: str = option(
         "latest:1",
-        "versions of a model to keep loaded, unless its serving.json says otherwise: latest:N, all "
-        "or named:N,N,...",
+        "versions of each model to keep loaded: latest:N, all or named:N,N,...; serving.json of a "
+        "model overrides it",
     )
     bake_time_s: float = option(
         60.0,
-        "seconds in which a new version that errs or is too slow goes back to the one before, "
-        "which is kept loaded for as long; 0 unloads that at once",
-        least=0,
-        most=86_400,
+        "seconds in which a new version is rolled back if a batch fails or it is too slow; the "
+        "previous version stays loaded as long; 0 unloads it at once",
+        minimum=0,
+        maximum=86_400,
     )
     golden_interval_s: float = option(
         600.0,
-        "seconds after which every version has its golden inputs checked again; 0 never does",
-        least=0,
-        most=86_400,
+        "seconds between golden checks of each loaded version; 0 checks only at load",
+        minimum=0,
+        maximum=86_400,
     )
     host: str = option("0.0.0.0", "address to listen on")
-    port: int = option(8001, "port of gRPC; 0 takes a free one and logs it", least=0, most=65535)
+    port: int = option(8001, "gRPC port; 0 takes a free port and logs it", minimum=0, maximum=65535)
     http_port: int = option(
         8000,
-        "port of HTTP: /v1, /v2, /metrics, /healthz, /readyz; 0 takes a free one",
-        least=0,
-        most=65535,
+        "HTTP port for /v1, /v2, /metrics, /healthz and /readyz; 0 takes a free port",
+        minimum=0,
+        maximum=65535,
     )
-    backend: str = option("", "use engines of this backend only; empty takes the best that fits")
+    backend: str = option(
+        "", "use only engines of this backend; empty takes the best one that works"
+    )
     rebuild_engines: bool = option(
         False,
-        "where no engine of a version fits this machine, compile one and add it to the version",
+        "if no engine of a version works on this machine, compile one and add it to the version",
     )
     threads: int = option(
-        0, "processor cores for CPU engines; 0 takes all this process may use", least=0, most=1024
+        0,
+        "processor cores for CPU engines; 0 takes all that the process may use",
+        minimum=0,
+        maximum=1024,
     )
     decode_threads: int = option(
-        0, "threads that decode images; 0 takes one a core", least=0, most=1024
+        0, "threads that decode images; 0 starts one per core", minimum=0, maximum=1024
     )
     queue_rows: int = option(
-        4096, "images that may wait for one model; further calls are refused", least=1
+        4096, "images that may wait for one model; further requests are rejected", minimum=1
     )
     scheduler: str = option(
         "deadline",
-        "deadline: by latency profile and callers' deadlines; fixed: by size and delay, to compare",
+        "deadline: batch by latency profile and request deadlines; fixed: batch by size and delay, "
+        "for comparison",
         choices=("deadline", "fixed"),
     )
-    fixed_batch: int = option(8, "scheduler fixed: rows that start a batch", least=1)
+    fixed_batch: int = option(8, "scheduler fixed: rows that start a batch", minimum=1)
     fixed_delay_ms: float = option(
-        2.0, "scheduler fixed: milliseconds to wait for them", least=0, most=60_000
+        2.0,
+        "scheduler fixed: milliseconds to wait for a full batch",
+        minimum=0,
+        maximum=60_000,
     )
-    max_images_per_call: int = option(256, "images one call may bring", least=1, most=65536)
+    max_images_per_call: int = option(256, "images in one request", minimum=1, maximum=65536)
     max_message_bytes: int = option(
         64 << 20,
-        "bytes of one gRPC message, either way, and of the body of one call to /v2",
-        least=4096,
-        most=2**31 - 1,
+        "bytes of one gRPC message in either direction, and of one HTTP body for /v2",
+        minimum=4096,
+        maximum=2**31 - 1,
     )
     max_bytes_in_progress: int = option(
         1 << 30,
-        "bytes of all requests in progress, and of those that are still being received; further "
-        "calls are refused. Memory is about four times as much",
-        least=4096,
+        "bytes of all requests in progress, those still being received included; further requests "
+        "are rejected; the process needs about four times as much memory",
+        minimum=4096,
     )
-    max_image_bytes: int = option(20 << 20, "bytes of one encoded image", least=64)
+    max_image_bytes: int = option(20 << 20, "bytes of one encoded image", minimum=64)
     max_image_pixels: int = option(
         50_000_000,
-        "pixels of one image, by its header, before decoding",
-        least=1,
-        most=89_478_485,  # the decoder's own limit, see server.images.decode
+        "pixels of one encoded image; its header is checked before decoding",
+        minimum=1,
+        maximum=89_478_485,  # the decoder's own limit, see server.images.decode
     )
     max_calls: int = option(
-        4096, "calls in progress at a time; further ones are refused", least=1, most=2**31 - 1
+        4096, "calls in progress; further calls are rejected", minimum=1, maximum=2**31 - 1
     )
     allow_shared_memory: bool = option(
         False,
-        "whether callers may lend shared memory; then any caller has the server read and write "
-        "what it may in /dev/shm",
+        "let clients register shared memory regions; any client can then make the server read and "
+        "write every region in /dev/shm that the server may access",
     )
     trace_endpoint: str = option(
         "",
-        "HOST:PORT of an OpenTelemetry collector (OTLP over gRPC) that gets traces of calls; empty "
-        "traces none; needs the extra otel",
+        "HOST:PORT of an OpenTelemetry collector (OTLP over gRPC); empty disables tracing; needs "
+        "the extra otel",
     )
     trace_ratio: float = option(
         0.01,
-        "share of the calls to trace whose callers leave it open; the others say by traceparent",
-        least=0,
-        most=1,
+        "fraction of requests to sample if no traceparent is sent",
+        minimum=0,
+        maximum=1,
     )
     drain_notice_s: float = option(
         0.0,
-        "seconds to go on serving after SIGTERM, NOT_SERVING to who asks, so that balancers send "
-        "their calls elsewhere; then the grace begins",
-        least=0,
-        most=86_400,
+        "seconds to go on serving after SIGTERM while health checks report NOT_SERVING, so that "
+        "load balancers drain this server; the grace period follows",
+        minimum=0,
+        maximum=86_400,
     )
     grace_s: float = option(
         30.0,
-        "seconds that accepted calls have to finish once no new ones are taken",
-        least=0,
-        most=86_400,
+        "seconds for accepted requests to finish after the server stops accepting new ones",
+        minimum=0,
+        maximum=86_400,
     )
-    log_format: str = option("text", "one line an event, as text or JSON", choices=("text", "json"))
+    log_format: str = option(
+        "text", "format of the log, one line per event", choices=("text", "json")
+    )
     log_level: str = option(
-        "info", "least level logged", choices=("debug", "info", "warning", "error")
+        "info", "lowest level to log", choices=("debug", "info", "warning", "error")
     )
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value = getattr(self, entry.name)
-            least, most, choices = (entry.metadata[key] for key in ("least", "most", "choices"))
-            if choices and value not in choices:
-                raise ValueError(
-                    f"{entry.name} is {value!r}; it must be one of {', '.join(choices)}"
-                )
-            if entry.type in (int, float) and not least <= value <= most:
-                limit = f"at most {most:,}" if value > most else f"at least {least}"
-                raise ValueError(f"{entry.name} is {value}; it must be {limit}")
+            _check(entry.name, getattr(self, entry.name), entry.type, entry.metadata)
         if self.queue_rows < self.max_images_per_call:
             raise ValueError(
                 f"queue_rows is {self.queue_rows}; it must hold one call of max_images_per_call, "
@@ -183,50 +184,67 @@ class Settings:
         return [name.strip() for name in self.models.split(",") if name.strip()]
 
     def serves(self, model: str) -> bool:
-        """Whether a model is to be served without being asked for."""
+        """Whether to serve a model without a client's request to load it."""
         names = self.model_names()
         return not names or model in names
 
 
-def _switch(text: str) -> bool:
-    """A flag alone is true; a variable needs a value."""
-    if text.lower() not in SWITCH:
-        raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(SWITCH)}")
-    return SWITCH[text.lower()]
-
-
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:
-    """Settings from the command line and the environment; where wrong, ends with status 2."""
-    parser = argparse.ArgumentParser(
-        prog="python -m server",
-        description="Serves the models of a repository over gRPC.",
-        epilog=f"Every option can also be set as {PREFIX}<NAME>, as in {PREFIX}HTTP_PORT=8000.",
-        allow_abbrev=False,
-    )
-    for entry in fields(Settings):
-        variable = PREFIX + entry.name.upper()
-        given = environment.get(variable, "")
-        if KUBERNETES_ADDRESS.fullmatch(given):
-            given = ""
-        switch = entry.type is bool
-        parser.add_argument(
-            "--" + entry.name.replace("_", "-"),
-            type=_switch if switch else entry.type,  # a class here, see the top
-            nargs="?" if switch else None,
-            const=True if switch else None,
-            default=given or entry.default,
-            metavar=entry.name.upper(),
-            help=f"{entry.metadata['help']} (default: {str(entry.default) or repr('')})",
-        )
-    known = {entry.name.upper() for entry in fields(Settings)} | {"CACHE"}  # CACHE is the build's
-    for variable in sorted(environment):
-        name = variable.removeprefix(PREFIX)
-        of_kubernetes = KUBERNETES.fullmatch(name) or KUBERNETES_ADDRESS.fullmatch(
-            environment[variable]
-        )
-        if name not in known | {variable} and not of_kubernetes:
-            parser.error(f"{variable} is set, but there is no such option")
+    """Reads the settings; ends the process with status 2 and a message if they are wrong."""
+    parser = _parser(environment)
+    _check_variables(parser, environment)
     try:
         return Settings(**vars(parser.parse_args(arguments)))
     except ValueError as error:
         parser.error(str(error))
+
+
+def _parser(environment: Mapping[str, str]) -> argparse.ArgumentParser:
+    """A flag for each option; the default is the variable's value, if it is set."""
+    parser = argparse.ArgumentParser(
+        prog="python -m server",
+        description="Serves the models of a repository over gRPC and HTTP.",
+        epilog=f"Every option can also be set as {PREFIX}<NAME>, as in {PREFIX}HTTP_PORT=8000.",
+        allow_abbrev=False,
+    )
+    for entry in fields(Settings):
+        value = environment.get(PREFIX + entry.name.upper(), "")
+        if KUBERNETES_ADDRESS.fullmatch(value):
+            value = ""
+        is_switch = entry.type is bool
+        parser.add_argument(
+            "--" + entry.name.replace("_", "-"),
+            type=_boolean if is_switch else entry.type,  # a class, see the top of the file
+            nargs="?" if is_switch else None,
+            const=True if is_switch else None,
+            default=value or entry.default,
+            metavar=entry.name.upper(),
+            help=f"{entry.metadata['help']} (default: {str(entry.default) or repr('')})",
+        )
+    return parser
+
+
+def _check_variables(parser: argparse.ArgumentParser, environment: Mapping[str, str]) -> None:
+    """Rejects variables with our prefix that are no option: they are probably misspelt."""
+    known = {entry.name.upper() for entry in fields(Settings)} | OTHER_VARIABLES
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX)
+        if name == variable or name in known or KUBERNETES.fullmatch(name):
+            continue
+        if not KUBERNETES_ADDRESS.fullmatch(environment[variable]):
+            parser.error(f"{variable} is set, but there is no such option")
+
+
+def _check(name: str, value: Any, kind: Any, metadata: Mapping[str, Any]) -> None:
+    choices, minimum, maximum = (metadata[key] for key in ("choices", "minimum", "maximum"))
+    if choices and value not in choices:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
+    if kind in (int, float) and not minimum <= value <= maximum:
+        limit = f"at most {maximum:,}" if value > maximum else f"at least {minimum}"
+        raise ValueError(f"{name} is {value}; it must be {limit}")
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{text!r} must be one of {', '.join(BOOLEANS)}")
+    return BOOLEANS[text.lower()]

@@ -1,4 +1,4 @@
-"""Every option is written once, wins in the right order, and says what is wrong with it."""
+"""Every option has a flag, a variable and help, and wrong values have a clear message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NUMBERS = {
 
 
 def other_than_default(entry: Any) -> str:
-    """A value that the option may have."""
+    """A valid value that is not the default."""
     if entry.type is bool:
         return str(not entry.default)
     if entry.metadata["choices"]:
@@ -43,20 +43,20 @@ def test_every_option_has_a_flag_a_variable_and_help(
     assert flag + " " in capsys.readouterr().out
 
 
-def test_a_flag_wins_over_a_variable_and_that_over_the_default() -> None:
+def test_a_flag_overrides_a_variable_which_overrides_the_default() -> None:
     variables = {"CONVSERVE_PORT": "1001", "CONVSERVE_HTTP_PORT": "1002"}
     settings = parse(["--port", "1003"], variables)
     assert (settings.port, settings.http_port, settings.grace_s) == (1003, 1002, 30.0)
 
 
-def test_a_switch_needs_no_value_as_a_flag() -> None:
+def test_a_boolean_flag_needs_no_value() -> None:
     assert parse(["--allow-shared-memory", "--port=1"], {}).allow_shared_memory
     variables = {"CONVSERVE_ALLOW_SHARED_MEMORY": "1"}
     assert parse([], variables).allow_shared_memory
     assert not parse(["--allow-shared-memory=0"], variables).allow_shared_memory
 
 
-def test_an_empty_variable_is_none() -> None:
+def test_an_empty_variable_is_ignored() -> None:
     assert parse([], {"CONVSERVE_PORT": "", "CONVSERVE_MODELS": ""}) == Settings()
 
 
@@ -73,12 +73,12 @@ def test_an_empty_variable_is_none() -> None:
         (["--log-format", "xml"], "log_format is 'xml'; it must be one of text, json"),
         (["--queue-rows", "10"], "queue_rows is 10; it must hold one call of max_images_per_call"),
         (["--max-bytes-in-progress", "5000"], "it must hold one message of max_message_bytes"),
-        (["--allow-shared-memory=maybe"], "'maybe' is none of true, false, 1, 0"),
+        (["--allow-shared-memory=maybe"], "'maybe' must be one of true, false, 1, 0"),
         (["--prot", "1"], "unrecognized arguments: --prot 1"),
         (["--http", "1"], "unrecognized arguments: --http 1"),
     ],
 )
-def test_a_wrong_option_ends_with_status_2_and_says_what_it_may_be(
+def test_a_wrong_option_ends_with_status_2_and_the_allowed_values(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -87,7 +87,9 @@ def test_a_wrong_option_ends_with_status_2_and_says_what_it_may_be(
     assert message in capsys.readouterr().err
 
 
-def test_a_variable_of_no_option_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_variable_with_our_prefix_is_an_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     with pytest.raises(SystemExit) as caught:
         parse([], {"CONVSERVE_PROT": "1"})
     assert caught.value.code == 2
@@ -95,7 +97,7 @@ def test_a_variable_of_no_option_is_an_error(capsys: pytest.CaptureFixture[str])
 
 
 @pytest.mark.parametrize("service", ["CONVSERVE", "CONVSERVE_HTTP", "CONVSERVE_GRPC"])
-def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_option(service: str) -> None:
+def test_variables_of_a_kubernetes_service_with_our_name_are_ignored(service: str) -> None:
     address = "10.0.0.1"
     variables = {
         f"{service}_SERVICE_HOST": address,
@@ -110,18 +112,18 @@ def test_what_kubernetes_sets_for_a_service_of_our_name_is_no_option(service: st
     assert parse([], variables) == Settings()
 
 
-def test_what_others_set_is_left_alone() -> None:
+def test_other_variables_are_ignored() -> None:
     assert parse([], {"PATH": "/bin", "PORT": "1", "CONVSERVE_CACHE": "/tmp"}) == Settings()
 
 
-def test_the_most_pixels_allowed_are_what_the_decoder_takes() -> None:
+def test_the_maximum_of_max_image_pixels_is_the_decoders_limit() -> None:
     (entry,) = (entry for entry in fields(Settings) if entry.name == "max_image_pixels")
-    most = entry.metadata["most"]
-    assert ImageLimits(pixels=most).pixels == most
+    maximum = entry.metadata["maximum"]
+    assert ImageLimits(pixels=maximum).pixels == maximum
     with pytest.raises(ValueError, match="pixels"):
-        ImageLimits(pixels=most + 1)
+        ImageLimits(pixels=maximum + 1)
 
 
-def test_models_are_names_between_commas() -> None:
+def test_models_are_separated_by_commas() -> None:
     assert Settings(models=" a, b,,c ").model_names() == ["a", "b", "c"]
     assert Settings().model_names() == []

@@ -1,1 +1,1 @@
-"""The process itself: memory, thread priority, processor cores."""
+"""The operating system process: memory, processor cores, thread priority, threads at exit."""

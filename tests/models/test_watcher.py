@@ -170,7 +170,7 @@ async def test_a_version_that_does_not_fit_into_memory_is_not_loaded(
         publish(tmp_path, shape=(1000, 1000, 3), max_batch=64)
         await wait_for_states(served, {1: "READY", 2: "FAILED"})
         reason = (await reasons(served))[2]
-        assert "MiB of memory, and 80 MiB are free" in reason
+        assert "MiB of memory; 80 MiB are free" in reason
         monkeypatch.undo()
         (tmp_path / "tiny/2").touch()  # causes another attempt
         await wait_for_states(served, {2: "READY"})
