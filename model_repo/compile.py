@@ -28,7 +28,7 @@ class CompileJob:
     """One engine to compile: from `onnx` into the folder `staged`."""
 
     backend: str
-    target: CompileOptions  # without a precision
+    options: CompileOptions  # without a precision
     onnx: Path
     staged: Path
     shape: tuple[int, int, int]  # H, W, C
@@ -59,10 +59,10 @@ def _compile_and_check(
     job: CompileJob, precision: str, golden: Golden
 ) -> tuple[EngineRecord, Golden]:
     compiler, staged = backend(job.backend), job.staged
-    target = job.target._replace(precision=precision)
+    options = job.options._replace(precision=precision)
     job.progress.stage("compile")
-    compiled = compiler.compile(job.onnx, staged, target, job.progress.advance)
-    record = engine_record(staged, job.backend, compiled, target, deviation={})
+    compiled = compiler.compile(job.onnx, staged, options, job.progress.advance)
+    record = engine_record(staged, job.backend, compiled, options, deviation={})
 
     job.progress.stage("check")
     if job.backend in GPU_BACKENDS and (reason := compiler.incompatibility(record)):

@@ -57,7 +57,7 @@ class BuildOptions:
     """Options of a build; they apply to every model in it."""
 
     repo: Path
-    backend: str = "openvino"  # or several, separated by commas: one engine for each
+    backend: str = "openvino"  # or several, separated by commas: one engine each
     precision: str = ""  # empty: the fastest one that this machine supports natively
     weights: str | None = None  # None: as the card says
     min_batch: int = 1
@@ -122,7 +122,7 @@ def build(
     except GoldenMismatch as error:
         raise BuildError(
             f"the engine is wrong, so it was not published: {error}. "
-            "Try --precision fp32, and report it"
+            "Try --precision fp32, and report this as a bug"
         ) from error
     except OSError as error:
         raise BuildError(f"{error.strerror or error}: {error.filename or options.repo}") from error
@@ -154,20 +154,20 @@ def _build_version(name: str, options: BuildOptions, progress: BuildProgress) ->
         export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
 
         records = []
-        for each in options.backends:
-            target = _target(each, options, card)
+        for backend_name in options.backends:
+            compile_options = _compile_options(backend_name, options, card)
             # The trace is limited to this engine's largest batch: at 1,024 rows a layer of VGG-16
             # has more values than a 32-bit index can count.
-            program = partial(trace, served, card.input.shape, target.max_batch)
+            program = partial(trace, served, card.input.shape, compile_options.max_batch)
             job = CompileJob(
-                backend=each,
-                target=target._replace(program=program),
+                backend=backend_name,
+                options=compile_options._replace(program=program),
                 onnx=onnx,
                 staged=staged,
                 shape=card.input.shape,
                 progress=progress,
             )
-            record, golden = compile_engine(job, precisions[each], golden)
+            record, golden = compile_engine(job, precisions[backend_name], golden)
             records.append(record)
 
         progress.stage("publish")
@@ -194,17 +194,17 @@ def _add_engines(name: str, options: BuildOptions, progress: BuildProgress) -> M
     assert manifest is not None
     reader.verify_files(folder, manifest)
     golden = reader.open_version(folder, manifest).golden
-    for each in options.backends:
+    for backend_name in options.backends:
         with writer.staging(options.repo, name) as staged:
             job = CompileJob(
-                backend=each,
-                target=_target(each, options, card),
+                backend=backend_name,
+                options=_compile_options(backend_name, options, card),
                 onnx=folder / manifest.onnx.name,
                 staged=staged,
                 shape=manifest.input.spec().shape,
                 progress=progress,
             )
-            record, _ = compile_engine(job, precisions[each], golden)
+            record, _ = compile_engine(job, precisions[backend_name], golden)
             progress.stage("publish")
             manifest = writer.add_engine(options.repo, staged, manifest, record)
     return manifest
@@ -224,7 +224,7 @@ def _precisions_to_try(name: str, options: BuildOptions) -> Sequence[str]:
     return (options.precision,)
 
 
-def _target(name: str, options: BuildOptions, card: Card) -> CompileOptions:
+def _compile_options(name: str, options: BuildOptions, card: Card) -> CompileOptions:
     """What the backend compiles for, except the precision."""
     if name not in GPU_BACKENDS and not backend(name).hardware().startswith("cuda"):
         return CompileOptions("", options.max_batch or card.max_batch)
@@ -244,10 +244,9 @@ def _load_weights(
     card: Card, options: BuildOptions, pixels: Pixels, progress: BuildProgress
 ) -> Weights:
     # An untrained network sets its batch norms by the golden images, normalised as the card says.
-    images = (torch.from_numpy(pixels).float() / 255 - torch.tensor(card.mean)) / torch.tensor(
-        card.std
-    )
-    calibration = images.permute(0, 3, 1, 2).contiguous()
+    mean, std = torch.tensor(card.mean), torch.tensor(card.std)
+    normalised = (torch.from_numpy(pixels).float() / 255 - mean) / std
+    calibration = normalised.permute(0, 3, 1, 2).contiguous()
 
     def load(source: str) -> Weights:
         return weights.load(
