@@ -1,4 +1,4 @@
-"""Fields are counted as the parser would find them, in time for so many fields and no more."""
+"""Fields are counted as the parser finds them, and counting ends at the limit."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def images(count: int) -> bytes:
 
 
 def counted(data: bytes) -> int:
-    """The number of fields, found by asking."""
+    """The number of fields, by trying limits."""
     limit = 0
     while has_more_fields(data, REQUEST, limit):
         limit += 1
     return limit
 
 
-def test_the_fields_of_messages_within_are_counted_too() -> None:
+def test_the_fields_of_nested_messages_are_counted_too() -> None:
     assert counted(images(0)) == 1
     assert counted(images(3)) == 1 + 3 * 6
     pixels = pb.ClassifyRequest(pixels=pb.RawImages(count=1, height=1), version=1, top_k=2)
@@ -39,19 +39,19 @@ def test_every_kind_of_unknown_field_counts_as_one() -> None:
         b"\x78\xff\x01",
         b"\x79" + bytes(8),
         b"\x7a\x03\x08\x08\x08",
-        b"\x7b\x08\x01\x7c",  # its beginning, one field in it, its end
+        b"\x7b\x08\x01\x7c",  # start, one field, end
         b"\x7d" + bytes(4),
     )
     assert counted(FILLER + varint + fixed64 + text + fixed32) == 5
     assert counted(FILLER + group) == 4
 
 
-def test_what_is_small_is_not_counted() -> None:
+def test_small_messages_are_not_counted() -> None:
     assert not has_more_fields(b"\x1a\x00" * (SMALL_BYTES // 2), REQUEST, 1)
     assert has_more_fields(b"\x1a\x00" * SMALL_BYTES, REQUEST, 1)
 
 
-def test_counting_ends_where_the_bytes_are_no_message() -> None:
+def test_counting_ends_where_the_bytes_are_not_a_message() -> None:
     for broken in (b"\x78" + b"\xff" * 100, b"\x1a\x7f", b"\x7f\x00", b"\x79\x00"):
         assert counted(FILLER + broken) == 2
     endless = b"\x78" + b"\xff" * (1 << 20)
@@ -59,7 +59,7 @@ def test_counting_ends_where_the_bytes_are_no_message() -> None:
 
 
 @given(st.binary(max_size=300))
-def test_what_parses_has_at_least_as_many_fields_counted_as_it_has_images(tail: bytes) -> None:
+def test_every_image_of_a_valid_message_is_counted(tail: bytes) -> None:
     data = FILLER + tail
     fields = counted(data)
     try:

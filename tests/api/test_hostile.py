@@ -1,4 +1,4 @@
-"""2,000 hostile requests: each gets the right status, and nobody else notices."""
+"""2,000 hostile requests get the right status and do not disturb a well-behaved client."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REQUESTS = 2000
 WARM_UP = 200
 CALLERS = 24
 MESSAGE_BYTES = 4 << 20
-MOST_IMAGES = 256
+MAX_IMAGES = 256
 
 OK, INVALID, NOT_FOUND = StatusCode.OK, StatusCode.INVALID_ARGUMENT, StatusCode.NOT_FOUND
 
@@ -46,14 +46,16 @@ class Attack(NamedTuple):
     allowed: set[StatusCode]
 
 
-async def test_hostile_requests_get_the_right_status_and_harm_nobody(tmp_path: Path) -> None:
+async def test_hostile_requests_get_the_right_status_and_disturb_no_other_client(
+    tmp_path: Path,
+) -> None:
     publish(tmp_path)
     attacks = list(islice(hostile(random.Random(SEED)), REQUESTS))
     async with serve(
         tmp_path,
         load=loading(Mirror),
-        queue_rows=MOST_IMAGES,
-        max_images_per_call=MOST_IMAGES,
+        queue_rows=MAX_IMAGES,
+        max_images_per_call=MAX_IMAGES,
         max_message_bytes=MESSAGE_BYTES,
         max_bytes_in_progress=MESSAGE_BYTES,
         max_image_pixels=1_000_000,
@@ -62,7 +64,7 @@ async def test_hostile_requests_get_the_right_status_and_harm_nobody(tmp_path: P
         waiting = iter(attacks)
         statuses: Counter[StatusCode] = Counter()
         wrong: list[str] = []
-        turn = asyncio.Semaphore(0)  # of the one who behaves: after every ten attacks
+        turn = asyncio.Semaphore(0)  # of the well-behaved client, after every ten attacks
 
         async def attack() -> None:
             options = [("grpc.use_local_subchannel_pool", 1)]
@@ -87,7 +89,7 @@ async def test_hostile_requests_get_the_right_status_and_harm_nobody(tmp_path: P
                     best = [result.classes[0].index for result in answer.results]
                     assert best == ([1, 2, 3] if request.HasField("pixels") else [4])
 
-        for one in islice(waiting, WARM_UP):  # what is built up once is no leak
+        for one in islice(waiting, WARM_UP):  # memory that is allocated once is no leak
             await served.channel.unary_unary(SERVICE + one.method)(one.data).code()  # type: ignore[call-arg]
         before = _resident_bytes()
         async with asyncio.TaskGroup() as callers:
@@ -103,12 +105,12 @@ async def test_hostile_requests_get_the_right_status_and_harm_nobody(tmp_path: P
         assert statuses[OK] > 50
         assert growth < 32 << 20
 
-        # Only where no image is taken to be still in a decoder or a queue is there room for these,
-        # and for so large a message only where no other is taken to be in progress.
-        images = [_file(n % 10) for n in range(MOST_IMAGES)]
+        # These only fit if no image is still counted as decoding or queued. The large message only
+        # fits if no other is still counted as in flight.
+        images = [_file(n % 10) for n in range(MAX_IMAGES)]
         answer = await served.classify(pb.ClassifyRequest(model="tiny", images=images))
         assert [result.classes[0].index for result in answer.results] == [
-            n % 10 for n in range(MOST_IMAGES)
+            n % 10 for n in range(MAX_IMAGES)
         ]
         largest = pb.GetModelRequest(model="x" * (MESSAGE_BYTES - 16)).SerializeToString()
         call: Any = served.channel.unary_unary(SERVICE + "GetModel")  # type: ignore[call-arg]
@@ -116,7 +118,7 @@ async def test_hostile_requests_get_the_right_status_and_harm_nobody(tmp_path: P
 
 
 def hostile(rng: random.Random) -> Iterator[Attack]:
-    """One attack of each kind after the other, without end."""
+    """One attack of each kind after the other, forever."""
     files = _files()
     requests = [
         raw(1, 2, top_k=3, request_id="x").SerializeToString(),
@@ -131,7 +133,7 @@ def hostile(rng: random.Random) -> Iterator[Attack]:
         yield _classify({INVALID}, pb.Image(encoded=rng.randbytes(rng.randrange(100))))
         yield _classify({INVALID}, pb.Image(encoded=("<svg>\N{SNOWMAN}" * 9).encode()))
         yield _classify({INVALID}, _file(1), pb.Image(), _file(2))
-        yield _classify({INVALID}, *[_file(1)] * (MOST_IMAGES + 1))
+        yield _classify({INVALID}, *[_file(1)] * (MAX_IMAGES + 1))
         yield _classify({INVALID})
         yield _classify({INVALID}, _raw(rng), _file(1))
         yield _classify({INVALID}, _raw(rng))
@@ -172,7 +174,7 @@ def _request(allowed: set[StatusCode], request: pb.ClassifyRequest, **fields: An
 
 
 def _raw(rng: random.Random) -> pb.Image:
-    """Pixels whose length is not what their dimensions say, or whose dimensions can't be."""
+    """Pixels with the wrong length, or with impossible dimensions."""
     sides = (0, 1, 8, 6, 65_536, 2**32 - 1)
     height, width, channels = (
         rng.choice(sides),
@@ -200,7 +202,7 @@ def _name(rng: random.Random) -> str:
 
 
 def _mutated(rng: random.Random, data: bytes) -> bytes:
-    """A few bytes changed, cut out, doubled or put in."""
+    """A few bytes changed, removed, doubled or inserted."""
     mutated = bytearray(data)
     for _ in range(rng.randint(1, 8)):
         at = rng.randrange(len(mutated) + 1)
@@ -217,9 +219,9 @@ def _mutated(rng: random.Random, data: bytes) -> bytes:
 
 
 def _files() -> list[bytes]:
-    """A picture of 40 x 30 pixels in every format, and in some of its forms."""
+    """An image of 40 x 30 pixels in every format, and in some variants."""
     rng = np.random.default_rng(SEED)
-    picture = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (30, 40, 3), np.uint8))
     files = []
     for name, mode, options in (
         ("JPEG", "RGB", {}),
@@ -232,13 +234,13 @@ def _files() -> list[bytes]:
         ("BMP", "RGB", {}),
     ):
         file = BytesIO()
-        picture.convert(mode).save(file, name, **options)
+        image.convert(mode).save(file, name, **options)
         files.append(file.getvalue())
     return files
 
 
 def _file(index: int) -> pb.Image:
-    """A file that a Mirror finds to be of that class."""
+    """A file that a Mirror assigns to that class."""
     pixels = np.zeros(SHAPE, np.uint8)
     pixels[0, 0, 0] = index
     file = BytesIO()

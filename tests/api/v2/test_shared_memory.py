@@ -1,4 +1,4 @@
-"""Regions that callers lend bring pixels and take results, and harm nobody when they change."""
+"""Shared memory brings pixels and takes results, and harms no other request when it changes."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from server.api.v2.metadata import SHARED_MEMORY
 from server.api.v2.service import SHARED_MEMORY_METHODS
 from server.api.v2.shared_memory import FOLDER, SharedMemoryRegions
 from server.errors import InvalidInput
-from tests.api.v2.test_service import (
-    ask,
+from tests.api.v2.tensor_calls import (
     failure,
     image,
     infer,
     png,
     refused,
     rows,
+    send,
 )
 from tests.support import triton_clients as triton
 from tests.support.serving import (
@@ -50,7 +50,7 @@ BYTES = 4096
 
 @pytest.fixture
 def file() -> Iterator[Path]:
-    """A file of shared memory with nothing but zeros."""
+    """A file of zeros in shared memory."""
     path = FOLDER / f"convserve-test-{uuid.uuid4().hex}"
     path.write_bytes(bytes(BYTES))
     try:
@@ -61,7 +61,7 @@ def file() -> Iterator[Path]:
 
 @asynccontextmanager
 async def lending(repo: Path, **options: Any) -> AsyncIterator[tuple[Served, Any]]:
-    """A server of Mirrors that takes shared memory, and Triton's asyncio client of it."""
+    """A server with shared memory and Mirror engines, and Triton's asyncio client for it."""
     publish(repo)
     usual: dict[str, Any] = {"load": loading(Mirror), "allow_shared_memory": True}
     async with (
@@ -72,27 +72,24 @@ async def lending(repo: Path, **options: Any) -> AsyncIterator[tuple[Served, Any
 
 
 def lent(*shape: int, name: str = "image", size: int = 0, offset: int = 0) -> Any:
-    """An input that lies in the region "mine"."""
+    """An input in the region "mine"."""
     tensor = InferInput(name, shape, "UINT8" if name == "image" else "BYTES")
     tensor.set_shared_memory("mine", size or int(np.prod(shape)), offset)
     return [tensor]
 
 
 def held(*paths: Path) -> int:
-    """How many of this process's descriptors lead there, also to what was deleted there."""
+    """Number of open descriptors below the paths, deleted files included."""
     count = 0
     for descriptor in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):  # it is the one that lists them
+        with suppress(FileNotFoundError):  # the descriptor of the listing itself
             target = os.readlink(f"/proc/self/fd/{descriptor}").removesuffix(" (deleted)")
             count += any(Path(target).is_relative_to(path) for path in paths)
     return count
 
 
-# --- what is promised -------------------------------------------------------------------------
-
-
-async def test_pixels_come_and_results_go_by_regions(tmp_path: Path) -> None:
-    of = [(7 * n + 3) % 12 for n in range(10)]  # more than two batches
+async def test_regions_bring_pixels_and_take_results(tmp_path: Path) -> None:
+    of = [(7 * n + 3) % 12 for n in range(10)]  # three batches
     pixels = rows(*of)
     key = f"convserve-test-{uuid.uuid4().hex}"
     async with lending(tmp_path) as (_, client):
@@ -122,7 +119,7 @@ async def test_pixels_come_and_results_go_by_regions(tmp_path: Path) -> None:
             shm.destroy_shared_memory_region(handle)
 
 
-async def test_files_come_by_regions_too(tmp_path: Path, file: Path) -> None:
+async def test_regions_bring_files_too(tmp_path: Path, file: Path) -> None:
     elements = b"".join(len(image).to_bytes(4, "little") + image for image in (png(4), png(8)))
     file.write_bytes(elements.ljust(BYTES, b"\0"))
     async with lending(tmp_path) as (_, client):
@@ -134,7 +131,7 @@ async def test_files_come_by_regions_too(tmp_path: Path, file: Path) -> None:
         assert "within the length of element 2" in (await failure(client.infer("tiny", long)))[1]
 
 
-async def test_regions_are_told_and_taken_back(tmp_path: Path, file: Path) -> None:
+async def test_regions_are_listed_and_unregistered(tmp_path: Path, file: Path) -> None:
     async with lending(tmp_path) as (_, client):
         await client.register_system_shared_memory("mine", file.name, 100, 20)
         await client.register_system_shared_memory("other", "/" + file.name, BYTES)
@@ -145,7 +142,7 @@ async def test_regions_are_told_and_taken_back(tmp_path: Path, file: Path) -> No
         }
         assert list((await client.get_system_shared_memory_status("mine")).regions) == ["mine"]
         await client.unregister_system_shared_memory("mine")
-        await client.unregister_system_shared_memory("mine")  # as often as one likes
+        await client.unregister_system_shared_memory("mine")  # a second time is no error
         assert (
             "no such region" in (await failure(client.get_system_shared_memory_status("mine")))[1]
         )
@@ -154,10 +151,10 @@ async def test_regions_are_told_and_taken_back(tmp_path: Path, file: Path) -> No
         assert not (await client.get_system_shared_memory_status()).regions
         assert held(file) == 0
         await client.register_system_shared_memory("mine", file.name, 100)
-    assert held(file) == 0  # a server that stops lets go of all
+    assert held(file) == 0  # a stopped server keeps none open
 
 
-async def test_over_http_it_is_the_same(tmp_path: Path, file: Path) -> None:
+async def test_regions_work_by_http_too(tmp_path: Path, file: Path) -> None:
     file.write_bytes(rows(6).tobytes().ljust(BYTES, b"\0"))
     http = triton.http
 
@@ -173,7 +170,7 @@ async def test_over_http_it_is_the_same(tmp_path: Path, file: Path) -> None:
             scores = http.InferRequestedOutput("scores")
             answer = client.infer("tiny", [tensor], outputs=[classes, scores])
             assert answer.as_numpy("scores")[0, 0] == 0.5
-            # The C++ client takes an output that has parameters for a binary one.
+            # With parameters, the C++ client would expect binary data.
             assert answer.get_output("classes").keys() == {"name", "datatype", "shape"}
             client.unregister_system_shared_memory("mine")
             assert client.get_system_shared_memory_status() == []
@@ -184,12 +181,12 @@ async def test_over_http_it_is_the_same(tmp_path: Path, file: Path) -> None:
     assert found[0] == 6
 
 
-async def test_it_is_off_unless_allowed(tmp_path: Path, file: Path) -> None:
+async def test_shared_memory_is_off_by_default(tmp_path: Path, file: Path) -> None:
     async with lending(tmp_path, allow_shared_memory=False) as (served, client):
         assert SHARED_MEMORY not in (await client.get_server_metadata()).extensions
         for method in SHARED_MEMORY_METHODS:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
-                await ask(served, method, pb.SystemSharedMemoryStatusRequest())
+                await send(served, method, pb.SystemSharedMemoryStatusRequest())
             assert caught.value.code() == StatusCode.UNIMPLEMENTED
         code, message = await failure(client.infer("tiny", lent(1, *SHAPE)))
         assert code == "INVALID_ARGUMENT"
@@ -198,10 +195,7 @@ async def test_it_is_off_unless_allowed(tmp_path: Path, file: Path) -> None:
         assert SHARED_MEMORY in (await client.get_server_metadata()).extensions
 
 
-# --- what is refused --------------------------------------------------------------------------
-
-
-def test_only_a_plain_file_right_there_is_opened(tmp_path: Path) -> None:
+def test_only_regular_files_of_the_folder_are_opened(tmp_path: Path) -> None:
     folder = tmp_path / "shm"
     (folder / "sub").mkdir(parents=True)
     (folder / "sub/file").write_bytes(b"1234")
@@ -287,12 +281,12 @@ async def test_wrong_windows_are_refused_by_name(tmp_path: Path, file: Path) -> 
         for request, words in cases:
             assert words in await refused(served, request)
         assert await infer(served, call())
-        assert await infer(served, with_files(1))  # they are passed over
+        assert await infer(served, with_files(1))  # the files are ignored
         await client.unregister_system_shared_memory()
-        assert held(file) == 0  # no refusal keeps it in use
+        assert held(file) == 0  # no refused request keeps it open
 
 
-def test_there_is_an_end_to_regions_and_those_left_behind_are_forgotten(
+def test_regions_are_limited_and_abandoned_ones_are_forgotten(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared_memory, "MAX_REGIONS", 2)
@@ -307,7 +301,7 @@ def test_there_is_an_end_to_regions_and_those_left_behind_are_forgotten(
         used = regions.window("field", "one", 0, 1)
         kept.unlink()
         with pytest.raises(InvalidInput, match="more than 2 regions"):
-            regions.register("three", file.name, 0, 1)  # not a minute yet
+            regions.register("three", file.name, 0, 1)  # it was used less than a minute ago
         monkeypatch.setattr(shared_memory, "FORGET_S", 0.0)
         regions.register("three", file.name, 0, 1)
         assert [region.name for region in regions.status()] == ["one", "three"]
@@ -317,20 +311,17 @@ def test_there_is_an_end_to_regions_and_those_left_behind_are_forgotten(
         regions.unregister()
 
 
-# --- whatever becomes of it -------------------------------------------------------------------
-
-
-async def test_a_region_that_shrinks_fails_its_own_call_alone(tmp_path: Path, file: Path) -> None:
+async def test_a_region_that_shrinks_fails_only_its_own_request(tmp_path: Path, file: Path) -> None:
     engines = Mirrors(held=True)
     file.write_bytes(rows(5, 6).tobytes().ljust(BYTES, b"\0"))
     async with lending(tmp_path, load=loading(engines)) as (served, client):
-        (ready,) = served.server.registry.serving_models()
+        (model,) = served.server.registry.serving_models()
         await client.register_system_shared_memory("mine", file.name, BYTES)
         first = asyncio.create_task(client.infer("tiny", image(rows(1))))
         await engines.made[0].started.wait()
         shrinking = asyncio.create_task(client.infer("tiny", lent(2, *SHAPE)))
         mate = asyncio.create_task(client.infer("tiny", image(rows(9))))
-        while ready.executor.queued_rows("tiny/1") < 3:
+        while model.executor.queued_rows("tiny/1") < 3:
             await asyncio.sleep(0.001)
         os.truncate(file, ROW_BYTES)
         engines.made[0].release()
@@ -343,23 +334,23 @@ async def test_a_region_that_shrinks_fails_its_own_call_alone(tmp_path: Path, fi
         outputs[0].set_shared_memory("mine", 40, 1000)
         code, message = await failure(client.infer("tiny", image(rows(1)), outputs=outputs))
         assert "has become smaller" in message
-        assert file.stat().st_size == ROW_BYTES  # nothing was written behind its end
+        assert file.stat().st_size == ROW_BYTES  # nothing was written after its end
         again = await client.infer("tiny", lent(1, *SHAPE))
         assert again.as_numpy("classes")[0, 0] == 5
 
 
-async def test_a_region_taken_back_or_deleted_serves_the_calls_that_use_it(
+async def test_an_unregistered_or_deleted_region_serves_requests_in_progress(
     tmp_path: Path, file: Path
 ) -> None:
     engines = Mirrors(held=True)
     file.write_bytes(rows(5).tobytes().ljust(BYTES, b"\0"))
     async with lending(tmp_path, load=loading(engines)) as (served, client):
-        (ready,) = served.server.registry.serving_models()
+        (model,) = served.server.registry.serving_models()
         await client.register_system_shared_memory("mine", file.name, BYTES)
         first = asyncio.create_task(client.infer("tiny", image(rows(1))))
         await engines.made[0].started.wait()
         waiting = asyncio.create_task(client.infer("tiny", lent(1, *SHAPE)))
-        while not ready.executor.queued_rows("tiny/1"):
+        while not model.executor.queued_rows("tiny/1"):
             await asyncio.sleep(0.001)
         await client.unregister_system_shared_memory("mine")
         file.unlink()

@@ -1,4 +1,4 @@
-"""A stream answers every request of it, in their order, and none spoils another."""
+"""Streams answer every request in order, and an error does not end the stream."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from grpc import StatusCode
 
 from server.api import streaming
 from server.api.stubs import open_inference_pb2 as pb
-from tests.api.v2.test_service import (
+from tests.api.v2.tensor_calls import (
     OPEN_INFERENCE,
-    asking,
     image,
     raw_bytes,
     rows,
+    triton_client_of,
 )
 from tests.support import triton_clients as triton
 from tests.support.serving import (
@@ -43,12 +43,12 @@ def request(of: int, **fields: Any) -> pb.ModelInferRequest:
 
 
 def opened(served: Served, channel: Any = None, timeout: float = 20) -> Any:
-    """A stream to be written to and read from."""
+    """An open stream."""
     calls: Any = channel or served.channel
     return calls.stream_stream(METHOD)(timeout=timeout)
 
 
-async def say(stream: Any, requests: Iterable[Any]) -> None:
+async def write(stream: Any, requests: Iterable[Any]) -> None:
     for message in requests:
         data = message if isinstance(message, bytes) else message.SerializeToString()
         await stream.write(data)
@@ -68,15 +68,15 @@ def counted(served: Served, code: str, model: str = "tiny") -> float:
 
 
 async def until_waiting(served: Served, rows: int) -> None:
-    (ready,) = served.server.registry.serving_models()
-    while ready.executor.queued_rows("tiny/1") != rows:
+    (model,) = served.server.registry.serving_models()
+    while model.executor.queued_rows("tiny/1") != rows:
         await asyncio.sleep(0.001)
 
 
-async def test_tritons_asyncio_client_gets_every_answer_in_order(tmp_path: Path) -> None:
+async def test_tritons_asyncio_client_gets_every_response_in_order(tmp_path: Path) -> None:
     publish(tmp_path)
     count = 3 * streaming.STREAM_DEPTH
-    async with asking(tmp_path) as (served, client):
+    async with triton_client_of(tmp_path) as (served, client):
 
         async def requests() -> AsyncIterator[dict[str, Any]]:
             for n in range(count):
@@ -94,7 +94,7 @@ async def test_tritons_asyncio_client_gets_every_answer_in_order(tmp_path: Path)
         assert counted(served, "OK") == count
 
 
-async def test_tritons_plain_client_gets_results_and_errors_by_its_callback(tmp_path: Path) -> None:
+async def test_tritons_blocking_client_gets_results_and_errors_by_callback(tmp_path: Path) -> None:
     publish(tmp_path)
 
     def tour(target: str) -> None:
@@ -109,17 +109,17 @@ async def test_tritons_plain_client_gets_results_and_errors_by_its_callback(tmp_
             assert none is nothing is None
             assert error.message() == "NOT_FOUND: there is no model 'other'; there are tiny"
 
-    async with asking(tmp_path) as (served, _):
+    async with triton_client_of(tmp_path) as (served, _):
         await asyncio.to_thread(tour, served.target)
 
 
-async def test_a_wrong_request_is_told_so_and_the_stream_goes_on(tmp_path: Path) -> None:
+async def test_an_invalid_request_gets_an_error_and_the_stream_continues(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with asking(tmp_path) as (served, _):
+    async with triton_client_of(tmp_path) as (served, _):
         stream = opened(served)
         wrong = request(1, id="mine")
         wrong.inputs[0].name = "pixels"
-        await say(stream, [wrong, b"\xff", request(1, id=129 * "i"), request(4, id="good")])
+        await write(stream, [wrong, b"\xff", request(1, id=129 * "i"), request(4, id="good")])
         await stream.done_writing()
         first = await answer(stream)
         assert first.error_message.startswith("INVALID_ARGUMENT: inputs[0].name: is 'pixels'")
@@ -136,19 +136,19 @@ async def test_a_wrong_request_is_told_so_and_the_stream_goes_on(tmp_path: Path)
         assert counted(served, "INVALID_ARGUMENT", model="") == 1
 
 
-async def test_requests_of_a_stream_share_batches_and_only_so_many_are_read(
+async def test_requests_of_a_stream_share_batches_and_a_limited_number_is_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path)
     monkeypatch.setattr(streaming, "STREAM_DEPTH", 1 + MAX_BATCH)
     engines = Mirrors(held=True)
-    async with asking(tmp_path, load=loading(engines)) as (served, client):
+    async with triton_client_of(tmp_path, load=loading(engines)) as (served, client):
         stream = opened(served)
-        await say(stream, [request(0)])
+        await write(stream, [request(0)])
         await engines.made[0].started.wait()
-        await say(stream, [request(n) for n in range(1, 10)])
+        await write(stream, [request(n) for n in range(1, 10)])
         await until_waiting(served, MAX_BATCH)
-        assert await client.is_server_live()  # what was to be read would have been by now
+        assert await client.is_server_live()  # by now the server has read what it will read
         await until_waiting(served, MAX_BATCH)
         engines.made[0].release()
         found = [(await answer(stream)).infer_response for _ in range(10)]
@@ -160,14 +160,14 @@ async def test_requests_of_a_stream_share_batches_and_only_so_many_are_read(
     assert len(engines.made[0].batches) < 10
 
 
-async def test_a_caller_that_leaves_its_stream_costs_no_compute(tmp_path: Path) -> None:
+async def test_requests_of_a_cancelled_stream_never_reach_the_engine(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors(held=True)
-    async with asking(tmp_path, load=loading(engines)) as (served, client):
+    async with triton_client_of(tmp_path, load=loading(engines)) as (served, client):
         first = asyncio.create_task(client.infer("tiny", image(rows(7))))
         await engines.made[0].started.wait()
         stream = opened(served)
-        await say(stream, [request(n) for n in range(3)])
+        await write(stream, [request(n) for n in range(3)])
         await until_waiting(served, 3)
         stream.cancel()
         await until_waiting(served, 0)
@@ -178,12 +178,12 @@ async def test_a_caller_that_leaves_its_stream_costs_no_compute(tmp_path: Path) 
     assert engines.made[0].batches == [7]
 
 
-async def test_the_deadline_of_a_stream_is_that_of_its_calls(tmp_path: Path) -> None:
+async def test_the_deadline_of_a_stream_applies_to_its_requests(tmp_path: Path) -> None:
     publish(tmp_path)
     engines = Mirrors(held=True)
-    async with asking(tmp_path, load=loading(engines)) as (served, _):
+    async with triton_client_of(tmp_path, load=loading(engines)) as (served, _):
         stream = opened(served, timeout=1)
-        await say(stream, [request(1)])
+        await write(stream, [request(1)])
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stream.read()
         assert caught.value.code() == StatusCode.DEADLINE_EXCEEDED
@@ -192,7 +192,7 @@ async def test_the_deadline_of_a_stream_is_that_of_its_calls(tmp_path: Path) -> 
         engines.made[0].release()
 
 
-async def test_a_stopping_server_answers_what_it_has_read_and_ends_the_stream(
+async def test_a_stopping_server_answers_the_requests_it_has_read_and_ends_the_stream(
     tmp_path: Path,
 ) -> None:
     publish(tmp_path)
@@ -202,9 +202,9 @@ async def test_a_stopping_server_answers_what_it_has_read_and_ends_the_stream(
     async with serve(tmp_path, load=loading(engines), grace_s=60) as served:
         channel: Any = grpc.aio.insecure_channel(served.target, options=options)
         idle, busy = opened(served, channel), opened(served, channel)
-        await say(idle, [request(2)])
+        await write(idle, [request(2)])
         await engines.made[0].started.wait()
-        await say(busy, [request(5)])
+        await write(busy, [request(5)])
         await until_waiting(served, 1)
         server = served.server
 
@@ -223,21 +223,21 @@ async def test_a_stopping_server_answers_what_it_has_read_and_ends_the_stream(
     await channel.close()
 
 
-async def test_a_stream_is_one_of_the_calls_in_progress(tmp_path: Path) -> None:
+async def test_a_stream_counts_as_a_call_in_progress(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with asking(tmp_path, max_calls=2) as (served, _):
+    async with triton_client_of(tmp_path, max_calls=2) as (served, _):
         first = opened(served)
-        await say(first, [request(1)])
+        await write(first, [request(1)])
         assert not (await answer(first)).error_message
         second = opened(served)
-        await say(second, [request(1)])
+        await write(second, [request(1)])
         full = await answer(second)
         assert full.error_message.startswith("RESOURCE_EXHAUSTED: 2 calls are in progress")
         third = opened(served)
         assert await third.code() == StatusCode.RESOURCE_EXHAUSTED
         await first.done_writing()
         assert await first.code() == StatusCode.OK
-        await say(second, [request(1)])
+        await write(second, [request(1)])
         assert not (await answer(second)).error_message
         await second.done_writing()
         assert await second.code() == StatusCode.OK
