@@ -44,10 +44,10 @@ async def test_during_the_drain_notice_requests_are_answered_and_health_is_not_s
             assert not await client.is_server_ready()
         health = await stub.Check(HealthCheckRequest())
         assert health.status == HealthCheckResponse.NOT_SERVING
-        async with under_load(served) as load:
-            while load.codes.total() < 50:
+        async with under_load(served) as results:
+            while results.codes.total() < 50:
                 await asyncio.sleep(0.001)
-        assert load.codes.keys() == {"OK"}
+        assert results.codes.keys() == {"OK"}
         assert not task.done()
         served.server.hurry.set()
         await task

@@ -1,6 +1,6 @@
 """Structured logs: one line per event, as JSON or as plain text.
 
-    log.info("model_ready", extra={"model": "lenet5", "version": 1})
+    log.info("version_loaded", extra={"model": "lenet5", "version": 1})
 
 The message is the event's name, a constant. All data are key=value pairs. Values may hold text of
 clients: they are quoted, so that an event stays on one line.
@@ -35,7 +35,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """`12:00:00.000 info model_ready model=lenet5 version=1`"""
+    """`12:00:00.000 info version_loaded model=lenet5 version=1`"""
 
     def format(self, record: logging.LogRecord) -> str:
         entries = _fields(self, record)

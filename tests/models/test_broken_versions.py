@@ -93,7 +93,7 @@ def text(content: str) -> Break:
     return broken
 
 
-def truncated_with_its_hash(folder: Path) -> None:
+def truncated_with_new_hash(folder: Path) -> None:
     truncate(null.FILE)(folder)
     with_hash(folder, "engine", null.FILE)
 
@@ -118,16 +118,18 @@ def pipe(folder: Path) -> None:
 
 BROKEN: dict[str, Break] = {
     "engine truncated": truncate(null.FILE),
-    "engine truncated, with its hash": truncated_with_its_hash,
+    "engine truncated, with its new hash": truncated_with_new_hash,
     "engine flipped": flip(null.FILE),
     "engine missing": missing(null.FILE),
     "engine linked": linked(null.FILE),
-    "engine a pipe": pipe,
+    "engine file is a pipe": pipe,
     "engine of another version": engine(backend_version="0", backend="openvino"),
     "engine of an unknown backend": engine(backend="magic"),
     "engine of an unknown precision": engine(precision="fp3"),
-    "engine named outside": engine(files=[{"name": "../x", "bytes": 1, "sha256": "0" * 64}]),
-    "engine with a batch beyond reason": engine(max_batch=1 << 30),
+    "engine file outside the folder": engine(
+        files=[{"name": "../x", "bytes": 1, "sha256": "0" * 64}]
+    ),
+    "engine with a huge maximum batch": engine(max_batch=1 << 30),
     "engine without files": engine(files=[]),
     "graph truncated": truncate(ONNX_FILE),
     "graph flipped": flip(ONNX_FILE),
@@ -145,7 +147,7 @@ BROKEN: dict[str, Break] = {
     "manifest no JSON": text("{"),
     "manifest a thousand deep": text("[" * 100_000),
     "manifest of another model": manifest(model="other"),
-    "manifest of a coming format": manifest(format=99),
+    "manifest of a future format": manifest(format=99),
     "manifest of a trillion classes": manifest(classes=10**12),
     "manifest without an objective": manifest(objective_ms=0),
     "manifest huge": text(" " * ((1 << 20) + 1)),
@@ -166,12 +168,12 @@ async def test_broken_versions_never_serve_and_do_not_disturb_requests(
         found = await reasons(served)
         assert all(found[number] for number in numbers)
         await wait_for_requests(results)
-        sound = publish(root).version
-        await wait_for_states(served, {1: "UNLOADED", sound: "READY"})
+        valid = publish(root).version
+        await wait_for_states(served, {1: "UNLOADED", valid: "READY"})
         await wait_for_requests(results)
     assert len(BROKEN) >= 30
     assert results.codes.keys() == {"OK"}, results.messages
-    assert results.answered_by.keys() == {1, sound}
+    assert results.answered_by.keys() == {1, valid}
 
 
 def publish_broken(root: Path, workshop: Path, number: int, damage: Break) -> None:

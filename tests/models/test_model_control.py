@@ -58,16 +58,14 @@ async def test_a_client_unloads_and_loads_a_model(tmp_path: Path) -> None:
         assert caught.value.code() == StatusCode.UNAVAILABLE
         assert "version 1 is unloaded" in (caught.value.details() or "")
         publish(tmp_path)
-        assert await states(served) == {
-            1: "UNLOADED"
-        }  # explicit control: nothing is loaded without a request
+        assert await states(served) == {1: "UNLOADED"}  # nothing is loaded without a request
         await client.load_model("tiny")
         assert await client.is_model_ready("tiny")
         assert (await served.classify(raw(1))).version == 2
-        async with under_load(served) as load:
+        async with under_load(served) as results:
             publish(tmp_path)
             await client.load_model("tiny")
-        assert load.codes.keys() == {"OK"}
+        assert results.codes.keys() == {"OK"}
         assert (await served.classify(raw(1))).version == 3
 
 

@@ -1,7 +1,7 @@
-"""A whole server on free ports, and a model whose every row says in its pixels how it is answered.
+"""A complete server on free ports, and a model whose pixels decide its answers.
 
-`Mirror` is an engine that finds a row to be of the class its first byte names. It can be held, so
-that a test decides when a batch ends, and it can be told to fail.
+`Mirror` is an engine that returns the class in the first byte of each row. A test can hold its
+batches and decide when they end, or make them fail.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def publish(
 
 
 class Mirror:
-    """An engine that finds a row to be of the class its first byte names, then of the next ones.
+    """An engine whose best class for a row is the row's first byte; the next classes follow.
 
     While `held`, batches wait for `release`. With a `failure` every batch ends in it.
     """
@@ -131,7 +131,7 @@ class Mirror:
         self.instances: Sequence[Instance] = [_MirrorInstance(self, pixels)]
 
     def release(self) -> None:
-        """Lets all batches end, those to come too."""
+        """Ends all held batches; later batches are not held."""
         self.held = False
         waiting, self._waiting = self._waiting, []
         for finish in waiting:
@@ -175,7 +175,7 @@ class _MirrorInstance:
 
 
 class Mirrors:
-    """Makes the engines of a server, and keeps them for the test."""
+    """Makes the engines of a server and keeps them for the test."""
 
     def __init__(self, *, held: bool = False) -> None:
         self.held = held
@@ -252,7 +252,7 @@ class Served:
         return await self.call("Classify", request, timeout)
 
     async def call(self, method: str, request: Any, timeout: float = 20) -> Any:
-        """The answer to a message of the contract; bytes are sent as they are."""
+        """Calls a method and returns its response; a request of type bytes is sent unchanged."""
         data = request if isinstance(request, bytes) else request.SerializeToString()
         unary: Any = self.channel.unary_unary
         answer = await unary(SERVICE + method)(data, timeout=timeout)
@@ -271,7 +271,7 @@ async def serve(
     limit_s: float = 100,
     **options: Any,
 ) -> AsyncIterator[Served]:
-    """A server of the repository, its models loaded unless told not to `wait` for them.
+    """A server of the repository. With `wait` its models are loaded; `load` replaces the loader.
 
     A test that takes longer than `limit_s` is stuck and fails.
     """
@@ -288,7 +288,7 @@ async def serve(
 
 
 async def until(channel: grpc.aio.Channel, name: str, status: Any) -> None:
-    """Watches grpc.health.v1 until the model or service has that status."""
+    """Watches grpc.health.v1 until the model or service has the status."""
     stub: Any = health_pb2_grpc.HealthStub(channel)
     watch = stub.Watch(HealthCheckRequest(service=name))
     async for response in watch:
@@ -299,7 +299,7 @@ async def until(channel: grpc.aio.Channel, name: str, status: Any) -> None:
 
 
 def raw(*classes: int, shape: tuple[int, int, int] = SHAPE, **fields: Any) -> pb.ClassifyRequest:
-    """A request with one row of pixels for each class a Mirror is to find."""
+    """A request with one row of pixels for each class that a Mirror shall return."""
     height, width, channels = shape
     rows = np.zeros((len(classes), *shape), np.uint8)
     rows[:, 0, 0, 0] = classes
