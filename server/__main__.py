@@ -7,7 +7,8 @@ import sys
 
 import uvloop
 
-from server.app import CannotServe, serve
+from server.app import serve
+from server.errors import CannotServe
 from server.process import allocator
 from server.process.load_thread import is_still_loading
 from server.settings import Settings, parse

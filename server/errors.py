@@ -8,6 +8,8 @@ ServingError
 +-- DeadlineUnreachable   even an idle engine can't meet the deadline: allow more time
 +-- EngineFailure         the server failed: the request is not to blame
     +-- DeviceLost        the device fails all further requests too
+
+CannotServe is for the operator: the server can't start.
 """
 
 
@@ -50,3 +52,7 @@ class EngineFailure(ServingError):
 
 class DeviceLost(EngineFailure):
     """The device can't be used any more until the process restarts."""
+
+
+class CannotServe(Exception):
+    """The server can't start; the message says why and what to do."""

@@ -21,8 +21,8 @@ from grpc_health.v1.health_pb2 import HealthCheckResponse
 from PIL import Image
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import CannotServe, Running, running
-from server.errors import DeviceLost, EngineFailure
+from server.app import Running, running
+from server.errors import CannotServe, DeviceLost, EngineFailure
 from server.models.loader import LoadedEngine, Loader
 from server.repository.contents import VersionEntry
 from server.repository.manifest import InvalidVersion, Manifest
@@ -181,15 +181,15 @@ async def test_stopping_does_not_wait_until_all_is_loaded(tmp_path: Path) -> Non
 async def test_what_keeps_a_server_from_starting_is_told_with_what_to_do(tmp_path: Path) -> None:
     missing = tmp_path / "nowhere"
     assert await cannot_serve(settings(missing)) == (
-        f"the model repository {missing} is no folder; build a model into it: "
-        f"python -m model_repo.build lenet5 --repo {missing}"
+        f"the model repository {missing} is not a folder; build a model: "
+        f"convserve build lenet5 --repo {missing}"
     )
-    assert "holds no version of any model; build one" in await cannot_serve(settings(tmp_path))
+    assert "has no models; build a model" in await cannot_serve(settings(tmp_path))
     publish(tmp_path)
     message = await cannot_serve(settings(tmp_path, models="tiny, big,huge"))
     assert message == f"{tmp_path} has no model big, huge; it has tiny"
     message = await cannot_serve(settings(tmp_path, backend="magic"))
-    assert message.startswith("backend 'magic' is unknown; there are ")
+    assert message.startswith("backend is 'magic'; it must be one of ")
 
 
 async def test_a_server_without_a_sound_model_ends_with_every_reason(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from model_repo.pipeline import BuildOptions, build
 from server.api.stubs import classify_pb2 as pb
-from server.app import CannotServe
 from server.engines.base import Instance
 from server.engines.tensorrt import backend as tensorrt
+from server.errors import CannotServe
 from server.models import profile_cache
 from server.models.loader import EngineLoader, LoadedEngine, preference
 from server.repository import reader

@@ -19,7 +19,7 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as otlp
 from opentelemetry.sdk.trace import TracerProvider
 
 from convserve_client import AsyncClient
-from server.app import CannotServe
+from server.errors import CannotServe
 from tests.support.serving import (
     SERVICE,
     Mirrors,

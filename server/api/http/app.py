@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import h11
 from starlette.applications import Starlette
@@ -15,7 +15,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.health import ServingState
 from server.api.http.problem import http_problem
-from server.execution.device import DeviceExecutor
+from server.execution.devices import Devices
 from server.models.registry import ModelRegistry
 from server.telemetry.metrics import Metrics
 
@@ -59,10 +59,10 @@ def application(
     metrics: Metrics,
     registry: ModelRegistry,
     state: ServingState,
-    executors: Mapping[str, DeviceExecutor],
+    devices: Devices,
     routes: Sequence[Route],
 ) -> Starlette:
-    """The routes with /metrics, /healthz and /readyz. `executors` may change while it runs."""
+    """The routes with /metrics, /healthz and /readyz."""
 
     async def read_metrics(request: Request) -> Response:
         text, content_type = metrics.render_for(request.headers.get("accept", ""))
@@ -70,9 +70,7 @@ def application(
 
     async def healthz(request: Request) -> Response:
         """503 if only a restart of the process can help: a device is lost."""
-        lost = next(
-            (executor.lost_reason for executor in executors.values() if executor.lost_reason), ""
-        )
+        lost = devices.lost_reason
         return PlainTextResponse(f"{lost or 'ok'}\n", status_code=503 if lost else 200)
 
     async def readyz(request: Request) -> Response:

@@ -1,0 +1,33 @@
+"""Uvicorn inside the server's own event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.applications import Starlette
+
+from server.api.http.app import HttpConnection
+
+CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
+
+
+class HttpServer(uvicorn.Server):
+    """An HTTP server that leaves signals to its owner."""
+
+    def __init__(self, app: Starlette) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=HttpConnection,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
