@@ -1,4 +1,4 @@
-"""What every test has: coroutine tests are run by asyncio, and one repository of real engines."""
+"""For all tests: asyncio runs coroutine tests, and one repository has real engines."""
 
 import asyncio
 import inspect
@@ -18,9 +18,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
 @pytest.fixture(scope="session")
 def built_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a repository, not to be changed: lenet5 trained on the digits, resnet18 and
-    googlenet untrained, all built here for OpenVINO in this machine's best precision."""
-    from model_repo.pipeline import BuildOptions, build  # torch: only where a test asks for engines
+    """A repository with lenet5 trained on the digits, and untrained resnet18 and googlenet.
+
+    OpenVINO engines in this machine's best precision. Tests must not change it.
+    """
+    from model_repo.pipeline import BuildOptions, build  # imports torch: only if a test needs it
 
     root = tmp_path_factory.mktemp("built")
     build("lenet5", BuildOptions(repo=root))

@@ -14,9 +14,14 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from tests.support import triton_clients as triton
+from tests.support.server_process import (
+    next_event,
+    server_process,
+    stoppable,
+    wait_until_not_ready,
+)
 from tests.support.serving import Mirror, Served, loading, publish, raw, serve, until
 from tests.support.versions import under_load
-from tests.test_app import event, not_ready, process, stoppable
 
 
 def client_of(served: Served) -> Any:
@@ -38,7 +43,7 @@ async def test_during_the_drain_notice_requests_are_answered_and_health_is_not_s
         assert (await watch.read()).status == HealthCheckResponse.SERVING
         stop.set()
         assert (await watch.read()).status == HealthCheckResponse.NOT_SERVING
-        body = await not_ready(served.http)
+        body = await wait_until_not_ready(served.http)
         assert (body["ready"], body["accepting"]) == (False, False)
         async with client_of(served) as client:  # a new connection
             assert not await client.is_server_ready()
@@ -55,18 +60,18 @@ async def test_during_the_drain_notice_requests_are_answered_and_health_is_not_s
 
 async def test_sigterm_starts_the_drain_notice_and_a_second_one_ends_it(tmp_path: Path) -> None:
     publish(tmp_path)
-    async with process("--repo", str(tmp_path), "--drain-notice-s=600") as server:
-        listening = await event(server, "listening")
-        await event(server, "version_loaded")
+    async with server_process("--repo", str(tmp_path), "--drain-notice-s=600") as server:
+        listening = await next_event(server, "listening")
+        await next_event(server, "version_loaded")
         target = f"127.0.0.1:{listening['port']}"
         async with grpc.aio.insecure_channel(target) as channel:
             served = Served(None, channel)  # type: ignore[arg-type]
             server.send_signal(signal.SIGTERM)
-            assert (await event(server, "stopping"))["notice_s"] == 600
-            await not_ready(f"http://127.0.0.1:{listening['http_port']}")
+            assert (await next_event(server, "stopping"))["notice_s"] == 600
+            await wait_until_not_ready(f"http://127.0.0.1:{listening['http_port']}")
             assert (await served.classify(raw(0))).version == 1
             server.send_signal(signal.SIGTERM)
-            await event(server, "stopped")
+            await next_event(server, "stopped")
         assert await server.wait() == 0
 
 
@@ -77,10 +82,10 @@ async def test_a_client_that_switches_servers_during_the_notice_loses_no_request
     publish(tmp_path)
     async with (
         serve(tmp_path) as other,
-        process("--repo", str(tmp_path), "--drain-notice-s=0.5", "--grace-s=60") as server,
+        server_process("--repo", str(tmp_path), "--drain-notice-s=0.5", "--grace-s=60") as server,
     ):
-        listening = await event(server, "listening")
-        await event(server, "version_loaded")
+        listening = await next_event(server, "listening")
+        await next_event(server, "version_loaded")
         ready = f"http://127.0.0.1:{listening['http_port']}/readyz"
         codes: list[StatusCode] = []
         async with (
@@ -107,5 +112,5 @@ async def test_a_client_that_switches_servers_during_the_notice_loses_no_request
                 while (await http.get(ready)).status_code == 200:
                     pass
                 elsewhere.set()
-        await event(server, "stopped")
+        await next_event(server, "stopped")
         assert await server.wait() == 0

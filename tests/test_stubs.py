@@ -1,4 +1,4 @@
-"""The contract's stubs are those of the contract, and every field of it is explained."""
+"""Generated stubs match the .proto files, and every field there has a comment."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CONTRACTS = sorted((ROOT / "proto").glob("*.proto"))
 
 
-def test_the_committed_stubs_are_what_make_proto_writes(tmp_path: Path) -> None:
+def test_the_committed_stubs_equal_the_output_of_make_proto(tmp_path: Path) -> None:
     command = [sys.executable, "proto/generate.py", "--root", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True)
     made = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -23,19 +23,19 @@ def test_the_committed_stubs_are_what_make_proto_writes(tmp_path: Path) -> None:
         assert (ROOT / name).read_bytes() == path.read_bytes(), f"{name}: run make proto"
 
 
-def test_one_process_can_import_both_stubs_and_the_client_of_triton() -> None:
+def test_one_process_can_import_all_stubs_and_tritons_client() -> None:
     code = """
 import convserve_client
-from convserve_client.stubs import classify_pb2 as of_client
+from convserve_client.stubs import classify_pb2 as client_stubs
 from convserve_client.loadgen import open_inference
 from server.api.stubs import classify_pb2, open_inference_pb2
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2
 
-assert of_client.ClassifyRequest is classify_pb2.ClassifyRequest
+assert client_stubs.ClassifyRequest is classify_pb2.ClassifyRequest
 request = open_inference_pb2.ModelInferRequest(model_name="lenet5")
-for theirs in (service_pb2.ModelInferRequest, open_inference.ModelInferRequest):
-    assert theirs.FromString(request.SerializeToString()).model_name == "lenet5"
+for message_type in (service_pb2.ModelInferRequest, open_inference.ModelInferRequest):
+    assert message_type.FromString(request.SerializeToString()).model_name == "lenet5"
 """
     paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'clients'}"}
     for order in (code, "import tritonclient.grpc\n" + code):

@@ -1,4 +1,4 @@
-"""An event is one line, whatever its values hold."""
+"""Log formats: one line per event, and no value can break or forge a line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def failed(error: Exception) -> logging.LogRecord:
         return record("failed", exc_info=sys.exc_info(), model="tiny")
 
 
-def test_a_json_line_has_time_level_event_and_every_value() -> None:
+def test_a_json_line_contains_time_level_event_and_all_values() -> None:
     line = json.loads(JsonLines().format(record(model="tiny", version=1, seconds=0.25)))
     moment = datetime.fromisoformat(line.pop("time"))
     assert moment.utcoffset() is not None
@@ -42,32 +42,32 @@ def test_a_json_line_has_time_level_event_and_every_value() -> None:
     }
 
 
-def test_json_lines_stay_json_whatever_the_values() -> None:
-    odd: dict[str, Any] = {
+def test_a_json_line_is_valid_json_for_any_value() -> None:
+    unusual: dict[str, Any] = {
         "nan": float("nan"),
         "infinite": float("inf"),
-        "thing": object(),
+        "object": object(),
         "text": HOSTILE,
     }
-    text = JsonLines().format(record(**odd))
+    text = JsonLines().format(record(**unusual))
 
-    def refuse(constant: str) -> None:
+    def reject(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
 
-    line = json.loads(text, parse_constant=refuse)
+    line = json.loads(text, parse_constant=reject)
     assert (line["nan"], line["infinite"], line["text"]) == ("nan", "inf", HOSTILE)
     assert text.isascii()
     assert "\n" not in text
 
 
-def test_a_text_line_is_for_reading() -> None:
+def test_a_text_line_rounds_numbers_and_quotes_values_with_spaces() -> None:
     line = TextLines().format(record(model="tiny", seconds=0.123456, reason="no such file"))
     assert line.split(" ", 1)[1] == 'info happened model=tiny seconds=0.1235 reason="no such file"'
 
 
 @pytest.mark.parametrize("formatter", [TextLines(), JsonLines()], ids=["text", "json"])
 @pytest.mark.parametrize("value", [HOSTILE, "\u2028", "\x85", "\x9b1A", "", "\t"])
-def test_no_value_forges_a_line_or_commands_a_terminal(
+def test_a_value_cannot_forge_a_line_or_control_a_terminal(
     formatter: logging.Formatter, value: str
 ) -> None:
     for line in (formatter.format(record(value=value)), formatter.format(record(value))):
@@ -75,25 +75,27 @@ def test_no_value_forges_a_line_or_commands_a_terminal(
         assert len(line.splitlines()) == 1
 
 
-def test_the_stack_of_an_error_stands_in_its_json_line() -> None:
-    line = json.loads(JsonLines().format(failed(ValueError("odd\nthing"))))
+def test_a_json_line_contains_the_stack_of_an_error() -> None:
+    line = json.loads(JsonLines().format(failed(ValueError("wrong\nvalue"))))
     assert (line["event"], line["model"]) == ("failed", "tiny")
     assert "Traceback" in line["stack"]
-    assert "ValueError: odd\nthing" in line["stack"]
+    assert "ValueError: wrong\nvalue" in line["stack"]
 
 
-def test_the_stack_of_an_error_is_indented_below_its_text_line() -> None:
-    forged = "12:00:00.000 info model_ready\x1b[2J"
-    first, *stack = TextLines().format(failed(ValueError(f"odd\n{forged}"))).split("\n")
+def test_the_stack_of_an_error_is_indented_below_the_text_line() -> None:
+    forged = "12:00:00.000 info version_loaded\x1b[2J"
+    first, *stack = TextLines().format(failed(ValueError(f"wrong\n{forged}"))).split("\n")
     assert first.endswith("failed model=tiny")
     assert all(line.startswith("    ") and line.isprintable() for line in stack)
-    assert any("ValueError: odd" in line for line in stack)
+    assert any("ValueError: wrong" in line for line in stack)
 
 
 @pytest.mark.parametrize(
     "library", ["uvicorn.error", "watchfiles.main", "hpack.hpack", "PIL.Image"]
 )
-def test_libraries_tell_of_trouble_only(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_log_only_warnings_and_errors(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root, ours = logging.getLogger(), logging.getLogger("server")
     monkeypatch.setattr(root, "handlers", [])
     for logger in (root, ours):

@@ -34,7 +34,9 @@ def run_tasks(lag: LoopLag, clock: Clock, tasks: int, task_s: float) -> None:
         lag.task_started()
 
 
-def test_a_new_task_waits_for_all_queued_tasks_at_the_recent_time_per_task(clock: Clock) -> None:
+def test_the_wait_is_the_number_of_queued_tasks_times_the_recent_time_per_task(
+    clock: Clock,
+) -> None:
     lag = LoopLag()
     for _ in range(20):
         run_tasks(lag, clock, LoopLag.WINDOW, 0.001)
@@ -55,7 +57,7 @@ def test_idle_time_does_not_count(clock: Clock) -> None:
     assert lag.wait_s == pytest.approx(0.001, rel=0.05)
 
 
-def test_the_time_of_a_cancelled_task_counts_but_the_task_does_not(clock: Clock) -> None:
+def test_a_cancelled_task_adds_its_waiting_time_but_is_not_counted(clock: Clock) -> None:
     lag = LoopLag()
     for _ in range(1000):
         lag.task_queued()
@@ -68,7 +70,7 @@ def test_the_time_of_a_cancelled_task_counts_but_the_task_does_not(clock: Clock)
     assert lag.wait_s == pytest.approx(0.002, rel=0.05)
 
 
-def test_single_tasks_replace_a_slow_measurement(clock: Clock) -> None:
+def test_single_tasks_replace_an_old_slow_measurement(clock: Clock) -> None:
     lag = LoopLag()
     run_tasks(lag, clock, LoopLag.WINDOW, 1.0)
     lag.task_queued()

@@ -1,4 +1,4 @@
-"""A traced call tells a real collector where its time went, and only who is asked to traces."""
+"""Tracing: spans of sampled requests reach a real collector; other requests make no spans."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ EXPORT = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
 
 
 class Collector:
-    """Takes spans by OTLP over gRPC, as an OpenTelemetry collector does."""
+    """Receives spans by OTLP over gRPC, like an OpenTelemetry collector."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
@@ -53,7 +53,7 @@ class Collector:
 
 @asynccontextmanager
 async def collecting() -> AsyncIterator[tuple[Collector, str]]:
-    """A collector on a port of its own, and its address."""
+    """A running collector and its address."""
     collector, server = Collector(), grpc.aio.server()
     handler = grpc.unary_unary_rpc_method_handler(
         collector.export,
@@ -81,7 +81,7 @@ async def classify(served: Served, metadata: Any, *classes: int) -> None:
     await unary(SERVICE + "Classify")(request, timeout=20, metadata=metadata)
 
 
-async def test_a_call_its_caller_samples_tells_its_phases_and_its_batch(tmp_path: Path) -> None:
+async def test_a_sampled_request_has_spans_for_its_phases_and_its_batch(tmp_path: Path) -> None:
     publish(tmp_path)
     mirrors = Mirrors(held=True)
     began_ns = time.time_ns()
@@ -91,19 +91,19 @@ async def test_a_call_its_caller_samples_tells_its_phases_and_its_batch(tmp_path
         ) as served:
             calls = [asyncio.create_task(classify(served, context(True), 1))]
             await mirrors.made[0].started.wait()
-            for _ in range(2):  # these wait together, and travel in one batch
+            for _ in range(2):  # these two wait and then share a batch
                 calls.append(asyncio.create_task(classify(served, context(True), 1)))
-            host = next(iter(served.server.registry.serving_models())).executor
-            while host.queued_rows(next(iter(served.server.registry.serving_models())).key) < 2:
+            model = next(iter(served.server.registry.serving_models()))
+            while model.executor.queued_rows(model.key) < 2:
                 await asyncio.sleep(0)
             mirrors.made[0].release()
             await asyncio.gather(*calls)
-            await classify(served, context(False), 1)  # the flag says no
-            await classify(served, (), 1)  # says nothing, and the share is 0
+            await classify(served, context(False), 1)  # the caller did not sample it
+            await classify(served, (), 1)  # no traceparent, and the ratio is 0
             accept = {"accept": "application/openmetrics-text;version=1.0.0"}
             async with httpx.AsyncClient() as client:
                 metrics = await client.get(served.http + "/metrics", headers=accept)
-        # Stopping has sent what there was.
+        # The server has exported all spans while it stopped.
         roots = collector.named("Classify")
         assert len(roots) == 3
         for root in roots:
@@ -124,7 +124,7 @@ async def test_a_call_its_caller_samples_tells_its_phases_and_its_batch(tmp_path
     assert f'# {{trace_id="{TRACE_ID}"}}' in metrics.text
 
 
-async def test_a_failed_call_is_an_error_in_its_trace(tmp_path: Path) -> None:
+async def test_the_span_of_a_failed_request_has_error_status(tmp_path: Path) -> None:
     publish(tmp_path)
     mirrors = Mirrors()
     async with collecting() as (collector, endpoint):
@@ -134,11 +134,13 @@ async def test_a_failed_call_is_an_error_in_its_trace(tmp_path: Path) -> None:
                 await classify(served, context(True), 1)
         (root,) = collector.named("Classify")
     assert root.status.code == root.status.STATUS_CODE_ERROR
-    told = {attribute.key: attribute.value.string_value for attribute in root.attributes}
-    assert told["rpc.response.status_code"] == "INTERNAL"
+    attributes = {attribute.key: attribute.value.string_value for attribute in root.attributes}
+    assert attributes["rpc.response.status_code"] == "INTERNAL"
 
 
-async def test_the_client_library_passes_the_programs_own_trace_on(tmp_path: Path) -> None:
+async def test_the_client_library_propagates_the_current_span_of_the_program(
+    tmp_path: Path,
+) -> None:
     publish(tmp_path)
     tracer = TracerProvider(shutdown_on_exit=False).get_tracer("a program")
     async with collecting() as (collector, endpoint):
@@ -157,7 +159,7 @@ async def test_the_client_library_passes_the_programs_own_trace_on(tmp_path: Pat
     assert root.parent_span_id == span.get_span_context().span_id.to_bytes(8, "big")
 
 
-async def test_a_collector_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
+async def test_requests_are_answered_while_the_collector_is_unreachable(tmp_path: Path) -> None:
     publish(tmp_path)
     async with collecting() as (_, endpoint):
         pass
@@ -165,7 +167,7 @@ async def test_a_collector_that_is_gone_disturbs_nobody(tmp_path: Path) -> None:
         await classify(served, context(True), 1)
 
 
-async def test_tracing_that_is_not_installed_is_told_at_the_start(
+async def test_a_server_does_not_start_without_the_tracing_packages_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(tmp_path)
