@@ -1,4 +1,4 @@
-"""Command: measures a server from outside; see convserve_client.bench."""
+"""Command: measures a server from outside; see convserve_client/bench.py."""
 
 import sys
 

@@ -2,11 +2,11 @@
 
     python proto/generate.py [--root FOLDER]
 
-The server gets the messages of both contracts, the client those of classify.proto with its gRPC
-stubs. Both register classify.proto under one file name: a descriptor pool refuses a second file
-that declares the same messages. The messages of package `inference` go into pools of their own,
-because tritonclient registers messages of the same names in the default pool. The client's load
-generator builds them from a descriptor.
+The server gets the messages of both contracts. The client gets those of classify.proto and its gRPC
+stubs. Both register classify.proto under the same file name, because a descriptor pool rejects a
+second file with the same messages. The messages of package `inference` go into separate pools,
+because tritonclient registers messages with the same names in the default pool. The client's load
+generator builds them from a descriptor file.
 """
 
 import argparse
@@ -17,34 +17,36 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Folder of a package's stubs, and its name.
+# folder of the stubs, and their package
 SERVER = ("server/api/stubs", "server.api.stubs")
 CLIENT = ("clients/convserve_client/stubs", "convserve_client.stubs")
-CONTRACTS = {  # file of the contract: name under which it is registered
+CONTRACTS = {  # file of the contract: name in the descriptor pool
     "classify.proto": "convserve/v1/classify.proto",
     "open_inference.proto": "inference/open_inference.proto",
 }
 CLASSIFY = ("classify_pb2.py", "classify_pb2.pyi")
-STUBS = {  # what each package gets: modules that protoc writes
+STUBS = {  # modules of protoc that each package gets
     SERVER: (*CLASSIFY, "open_inference_pb2.py", "open_inference_pb2.pyi"),
     CLIENT: (*CLASSIFY, "classify_pb2_grpc.py"),
 }
-DESCRIPTOR = "clients/convserve_client/loadgen/open_inference.binpb"
+DESCRIPTOR = "clients/convserve_client/loadgen/protocols/open_inference.binpb"
 DEFAULT_POOL = "_descriptor_pool.Default()"
 
 
-def compiled(folder: Path) -> dict[str, str]:
-    """Text of every module that protoc and its plugins write, by file name."""
+def run_protoc(folder: Path) -> dict[str, str]:
+    """Source of every module that protoc and its plugins write, by file name."""
     mapped = [f"-I{Path(name).parent}={ROOT / 'proto'}" for name in CONTRACTS.values()]
     outputs = [f"--{kind}_out={folder}" for kind in ("python", "grpc_python", "mypy")]
     protoc = [sys.executable, "-m", "grpc_tools.protoc", *mapped, *outputs, *CONTRACTS.values()]
-    plugins = {"PATH": str(Path(sys.executable).parent)}  # mypy-protobuf's is beside python
+    plugins = {
+        "PATH": str(Path(sys.executable).parent)
+    }  # the plugin of mypy-protobuf is next to python
     subprocess.run(protoc, env=plugins, check=True, stderr=subprocess.PIPE)
     return {path.name: path.read_text() for path in folder.rglob("*_pb2*.py*")}
 
 
-def described() -> bytes:
-    """open_inference.proto as a FileDescriptorSet, without its comments."""
+def descriptor_set() -> bytes:
+    """open_inference.proto as a FileDescriptorSet without comments."""
     name = CONTRACTS["open_inference.proto"]
     with tempfile.NamedTemporaryFile() as file:
         mapped = f"-I{Path(name).parent}={ROOT / 'proto'}"
@@ -55,15 +57,15 @@ def described() -> bytes:
         return Path(file.name).read_bytes()
 
 
-def placed(text: str, package: str) -> str:
-    """The module with imports of its siblings from `package`."""
+def with_imports_from(text: str, package: str) -> str:
+    """The module, importing its siblings from `package`."""
     siblings = r"^from (convserve\.v1|inference) import "
     text = re.sub(siblings, f"from {package} import ", text, flags=re.M)
     return re.sub(r"'(convserve\.v1|inference)\.(\w+_pb2)'", rf"'{package}.\2'", text)
 
 
-def in_own_pool(text: str) -> str:
-    """The module of messages registered in the server's pool."""
+def with_own_pool(text: str) -> str:
+    """The module, registering its messages in the server's own pool."""
     assert text.count(DEFAULT_POOL) == 1
     text = text.replace(DEFAULT_POOL, "POOL")
     imported = "from google.protobuf import descriptor_pool as _descriptor_pool\n"
@@ -73,19 +75,19 @@ def in_own_pool(text: str) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--root", type=Path, default=ROOT, help="write below this folder")
+    parser.add_argument("--root", type=Path, default=ROOT, help="folder to write to (%(default)s)")
     root: Path = parser.parse_args().root
     with tempfile.TemporaryDirectory() as folder:
-        texts = compiled(Path(folder))
+        texts = run_protoc(Path(folder))
     for (place, package), names in STUBS.items():
         (root / place).mkdir(parents=True, exist_ok=True)
         for name in names:
-            text = placed(texts[name], package)
+            text = with_imports_from(texts[name], package)
             if name == "open_inference_pb2.py":
-                text = in_own_pool(text)
+                text = with_own_pool(text)
             (root / place / name).write_text(text)
     (root / DESCRIPTOR).parent.mkdir(parents=True, exist_ok=True)
-    (root / DESCRIPTOR).write_bytes(described())
+    (root / DESCRIPTOR).write_bytes(descriptor_set())
     return 0
 
 

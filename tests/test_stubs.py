@@ -27,7 +27,7 @@ def test_one_process_can_import_all_stubs_and_tritons_client() -> None:
     code = """
 import convserve_client
 from convserve_client.stubs import classify_pb2 as client_stubs
-from convserve_client.loadgen import open_inference
+from convserve_client.loadgen.protocols import open_inference_messages as open_inference
 from server.api.stubs import classify_pb2, open_inference_pb2
 import tritonclient.grpc
 from tritonclient.grpc import service_pb2

@@ -29,7 +29,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from convserve_client.loadgen.arguments import at_least, positive
+from convserve_client.loadgen.argument_types import at_least, positive
 from tests.benchmarks.serving import (
     CALLERS,
     ServedEngine,
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _ours(server: ServedEngine, args: argparse.Namespace, seconds: float) -> Figures:
     load: tuple[str, ...] = ("--concurrency", str(args.callers))
     if args.rate:
-        load = ("--rate", str(args.rate))
+        load = ("--rate-hz", str(args.rate))
     load += ("--protocol", "oip", "--input", "raw", "--deadline-ms", str(DEADLINE_MS))
     report = server.load(*load, seconds=seconds)
     if set(report["counts"]) != {"OK"}:

@@ -19,10 +19,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from convserve_client.loadgen.arguments import positive
+from convserve_client.loadgen.argument_types import positive
 from convserve_client.loadgen.event_loop import run_loop
-from convserve_client.loadgen.measure import Report, measure
-from convserve_client.loadgen.plan import Kind, Plan
+from convserve_client.loadgen.measure import measure
+from convserve_client.loadgen.plan import Plan, RequestClass
+from convserve_client.loadgen.results.report import Report
 from convserve_client.reports.tables import print_runs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     with null_server() as target:
         plan = Plan(
             target=target,
-            kinds=(Kind(model="small", deadline_ms=10_000),),
+            classes=(RequestClass(model="small", deadline_ms=10_000),),
             warmup_s=1.0,
             duration_s=args.seconds,
             max_in_flight=10_000,

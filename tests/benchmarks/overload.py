@@ -25,7 +25,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from convserve_client.loadgen.arguments import positive
+from convserve_client.loadgen.argument_types import positive
 from tests.benchmarks.serving import (
     CALLERS,
     ServedEngine,
@@ -95,7 +95,7 @@ def _measure(
             order = list(servers)[:: -1 if number % 2 else 1]
             for policy in order:
                 report = servers[policy].load(
-                    *("--rate", str(factor * capacity_hz), "--seed", str(number + 1)),
+                    *("--rate-hz", str(factor * capacity_hz), "--seed", str(number + 1)),
                     *("--deadline-ms", str(args.deadline_ms), "--max-in-flight", MAX_IN_FLIGHT),
                     seconds=args.seconds,
                 )

@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 
-from convserve_client.loadgen.arguments import at_least, positive
+from convserve_client.loadgen.argument_types import at_least, positive
 from tests.benchmarks import cost as bench_cost
 from tests.benchmarks import overload as bench_overload
 from tests.benchmarks.serving import (

@@ -35,8 +35,8 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from convserve_client.loadgen.arguments import at_least, positive
-from convserve_client.loadgen.images import picture
+from convserve_client.loadgen.argument_types import at_least, positive
+from convserve_client.loadgen.images import synthetic_image
 from convserve_client.stubs import classify_pb2_grpc
 from server.api.stubs import classify_pb2 as pb
 from server.engines.base import instances_by_units
@@ -227,7 +227,7 @@ class ServedEngine:
         with self.stub() as stub:
             model = stub.GetModel(pb.GetModelRequest(model=self.model), timeout=10)
         height, width, channels = model.height, model.width, model.channels
-        data = picture(height, width, channels, 0).tobytes()
+        data = synthetic_image(height, width, channels, 0).tobytes()
         raw = pb.RawImage(height=height, width=width, channels=channels, data=data)
         return pb.ClassifyRequest(model=self.model, images=[pb.Image(raw=raw)])
 
@@ -245,7 +245,7 @@ class ServedEngine:
         """The report of clients/bench.py under a load of any kind. SystemExit when it gave none."""
         command = [sys.executable, "clients/bench.py", "--target", f"127.0.0.1:{self.port}"]
         command += ["--model", self.model, "--json", "-", *options]
-        command += ["--duration", str(seconds), "--warmup", str(WARMUP_S)]
+        command += ["--duration-s", str(seconds), "--warmup-s", str(WARMUP_S)]
         limit_s = WARMUP_S + seconds + SPARE_S
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit_s)
         if not done.stdout:

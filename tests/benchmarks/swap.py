@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from convserve_client.loadgen.arguments import at_least, positive
+from convserve_client.loadgen.argument_types import at_least, positive
 from server.api.stubs import classify_pb2 as pb
 from server.process.cores import available_cores
 from server.repository import writer
@@ -79,7 +79,7 @@ def _round(
     console: Console,
 ) -> dict[str, Any]:
     capacity_hz = server.measure(CALLERS, args.seconds / 2)["calls_hz"]
-    rate = ("--rate", str(args.factor * capacity_hz), "--deadline-ms", str(args.deadline_ms))
+    rate = ("--rate-hz", str(args.factor * capacity_hz), "--deadline-ms", str(args.deadline_ms))
     console.print(f"capacity {capacity_hz:,.1f} calls/s; {args.factor:.0%} of it, in peace")
     before = server.load(*rate, seconds=args.seconds)
     console.print(f"  p99 {before['latency_ms']['p99']:.1f} ms; now with {args.swaps} swaps")

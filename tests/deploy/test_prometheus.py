@@ -23,11 +23,12 @@ import httpx
 import pytest
 import yaml
 
-from convserve_client.loadgen.measure import Report, measure
-from convserve_client.loadgen.plan import Kind, Plan
+from convserve_client.loadgen.measure import measure
+from convserve_client.loadgen.plan import Plan, RequestClass
+from convserve_client.loadgen.results.report import Report
 from server.telemetry.metrics import SECONDS
 from server.telemetry.nvml import GpuMonitor
-from tests.clients.test_queueing import load
+from tests.clients.loadgen.test_queueing import load
 from tests.support.fake_nvml import FakeNvml
 from tests.support.serving import Served, publish, serve
 
@@ -229,7 +230,7 @@ def plans(served: Served) -> list[Plan]:
     request whose deadline expires at the moment of the response."""
     single = Plan(
         target=served.target,
-        kinds=(Kind(model="tiny", deadline_ms=20_000),),
+        classes=(RequestClass(model="tiny", deadline_ms=20_000),),
         concurrency=1,
         warmup_s=0.0,
         duration_s=1.5,
@@ -237,7 +238,7 @@ def plans(served: Served) -> list[Plan]:
     overload = Plan(
         target=served.target,
         protocol="oip",
-        kinds=(Kind(model="tiny", deadline_ms=20_000),),
+        classes=(RequestClass(model="tiny", deadline_ms=20_000),),
         concurrency=None,
         rate_hz=300,
         warmup_s=0.0,

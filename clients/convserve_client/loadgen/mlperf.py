@@ -1,10 +1,10 @@
-"""MLPerf Inference's scenarios, driven by its official LoadGen, with ResNet-50's rules.
+"""MLPerf Inference scenarios, driven by MLPerf's own LoadGen with the rules for ResNet-50.
 
-LoadGen decides when which sample is due and judges the run; this file sends the calls. Its own
-files, mlperf_log_summary.txt and mlperf_log_detail.txt, stay where they are written. The rules
-(600 s at least, 15 ms at p99 in Server, 8 samples a query in MultiStream) are those that LoadGen
-carries in itself; a run that departs from them is marked as not compliant. No run is an official
-result: the pictures are not ImageNet's, and accuracy is not measured here.
+LoadGen decides when each sample is due and judges the run; this module sends the calls. LoadGen's
+files, mlperf_log_summary.txt and mlperf_log_detail.txt, are kept. LoadGen contains the rules: at
+least 600 s, 15 ms at p99 in Server, 8 samples per query in MultiStream. A run that departs from
+them is reported as not compliant. No run is an official result: the images are not ImageNet's, and
+accuracy is not measured.
 """
 
 from __future__ import annotations
@@ -24,151 +24,154 @@ from typing import Any
 
 from convserve_client.error_translation import translate
 from convserve_client.errors import ClassifierError
-from convserve_client.loadgen.arguments import Asked
-from convserve_client.loadgen.calls import (
-    Call,
-    Channel,
-    ask,
-    clock,
-)
-from convserve_client.loadgen.event_loop import run_loop
-from convserve_client.loadgen.load import (
-    OK,
-    STATUSES,
-    Samples,
-    summarise,
-)
+from convserve_client.loadgen.event_loop import clock, run_loop
+from convserve_client.loadgen.options import Options
 from convserve_client.loadgen.plan import Plan
-from convserve_client.loadgen.protocols import Request, Unaskable, protocol
-from convserve_client.loadgen.worker import connected
+from convserve_client.loadgen.protocols.adapter import RequestBuilder, UnsupportedModel
+from convserve_client.loadgen.protocols.selection import adapter_for
+from convserve_client.loadgen.results.samples import OK, STATUSES, Samples
+from convserve_client.loadgen.results.summary import summarise
+from convserve_client.loadgen.wire.call import UnaryCall
+from convserve_client.loadgen.wire.channel import Channel, call_and_wait
+from convserve_client.loadgen.worker import connect
 
 RULES = "resnet50"
-WHOLE_RUN_S = 600.0
-LEAST_QUERIES = 100  # of a shorter run
-CROWD = 16  # calls at a time that find out what a server can do
-AMPLE = 1.2
-EXPECTED_SHARE = 0.5  # of the latency of a lone call: too low only costs memory
+COMPLIANT_DURATION_S = 600.0
+MIN_QUERIES = 100  # of a shorter run
+PROBE_CALLERS = 16  # that measure what the server can do
+RATE_MARGIN = 1.2  # expect more than was measured, so that the run is long enough
+LATENCY_MARGIN = 0.5  # of the measured latency; too low an expectation only costs memory
 SUMMARY = "mlperf_log_summary.txt"
-MOST_PAUSE_S = 1.0
-RETRY_S = 0.005  # after a refusal without a hint: a query must be answered however late
+MAX_PAUSE_S = 1.0
+DEFAULT_PAUSE_S = 0.005  # after a refusal without a requested wait
 GIVE_UP_S = 60.0
 RETRIED = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED", "UNAVAILABLE")
-Query = Sequence[tuple[int, int]]  # LoadGen's id of each sample, and the sample's index
+Query = Sequence[tuple[int, int]]  # LoadGen's ID and the index of each sample
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the calls, beside LoadGen's own account."""
+    """Results of the calls, in addition to LoadGen's own results."""
 
     samples: Samples = field(default_factory=Samples)
     refusals: int = 0
     failures: list[str] = field(default_factory=list)
 
 
-def run(asked: Asked, console: Any) -> tuple[dict[str, Any], int]:
-    """Runs the scenario; gives the result for --json and the exit status: 0 where LoadGen finds the
-    run valid, 3 where it does not, 1 where calls failed.
+def run(options: Options, console: Any) -> tuple[dict[str, Any], int]:
+    """Runs the scenario. Returns the result for --json and the exit status.
 
-    Raises ImportError without LoadGen, and what `Asked.prepared` does.
+    The status is 0 if LoadGen finds the run valid, 3 if it does not, 1 if calls failed. Raises
+    ImportError without LoadGen, and what `ProtocolAdapter.sample_library` raises.
     """
-    plan = asked.plan
-    settings, departures = _settings(asked)
-    if len(plan.kinds) != 1:
-        raise Unaskable("--scenario takes one model and no mixes")
-    folder = asked.mlperf_dir / f"{plan.kinds[0].model}-{asked.scenario}"
+    plan = options.plan
+    settings, departures = _settings(options)
+    if len(plan.classes) != 1:
+        raise UnsupportedModel("--scenario takes one model and no mixes")
+    folder = options.mlperf_dir / f"{plan.classes[0].model}-{options.scenario}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMMARY).unlink(missing_ok=True)
-    console.print(f"{asked.scenario}: LoadGen writes to {folder}", highlight=False)
-    outcome = run_loop(_serve(plan, asked.scenario, settings, folder, departures))
-    return _result(asked, folder, outcome, departures, console)
+    console.print(f"{options.scenario}: LoadGen writes to {folder}", highlight=False)
+    outcome = run_loop(_run_loadgen(plan, options.scenario, settings, folder, departures))
+    return _result(options, folder, outcome, departures, console)
 
 
-def _settings(asked: Asked) -> tuple[Any, list[str]]:
-    """LoadGen's settings, and in which ways they depart from the rules."""
+def _settings(options: Options) -> tuple[Any, list[str]]:
+    """LoadGen's settings, and how they depart from the rules."""
     import mlperf_loadgen as lg
 
-    plan, departures = asked.plan, []
+    plan, departures = options.plan, []
     settings = lg.TestSettings()
-    settings.scenario = getattr(lg.TestScenario, asked.scenario)
+    settings.scenario = getattr(lg.TestScenario, options.scenario)
     settings.mode = lg.TestMode.PerformanceOnly
-    # 0: the rules that are part of the library; no file is read.
-    settings.FromConfig("", RULES, asked.scenario, 0)
-    if plan.duration_s < WHOLE_RUN_S:
+    # 0: use the rules inside the library, read no file
+    settings.FromConfig("", RULES, options.scenario, 0)
+    if plan.duration_s < COMPLIANT_DURATION_S:
         settings.min_duration_ms = round(plan.duration_s * 1e3)
-        departures.append(f"it is made for {plan.duration_s:g} s, not {WHOLE_RUN_S:g} s")
-        if asked.scenario != "Offline":
-            departures += _fewer(settings, LEAST_QUERIES)
-    if asked.scenario == "Server":
+        departures.append(f"the run takes {plan.duration_s:g} s, not {COMPLIANT_DURATION_S:g} s")
+        if options.scenario != "Offline":
+            departures += _lower_queries(settings, MIN_QUERIES)
+    if options.scenario == "Server":
         if plan.rate_hz is None:
-            raise Unaskable("--scenario Server needs a --rate: the queries a second to aim at")
+            raise UnsupportedModel(
+                "--scenario Server needs a --rate-hz: the target queries per second"
+            )
         settings.server_target_qps = plan.rate_hz
-        if asked.mlperf_target_s:
-            settings.server_target_latency_ns = round(asked.mlperf_target_s * 1e9)
-            departures.append(f"the limit is {asked.mlperf_target_s * 1e3:g} ms at p99, not 15 ms")
-    if asked.scenario == "Offline" and plan.rate_hz is None and not plan.warmup_s:
-        raise Unaskable(
-            "--scenario Offline needs a --rate, the images a second expected, or a --warmup to "
-            "find it out"
+        if options.mlperf_latency_s:
+            settings.server_target_latency_ns = round(options.mlperf_latency_s * 1e9)
+            departures.append(
+                f"the limit is {options.mlperf_latency_s * 1e3:g} ms at p99, not 15 ms"
+            )
+    if options.scenario == "Offline" and plan.rate_hz is None and not plan.warmup_s:
+        raise UnsupportedModel(
+            "--scenario Offline needs a --rate-hz, the expected images per second, or a --warmup-s"
+            " to measure it"
         )
     return settings, departures
 
 
-def _fewer(settings: Any, queries: int) -> list[str]:
-    """Has fewer queries asked for than the rules want; gives how that departs from them."""
-    least = settings.min_query_count
-    if queries >= least:
+def _lower_queries(settings: Any, queries: int) -> list[str]:
+    """Lowers the minimum number of queries. Returns how that departs from the rules."""
+    minimum = settings.min_query_count
+    if queries >= minimum:
         return []
     settings.min_query_count = queries
-    return [f"at least {queries} samples are asked for, not {least}"]
+    return [f"the run has at least {queries} samples, not {minimum}"]
 
 
-async def _serve(
+async def _run_loadgen(
     plan: Plan, scenario: str, settings: Any, folder: Path, departures: list[str]
 ) -> Outcome:
-    """LoadGen on a thread of its own, its queries answered here. Adds to `departures`."""
-    loop = asyncio.get_running_loop()
+    """Runs LoadGen in a thread and answers its queries here. Adds to `departures`."""
     samples = settings.performance_sample_count_override
     async with AsyncExitStack() as stack:
-        asked = protocol(plan)
-        request = await asked.library(plan, plan.kinds[0], samples)
-        answering = _Answering(await connected(plan, asked, stack), request, plan)
-        expected_s = await answering.alone(plan.warmup_s)
-        if expected_s is not None:  # from it LoadGen knows how many queries to make beforehand
-            settings.single_stream_expected_latency_ns = round(EXPECTED_SHARE * expected_s * 1e9)
-            settings.multi_stream_expected_latency_ns = round(EXPECTED_SHARE * expected_s * 1e9)
+        adapter = adapter_for(plan)
+        build = await adapter.sample_library(plan, plan.classes[0], samples)
+        sut = _SystemUnderTest(await connect(plan, adapter, stack), build, plan)
+        latency_s = await sut.measure_latency(plan.warmup_s)
+        if latency_s is not None:  # LoadGen prepares that many queries in advance
+            expected_ns = round(LATENCY_MARGIN * latency_s * 1e9)
+            settings.single_stream_expected_latency_ns = expected_ns
+            settings.multi_stream_expected_latency_ns = expected_ns
         if scenario == "Offline":
-            # One query of so many samples: too few, and the run is too short to be valid.
-            rate_hz = plan.rate_hz or AMPLE * await answering.crowd(plan.warmup_s)
+            # LoadGen sends one query of rate * duration samples. Too few make the run too short.
+            rate_hz = plan.rate_hz or RATE_MARGIN * await sut.measure_rate(plan.warmup_s)
             settings.offline_expected_qps = rate_hz
-            if plan.duration_s < WHOLE_RUN_S:
-                departures += _fewer(settings, max(1, round(rate_hz * plan.duration_s)))
-        over = asyncio.Event()
+            if plan.duration_s < COMPLIANT_DURATION_S:
+                departures += _lower_queries(settings, max(1, round(rate_hz * plan.duration_s)))
+        await _run_test(sut, samples, settings, folder)
+    return sut.outcome
 
-        def issue(queried: Sequence[Any]) -> None:  # on LoadGen's thread; must return at once
-            query = [(sample.id, sample.index) for sample in queried]
-            loop.call_soon_threadsafe(answering.take, query, clock())
 
-        def test() -> None:
-            try:
-                _test(issue, samples, settings, folder)
-            finally:
-                loop.call_soon_threadsafe(over.set)
+async def _run_test(sut: _SystemUnderTest, samples: int, settings: Any, folder: Path) -> None:
+    """Runs LoadGen's test in a thread until LoadGen has judged it."""
+    loop = asyncio.get_running_loop()
+    done = asyncio.Event()
 
-        loop.add_signal_handler(signal.SIGINT, answering.interrupted)
-        thread = threading.Thread(target=test, name="loadgen", daemon=True)
-        thread.start()
+    def issue(queried: Sequence[Any]) -> None:  # in LoadGen's thread; must return at once
+        query = [(sample.id, sample.index) for sample in queried]
+        loop.call_soon_threadsafe(sut.answer, query, clock())
+
+    def test() -> None:
         try:
-            await over.wait()
+            _test(issue, samples, settings, folder)
         finally:
-            loop.remove_signal_handler(signal.SIGINT)
-        thread.join()
-    return answering.outcome
+            loop.call_soon_threadsafe(done.set)
+
+    loop.add_signal_handler(signal.SIGINT, sut.exit_on_interrupt)
+    thread = threading.Thread(target=test, name="loadgen", daemon=True)
+    thread.start()
+    try:
+        await done.wait()
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+    thread.join()
 
 
 def _test(
     issue: Callable[[Sequence[Any]], None], samples: int, settings: Any, folder: Path
 ) -> None:
-    """A whole run of LoadGen; returns when it has judged it."""
+    """Calls LoadGen. Returns when LoadGen has judged the run."""
     import mlperf_loadgen as lg
 
     sut = lg.ConstructSUT(issue, lambda: None)
@@ -184,45 +187,49 @@ def _test(
         lg.DestroySUT(sut)
 
 
-class _Answering:
-    """Sends calls for the samples that LoadGen asks for. Lives in one event loop."""
+class _SystemUnderTest:
+    """Sends calls for the samples that LoadGen issues. Belongs to one event loop."""
 
-    def __init__(self, channels: Sequence[Channel], request: Request, plan: Plan) -> None:
+    def __init__(
+        self, channels: Sequence[Channel], build_request: RequestBuilder, plan: Plan
+    ) -> None:
         self.outcome = Outcome()
         self._channels = itertools.cycle(channels)
-        self._request = request
-        self._images = plan.kinds[0].images
+        self._build_request = build_request
+        self._images = plan.classes[0].images
         self._timeout_s = plan.deadlines_s[0]
         self._slots = asyncio.Semaphore(plan.max_in_flight)
-        self._crowd = min(CROWD, plan.max_in_flight)
+        self._callers = min(PROBE_CALLERS, plan.max_in_flight)
         self._zero_s = clock()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def alone(self, seconds: float) -> float | None:
-        """The median seconds of a call while one follows the other for so long; None without one.
+    async def measure_latency(self, duration_s: float) -> float | None:
+        """Median latency of one call after the other; None if `duration_s` is 0.
 
-        Raises ClassifierError where the first one fails.
+        Raises ClassifierError if the first call fails.
         """
         latencies: list[float] = []
-        ends_s = clock() + seconds
+        ends_s = clock() + duration_s
         while (began_s := clock()) < ends_s:
-            call = await self._ask([0])
+            call = await self._send([0])
             if call.code and not latencies:
                 raise translate(call.failure(), connected=True)
             latencies.append(clock() - began_s)
         return median(latencies) if latencies else None
 
-    async def crowd(self, seconds: float) -> float:
-        """Images a second of CROWD callers, or as many as may be in flight, who ask and wait, for
-        so long. Raises ClassifierError where a call fails in a way that asking again can't mend, or
-        none is answered."""
-        ends_s = clock() + seconds
+    async def measure_rate(self, duration_s: float) -> float:
+        """Images per second of several callers in a closed loop.
+
+        Raises ClassifierError if a call fails in a way that a retry cannot help, or if no call
+        succeeds.
+        """
+        ends_s = clock() + duration_s
         done = 0
 
-        async def caller() -> None:
+        async def call_in_loop() -> None:
             nonlocal done
             while clock() < ends_s:
-                call = await self._ask(range(self._images))
+                call = await self._send(range(self._images))
                 if STATUSES[call.code] == OK:
                     done += self._images
                     continue
@@ -232,19 +239,21 @@ class _Answering:
                 await asyncio.sleep(_pause_s(error))
 
         began_s = clock()
-        callers = [asyncio.ensure_future(caller()) for _ in range(self._crowd)]
+        callers = [asyncio.ensure_future(call_in_loop()) for _ in range(self._callers)]
         try:
             await asyncio.gather(*callers)
         finally:
-            for one in callers:  # where one of them fails, nobody else goes on asking
-                one.cancel()
+            for caller in callers:  # if one of them fails, the others stop too
+                caller.cancel()
         if not done:
             raise ClassifierError(
-                f"none of {self._crowd} callers was answered within {seconds:g} s; say a --rate"
+                f"no call of {self._callers} callers succeeded within {duration_s:g} s; set"
+                " --rate-hz"
             )
         return done / (clock() - began_s)
 
-    def take(self, query: Query, issued_s: float) -> None:
+    def answer(self, query: Query, issued_s: float) -> None:
+        """Sends the calls for a query of LoadGen."""
         for first in range(0, len(query), self._images):
             call = self._call(query[first : first + self._images], issued_s - self._zero_s)
             task = asyncio.get_running_loop().create_task(call)
@@ -252,7 +261,7 @@ class _Answering:
             task.add_done_callback(self._tasks.discard)
 
     async def _call(self, query: Query, issued_s: float) -> None:
-        """One call for some samples, sent until it is answered: LoadGen knows no refusing."""
+        """Sends one call until it succeeds, because LoadGen does not allow refusals."""
         import mlperf_loadgen as lg
 
         async with self._slots:
@@ -266,8 +275,8 @@ class _Answering:
         lg.QuerySamplesComplete([lg.QuerySampleResponse(sample, 0, 0) for sample, _ in query])
 
     async def _try(self, indices: Sequence[int], issued_s: float) -> str | None:
-        """The status the call ended with; None where it is worth another try, after a wait."""
-        call = await self._ask(indices)
+        """Status of the call; None, after a pause, if it should be sent again."""
+        call = await self._send(indices)
         status = STATUSES[call.code]
         if status == OK:
             return OK
@@ -279,16 +288,17 @@ class _Answering:
         await asyncio.sleep(_pause_s(error))
         return None
 
-    async def _ask(self, indices: Sequence[int]) -> Call:
-        return await ask(next(self._channels), self._request(indices), self._timeout_s)
+    async def _send(self, indices: Sequence[int]) -> UnaryCall:
+        request = self._build_request(indices)
+        return await call_and_wait(next(self._channels), request, self._timeout_s)
 
-    def interrupted(self) -> None:
-        """Says what there is and ends the process: LoadGen can't end a run early."""
+    def exit_on_interrupt(self) -> None:
+        """Prints the results so far and ends the process: LoadGen cannot end a run early."""
         summary = summarise(self.outcome.samples.columns, 0.0, max(self._now_s(), 1e-9))
         p99 = f", p99 {summary.latency.p99_s * 1e3:.2f} ms" if summary.latency else ""
         print(
             f"bench: interrupted after {summary.duration_s:.1f} s: {summary.images_hz:,.1f} "
-            f"samples/s{p99}; LoadGen's summary is written by whole runs only",
+            f"samples/s{p99}; LoadGen writes a summary only for complete runs",
             file=sys.stderr,
             flush=True,
         )
@@ -299,22 +309,22 @@ class _Answering:
 
 
 def _pause_s(refusal: ClassifierError) -> float:
-    """How long to wait before asking again."""
-    return min(refusal.retry_after_s or RETRY_S, MOST_PAUSE_S)
+    """Seconds to wait before the next try."""
+    return min(refusal.retry_after_s or DEFAULT_PAUSE_S, MAX_PAUSE_S)
 
 
 def _result(
-    asked: Asked, folder: Path, outcome: Outcome, departures: Sequence[str], console: Any
+    options: Options, folder: Path, outcome: Outcome, departures: Sequence[str], console: Any
 ) -> tuple[dict[str, Any], int]:
     text = ""
     with suppress(OSError):
         text = (folder / SUMMARY).read_text()
     if not text:
         raise ClassifierError(f"LoadGen wrote no summary to {folder}")
-    told = _figures(text)
-    valid = told.get("Result is") == "VALID" and not outcome.failures
+    figures = _figures(text)
+    valid = figures.get("Result is") == "VALID" and not outcome.failures
     console.print(text.partition("\n\n")[0].strip(), highlight=False)
-    console.print(f"retried after a refusal: {outcome.refusals:,}", highlight=False)
+    console.print(f"calls sent again after a refusal: {outcome.refusals:,}", highlight=False)
     for failure in dict.fromkeys(outcome.failures[:3]):
         console.print(f"[bold red]FAILED[/] ({len(outcome.failures):,} calls): {failure}")
     if departures:
@@ -322,7 +332,7 @@ def _result(
             "[bold]NOT COMPLIANT[/] with MLPerf's rules: " + "; ".join(departures), highlight=False
         )
     result = {
-        "scenario": asked.scenario,
+        "scenario": options.scenario,
         "rules": RULES,
         "valid": valid,
         "compliant": not departures,
@@ -330,12 +340,12 @@ def _result(
         "refusals_retried": outcome.refusals,
         "failed_calls": len(outcome.failures),
         "summary_file": str(folder / SUMMARY),
-        "summary": told,
+        "summary": figures,
     }
     return result, 1 if outcome.failures else 0 if valid else 3
 
 
 def _figures(text: str) -> dict[str, str]:
-    """The summary's lines `name : value`."""
+    """Lines of the summary of the form `name : value`."""
     pairs = (line.split(":", 1) for line in text.splitlines() if ":" in line)
     return {name.strip(): value.strip() for name, value in pairs}

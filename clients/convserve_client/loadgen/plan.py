@@ -1,4 +1,4 @@
-"""A measurement as it is asked for: whom, what, how often, how long. No I/O but a trace's file."""
+"""Plan of one measurement: target, requests, rate and duration. No I/O."""
 
 import itertools
 import math
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from convserve_client.loadgen.load import bursts, constant, poisson
+from convserve_client.loadgen.arrivals import bursts, constant, poisson, repeat_trace
 
 Arrivals = Literal["poisson", "constant", "bursts", "trace"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
-    """One kind of request among those a run sends."""
+class RequestClass:
+    """Requests with the same model, size, priority and deadline, and their share of the load."""
 
     model: str
     version: int = 0  # 0 is the newest
@@ -26,30 +26,30 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One measurement, as the command line asks for it."""
+    """Settings of one measurement."""
 
     target: str  # HOST:PORT
-    kinds: tuple[Kind, ...]
+    classes: tuple[RequestClass, ...]
     protocol: Literal["classify", "oip"] = "classify"
-    concurrency: int | None = 16  # closed loop with that many callers; None: open loop
-    rate_hz: float | None = None  # of the open loop; None: the trace's own
+    concurrency: int | None = 16  # number of callers in a closed loop; None: open loop
+    rate_hz: float | None = None  # of the open loop; None: the trace's own rate
     arrivals: Arrivals = "poisson"
-    burst: int = 10  # requests in each of the bursts
-    trace: tuple[float, ...] = ()  # due times, repeated until the run is over
+    burst: int = 10  # requests in each burst
+    trace: tuple[float, ...] = ()  # due times, repeated until the end of the run
     seed: int = 1
     duration_s: float = 10.0
     warmup_s: float = 2.0
     windows: int = 5
     input: str = "raw"
-    raw: bool = False  # files are decoded and resized here, and sent as pixels
-    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # oip: those of tensors by their name
-    outputs: tuple[str, ...] = ()  # oip: the tensors asked for; none: all there are
-    obey_hints: bool = False  # send again what was refused, when the server says so
+    raw: bool = False  # decode and resize files in the load generator, send pixels
+    shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # oip: shapes of tensors by name
+    outputs: tuple[str, ...] = ()  # oip: requested tensors; empty: all
+    obey_retry_after: bool = False  # send a refused request again when the server says so
     channels: int = 1  # connections of each process
     processes: int = 1
     max_in_flight: int = 1024
     metrics_url: str = ""  # the server's /metrics; empty: not read
-    server_pids: tuple[int, ...] = ()  # processes, with their children, whose CPU time is counted
+    server_pids: tuple[int, ...] = ()  # CPU time is counted for them and their children
 
     @property
     def until_s(self) -> float:
@@ -57,27 +57,33 @@ class Plan:
 
     @property
     def deadlines_s(self) -> list[float]:
-        """By kind."""
-        return [kind.deadline_ms / 1000 for kind in self.kinds]
+        """One for each request class."""
+        return [request_class.deadline_ms / 1000 for request_class in self.classes]
 
-    def due(self, index: int = 0, of: int = 1) -> Iterator[tuple[float, int]]:
-        """When requests are due and of which kind, endless; each `of`-th for one of so many
-        processes. All together they send what one would."""
-        whole = zip(self._times(), self.chosen(self.seed), strict=False)
-        return itertools.islice(whole, index, None, of)
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(request_class.model for request_class in self.classes))
 
-    def chosen(self, seed: int) -> Iterator[int]:
-        """Kinds by their weights, without end. The same seed gives the same ones."""
-        if len(self.kinds) == 1:
+    def due(self, index: int = 0, workers: int = 1) -> Iterator[tuple[float, int]]:
+        """Endless due times with the index of the request class, for worker `index`.
+
+        All workers together send what a single one would send.
+        """
+        whole = zip(self._times(), self.class_indices(self.seed), strict=False)
+        return itertools.islice(whole, index, None, workers)
+
+    def class_indices(self, seed: int) -> Iterator[int]:
+        """Endless random indices of request classes, by weight. The same seed repeats them."""
+        if len(self.classes) == 1:
             return itertools.repeat(0)
-        rng = random.Random(f"kinds {seed}")
-        weights = list(itertools.accumulate(kind.weight for kind in self.kinds))
-        indices = range(len(self.kinds))
+        rng = random.Random(f"kinds {seed}")  # this text makes old results repeatable
+        weights = list(itertools.accumulate(one.weight for one in self.classes))
+        indices = range(len(self.classes))
         return (rng.choices(indices, cum_weights=weights)[0] for _ in itertools.count())
 
     def _times(self) -> Iterator[float]:
         if self.arrivals == "trace":
-            return _repeated(self.trace, self.rate_hz)
+            return repeat_trace(self.trace, self.rate_hz)
         assert self.rate_hz is not None
         if self.arrivals == "bursts":
             return bursts(self.rate_hz, self.burst, self.seed)
@@ -86,25 +92,16 @@ class Plan:
         return poisson(self.rate_hz, self.seed)
 
 
-def _repeated(times: Sequence[float], rate_hz: float | None) -> Iterator[float]:
-    """The trace over and over, a mean gap between its end and its beginning; with a rate its
-    times are stretched to it."""
-    gap_s = times[-1] / (len(times) - 1) if len(times) > 1 and times[-1] > 0 else 1.0
-    stretch = 1.0 if rate_hz is None else 1 / (gap_s * rate_hz)
-    length_s = times[-1] + gap_s
-    return ((turn * length_s + due_s) * stretch for turn in itertools.count() for due_s in times)
-
-
-def mixed(
+def combine(
     models: Sequence[tuple[str, float]],
     images: Sequence[tuple[int, float]],
     priorities: Sequence[tuple[int, float]],
     deadlines_ms: Sequence[tuple[float, float]],
     version: int = 0,
-) -> tuple[Kind, ...]:
-    """Every combination of the values, each with its weight; chosen independently of each other."""
+) -> tuple[RequestClass, ...]:
+    """A request class for each combination of the values. Its weight is the product of theirs."""
     return tuple(
-        Kind(
+        RequestClass(
             model=model,
             version=version,
             images=count,

@@ -1,4 +1,4 @@
-"""What a server's counters say of a stretch of time: its metrics, and the kernel's CPU times."""
+"""Counters of the server over a period: its Prometheus metrics, and CPU times from the kernel."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Samples = Mapping[tuple[str, Labels], float]
 
 
 class NoMetrics(Exception):
-    """The server's metrics can't be had; the message says why."""
+    """The server's metrics cannot be read. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """What a histogram gained in a stretch."""
+    """What a histogram gained in a period."""
 
-    buckets: tuple[tuple[float, float], ...]  # upper bound and values up to it, by bound
+    buckets: tuple[tuple[float, float], ...]  # upper bound, and number of values up to it
     sum: float
 
     @property
@@ -40,9 +40,9 @@ class Histogram:
     def mean(self) -> float | None:
         return self.sum / self.count if self.count else None
 
-    def quantile(self, share: float) -> float | None:
-        """Interpolated within its bucket, as Prometheus does; so as exact as the bucket is wide."""
-        rank = share * self.count
+    def quantile(self, fraction: float) -> float | None:
+        """Interpolated within a bucket, as Prometheus does: as exact as the bucket is narrow."""
+        rank = fraction * self.count
         low, below = 0.0, 0.0
         for high, up_to in self.buckets:
             if up_to >= rank and up_to > below:
@@ -55,13 +55,13 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    """The server's own account of a stretch, of the models asked for."""
+    """What the server counted in a period, for the measured models."""
 
     calls: float  # answered with OK
     refused: float
     deadline_missed: float
     images: float
-    cpu_s: float | None  # of all its processes that export it
+    cpu_s: float | None  # of all processes that export it
     compute_s: float
     wasted_compute_s: float
     phases: Mapping[str, Histogram]
@@ -97,8 +97,8 @@ def fetch(url: str) -> str:
         raise NoMetrics(f"{url}: {getattr(error, 'reason', error)}") from None
 
 
-def read(text: str) -> Samples:
-    """Raises NoMetrics where it is none of Prometheus's texts."""
+def parse(text: str) -> Samples:
+    """Raises NoMetrics if the text is not in the format of Prometheus."""
     try:
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
@@ -106,23 +106,25 @@ def read(text: str) -> Samples:
             for sample in family.samples
         }
     except ValueError as error:
-        raise NoMetrics(f"not the text of Prometheus: {error}") from None
+        raise NoMetrics(f"the response is not in the format of Prometheus: {error}") from None
 
 
-def between(before: Samples, after: Samples, models: Collection[str]) -> ServerMetrics:
-    """What was counted between two readings. Raises NoMetrics where the server is another one, or
-    was started anew between them."""
+def difference(before: Samples, after: Samples, models: Collection[str]) -> ServerMetrics:
+    """What was counted between two readings.
+
+    Raises NoMetrics if the server is not convserve, or restarted between the readings.
+    """
     if not any(name.startswith("convserve_") for name, _ in after):
-        raise NoMetrics("these are not the metrics of convserve")
+        raise NoMetrics("the response has no metrics of convserve")
     gained = {key: value - before.get(key, 0.0) for key, value in after.items()}
-    if _starts(before) != _starts(after):
-        raise NoMetrics("the server was started anew during the run")
+    if _start_times(before) != _start_times(after):
+        raise NoMetrics("the server restarted during the run")
 
     def total(name: str, **labels: str) -> float:
         return sum(
             value
-            for (found, of), value in gained.items()
-            if found == name and _matches(of, models, labels)
+            for (found, found_labels), value in gained.items()
+            if found == name and _matches(found_labels, models, labels)
         )
 
     cpu = [value for (name, _), value in gained.items() if name == "process_cpu_seconds_total"]
@@ -145,31 +147,31 @@ def between(before: Samples, after: Samples, models: Collection[str]) -> ServerM
     )
 
 
-def _starts(samples: Samples) -> set[float]:
+def _start_times(samples: Samples) -> set[float]:
     return {value for (name, _), value in samples.items() if name == "process_start_time_seconds"}
 
 
 def _histogram(gained: Samples, name: str, models: Collection[str], **labels: str) -> Histogram:
     up_to: dict[float, float] = defaultdict(float)
     total = 0.0
-    for (found, of), value in gained.items():
-        if not found.startswith(name) or not _matches(of, models, labels):
+    for (found, found_labels), value in gained.items():
+        if not found.startswith(name) or not _matches(found_labels, models, labels):
             continue
         if found == name + "_bucket":
-            up_to[float(dict(of)["le"])] += value
+            up_to[float(dict(found_labels)["le"])] += value
         elif found == name + "_sum":
             total += value
     return Histogram(tuple(sorted(up_to.items())), total)
 
 
-def _matches(of: Labels, models: Collection[str], labels: Mapping[str, str]) -> bool:
-    return dict(of).get("model") in models and labels.items() <= dict(of).items()
+def _matches(found: Labels, models: Collection[str], labels: Mapping[str, str]) -> bool:
+    return dict(found).get("model") in models and labels.items() <= dict(found).items()
 
 
 def cpu_s(pids: Iterable[int]) -> float:
-    """CPU seconds, user and system, that processes and their living children have used so far.
+    """CPU seconds, user and system, that processes and their running children have used so far.
 
-    Raises ProcessLookupError with the pid where one is not there.
+    Raises ProcessLookupError with the PID if a process does not exist.
     """
     waiting, seen, total = list(pids), set[int](), 0.0
     while waiting:
@@ -178,12 +180,12 @@ def cpu_s(pids: Iterable[int]) -> float:
             continue
         seen.add(pid)
         try:
-            # The name in parentheses may hold anything; what follows it is numbers.
+            # The process name in parentheses may hold any character; only numbers follow it.
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             for task in Path(f"/proc/{pid}/task").iterdir():
                 waiting += map(int, (task / "children").read_text().split())
         except OSError:
-            raise ProcessLookupError(f"there is no process {pid}") from None
+            raise ProcessLookupError(f"process {pid} does not exist") from None
         total += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     return total
 

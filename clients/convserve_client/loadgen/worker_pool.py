@@ -1,6 +1,6 @@
-"""Several processes that send one load together: one is bound to a core, and gRPC to its lock.
+"""Worker pool: several processes that send one load together, because one uses only one core.
 
-With one there is no further process; the measuring one sends itself.
+With one worker there is no further process: the calling process sends the load itself.
 """
 
 from __future__ import annotations
@@ -15,117 +15,125 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from convserve_client.loadgen.calls import clock
+from convserve_client.loadgen.event_loop import clock, run_loop
 from convserve_client.loadgen.plan import Plan
-from convserve_client.loadgen.worker import (
-    Part,
-    Progress,
-    Run,
-    send_part,
-)
+from convserve_client.loadgen.run import Progress, Run
+from convserve_client.loadgen.worker import WorkerResult, run_worker
 
-PROGRESS_S = 0.25
-AHEAD_S = 0.1  # from the word to the start: by then every process has heard it and is waiting
+PROGRESS_INTERVAL_S = 0.25
+START_DELAY_S = 0.1  # so that every process knows the start time before the run starts
 
-Showing = Callable[[float, Progress], None]  # told the run's time and what is new
+ShowProgress = Callable[[float, Progress], None]  # gets the run's time and the new progress
 
 
-class SenderDied(Exception):
-    """A process that was to send has ended; the message says with which status."""
+class WorkerDied(Exception):
+    """A worker process ended unexpectedly. The message has its exit status."""
 
 
-async def send(
-    plan: Plan, *, started: Callable[[float], None], show: Showing, stop: asyncio.Event
-) -> list[Part]:
-    """Sends the plan's load from as many processes as it asks for.
+async def run_workers(
+    plan: Plan,
+    *,
+    on_start: Callable[[float], None],
+    show_progress: ShowProgress,
+    stop: asyncio.Event,
+) -> list[WorkerResult]:
+    """Sends the plan's load from as many processes as it says.
 
-    `started` is told the moment on `clock` that is the run's 0; `show` is told of the progress some
-    times a second. Ends early, with what there is, once `stop` is set. Raises what `send_part`
-    does, and SenderDied.
+    `on_start` gets the run's start on `clock`; `show_progress` is called several times a second.
+    Ends early, with partial results, when `stop` is set. Raises what `run_worker` raises, and
+    WorkerDied.
     """
     if plan.processes == 1:
-        return [await _send_here(plan, started, show, stop)]
-    async with _children(plan) as children:
-        await asyncio.gather(*(child.expect("ready") for child in children))
-        zero_s = clock() + AHEAD_S
-        for child in children:
-            child.tell(zero_s)
-        started(zero_s)
-        stopping = asyncio.create_task(_pass_on(stop, children))
+        return [await _run_here(plan, on_start, show_progress, stop)]
+    async with _worker_processes(plan) as workers:
+        await asyncio.gather(*(worker.expect("ready") for worker in workers))
+        zero_s = clock() + START_DELAY_S
+        for worker in workers:
+            worker.send(zero_s)
+        on_start(zero_s)
+        stopping = asyncio.create_task(_forward_stop(stop, workers))
         showing = asyncio.create_task(
-            _shown(show, zero_s, lambda: [child.progress() for child in children])
+            _report_progress(
+                show_progress, zero_s, lambda: [worker.progress() for worker in workers]
+            )
         )
         try:
-            return list(await asyncio.gather(*(child.expect("part") for child in children)))
+            return list(await asyncio.gather(*(worker.expect("result") for worker in workers)))
         finally:
-            await _ended(stopping, showing)
+            await _cancel(stopping, showing)
 
 
-async def _send_here(
-    plan: Plan, started: Callable[[float], None], show: Showing, stop: asyncio.Event
-) -> Part:
-    showing: list[asyncio.Task[None]] = []
+async def _run_here(
+    plan: Plan,
+    on_start: Callable[[float], None],
+    show_progress: ShowProgress,
+    stop: asyncio.Event,
+) -> WorkerResult:
+    tasks: list[asyncio.Task[None]] = []
 
-    async def start() -> float:
-        zero_s = clock() + AHEAD_S
-        started(zero_s)
+    async def wait_for_start() -> float:
+        zero_s = clock() + START_DELAY_S
+        on_start(zero_s)
         return zero_s
 
-    def running(run: Run) -> None:
+    def on_run(run: Run) -> None:
         zero_s = clock() - run.now_s()
-        showing.append(asyncio.create_task(_shown(show, zero_s, lambda: [run.progress()])))
+        showing = _report_progress(show_progress, zero_s, lambda: [run.progress()])
+        tasks.append(asyncio.create_task(showing))
 
     try:
-        return await send_part(plan, 0, 1, start=start, running=running, stop=stop)
+        return await run_worker(plan, 0, 1, wait_for_start=wait_for_start, on_run=on_run, stop=stop)
     finally:
-        await _ended(*showing)
+        await _cancel(*tasks)
 
 
-async def _shown(show: Showing, zero_s: float, read: Callable[[], list[Progress]]) -> None:
+async def _report_progress(
+    show_progress: ShowProgress, zero_s: float, read: Callable[[], list[Progress]]
+) -> None:
     while True:
-        await asyncio.sleep(PROGRESS_S)
-        whole = Progress()
-        for part in read():
-            whole.add(part)
-        show(clock() - zero_s, whole)
+        await asyncio.sleep(PROGRESS_INTERVAL_S)
+        total = Progress()
+        for progress in read():
+            total.add(progress)
+        show_progress(clock() - zero_s, total)
 
 
-async def _pass_on(stop: asyncio.Event, children: list[_Child]) -> None:
+async def _forward_stop(stop: asyncio.Event, workers: list[_WorkerProcess]) -> None:
     await stop.wait()
-    for child in children:
-        child.tell("stop")
+    for worker in workers:
+        worker.send("stop")
 
 
-async def _ended(*tasks: asyncio.Task[None]) -> None:
+async def _cancel(*tasks: asyncio.Task[None]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class _Child:
-    """A process that sends, seen from here. Its words are (what, value) pairs.
+class _WorkerProcess:
+    """A worker process, seen from the parent. It sends messages (name, value).
 
-    They are read on a thread: event loops want pipes that never block, and long words do.
+    A thread reads them: event loops need pipes that never block, and long messages block.
     """
 
     def __init__(self, process: BaseProcess, connection: Connection) -> None:
         self._process = process
         self._connection = connection
-        self._heard: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
+        self._messages: asyncio.Queue[tuple[str, Any]] = asyncio.Queue()
         self._progress = Progress()
-        self._listening = _listening(connection, self._hear)
+        self._reader = _read_in_thread(connection, self._receive)
 
-    def tell(self, word: float | str) -> None:
-        """A number is the moment to start at, any text the word to stop."""
-        with suppress(OSError):  # it has gone; whoever expects something of it is told
-            self._connection.send(word)
+    def send(self, message: float | str) -> None:
+        """Sends the time to start at, or "stop"."""
+        with suppress(OSError):  # the process has died; `expect` raises WorkerDied
+            self._connection.send(message)
 
     async def expect(self, wanted: str) -> Any:
-        """The value of the next word that is no progress. Raises the error that it had."""
-        what, value = await self._heard.get()
-        if what == "error":
+        """Value of the next message that is not progress. Raises the worker's error."""
+        name, value = await self._messages.get()
+        if name == "error":
             raise value
-        assert what == wanted, what
+        assert name == wanted, name
         return value
 
     def progress(self) -> Progress:
@@ -135,65 +143,68 @@ class _Child:
     def close(self) -> None:
         self._process.terminate()
         self._process.join()
-        self._listening.join()  # its pipe has ended
+        self._reader.join()  # ends with the pipe
         self._connection.close()
 
-    def _hear(self, word: Any) -> None:
-        if word is None:
+    def _receive(self, message: Any) -> None:
+        if message is None:
             self._process.join(1)
-            died = SenderDied(f"a sending process ended with status {self._process.exitcode}")
-            self._heard.put_nowait(("error", died))
+            died = WorkerDied(f"a worker process ended with status {self._process.exitcode}")
+            self._messages.put_nowait(("error", died))
             return
-        what, value = word
-        if what == "progress":
+        name, value = message
+        if name == "progress":
             self._progress.in_flight = 0
             self._progress.add(value)
         else:
-            self._heard.put_nowait((what, value))
+            self._messages.put_nowait((name, value))
 
 
-def _listening(connection: Connection, hear: Callable[[Any], None]) -> threading.Thread:
-    """A thread that has the event loop hear each word of the connection, at its end None."""
+def _read_in_thread(connection: Connection, receive: Callable[[Any], None]) -> threading.Thread:
+    """Passes each message of the connection to the event loop; None means its end."""
     loop = asyncio.get_running_loop()
 
-    def listen() -> None:
-        word: Any = True
-        while word is not None:
+    def read() -> None:
+        message: Any = True
+        while message is not None:
             try:
-                word = connection.recv()
+                message = connection.recv()
             except (EOFError, OSError):
-                word = None
+                message = None
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(hear, word)
+                loop.call_soon_threadsafe(receive, message)
 
-    thread = threading.Thread(target=listen, name="words of a sender", daemon=True)
+    thread = threading.Thread(target=read, name="worker messages", daemon=True)
     thread.start()
     return thread
 
 
 @asynccontextmanager
-async def _children(plan: Plan) -> AsyncIterator[list[_Child]]:
+async def _worker_processes(plan: Plan) -> AsyncIterator[list[_WorkerProcess]]:
     context = multiprocessing.get_context("spawn")  # gRPC does not survive a fork
-    children: list[_Child] = []
+    workers: list[_WorkerProcess] = []
     try:
-        with _no_interrupts():  # a key pressed stops the whole by way of this process
+        with _ignored_interrupts():  # Ctrl-C must stop the workers through this process
             for index in range(plan.processes):
-                here, there = context.Pipe()
+                ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_child, args=(plan, index, there), name=f"sender {index}", daemon=True
+                    target=_worker_main,
+                    args=(plan, index, theirs),
+                    name=f"worker {index}",
+                    daemon=True,
                 )
                 process.start()
-                there.close()
-                children.append(_Child(process, here))
-        yield children
+                theirs.close()
+                workers.append(_WorkerProcess(process, ours))
+        yield workers
     finally:
-        for child in children:
-            child.close()
+        for worker in workers:
+            worker.close()
 
 
 @contextmanager
-def _no_interrupts() -> Iterator[None]:
-    """Processes started within pass over SIGINT from their first instruction on."""
+def _ignored_interrupts() -> Iterator[None]:
+    """Processes started inside ignore SIGINT from their first instruction on."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
@@ -201,59 +212,62 @@ def _no_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _child(plan: Plan, index: int, connection: Connection) -> None:
-    from convserve_client.loadgen.event_loop import run_loop
-
+def _worker_main(plan: Plan, index: int, connection: Connection) -> None:
     try:
-        run_loop(_serve(plan, index, connection))
+        run_loop(_run_as_worker(plan, index, connection))
     except Exception as error:
         connection.send(("error", error))
 
 
-async def _serve(plan: Plan, index: int, connection: Connection) -> None:
+async def _run_as_worker(plan: Plan, index: int, connection: Connection) -> None:
     stop = asyncio.Event()
     zero_s: asyncio.Future[float] = asyncio.get_running_loop().create_future()
 
-    def hear(word: float | str | None) -> None:
-        if isinstance(word, float):
-            zero_s.set_result(word)
-        else:  # the word to stop; or nobody is there any more to tell
+    def receive(message: float | str | None) -> None:
+        if isinstance(message, float):
+            zero_s.set_result(message)
+        else:  # "stop", or None because the parent has died
             stop.set()
 
-    _listening(connection, hear)
-    showing: list[asyncio.Task[None]] = []
+    _read_in_thread(connection, receive)
+    tasks: list[asyncio.Task[None]] = []
 
-    async def start() -> float:
+    async def wait_for_start() -> float:
         connection.send(("ready", None))
         return await zero_s
 
-    def running(run: Run) -> None:
-        showing.append(asyncio.create_task(_told(run, connection)))
+    def on_run(run: Run) -> None:
+        tasks.append(asyncio.create_task(_send_progress(run, connection)))
 
-    part = await send_part(
-        plan, index, plan.processes, start=_or_stopped(start, stop), running=running, stop=stop
+    result = await run_worker(
+        plan,
+        index,
+        plan.processes,
+        wait_for_start=_or_stopped(wait_for_start, stop),
+        on_run=on_run,
+        stop=stop,
     )
-    await _ended(*showing)
-    connection.send(("part", part))
+    await _cancel(*tasks)
+    connection.send(("result", result))
 
 
-def _or_stopped(start: Callable[[], Awaitable[float]], stop: asyncio.Event) -> Any:
-    """`start`, which also ends when there is nobody left to say it."""
+def _or_stopped(wait_for_start: Callable[[], Awaitable[float]], stop: asyncio.Event) -> Any:
+    """`wait_for_start` that also returns when `stop` is set, for example if the parent died."""
 
     async def either() -> float:
-        begun = asyncio.ensure_future(start())
+        started = asyncio.ensure_future(wait_for_start())
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait({begun, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({started, stopped}, return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
-        if not begun.done():
-            begun.cancel()
+        if not started.done():
+            started.cancel()
             return clock()
-        return begun.result()
+        return started.result()
 
     return either
 
 
-async def _told(run: Run, connection: Connection) -> None:
+async def _send_progress(run: Run, connection: Connection) -> None:
     while True:
-        await asyncio.sleep(PROGRESS_S)
+        await asyncio.sleep(PROGRESS_INTERVAL_S)
         connection.send(("progress", run.progress()))

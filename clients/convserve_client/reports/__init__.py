@@ -1,1 +1,1 @@
-"""Results of a benchmark as tables, pages and files."""
+"""Results of the bench command as tables, HTML and files."""

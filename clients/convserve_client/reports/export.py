@@ -1,4 +1,4 @@
-"""Results as files that other programs read: a line a run, and HdrHistogram's log."""
+"""Results as files for other programs: CSV with one line per run, and HdrHistogram logs."""
 
 import csv
 import io
@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from convserve_client.loadgen.load import NUMBER, OK, Array
-from convserve_client.loadgen.measure import Report
-from convserve_client.reports.tables import models_of
+from convserve_client.loadgen.results.report import Report
+from convserve_client.loadgen.results.samples import OK, STATUS_NUMBER, Array
 
-HDR_MOST_US = 3_600_000_000  # an hour; what took longer counts as that
+HDR_MAX_US = 3_600_000_000  # one hour; longer latencies count as one hour
 HDR_DIGITS = 3
 
 
 def write(path: str, text: str) -> None:
-    """To the file, or to the standard output where it is "-". Raises OSError."""
+    """Writes to a file, or to standard output if the path is "-". Raises OSError."""
     if path == "-":
         sys.stdout.write(text)
     else:
@@ -24,7 +23,7 @@ def write(path: str, text: str) -> None:
 
 
 def csv_of(reports: Sequence[Report]) -> str:
-    """A heading, and a line for each run; empty where there was nothing to measure."""
+    """A header and one line for each run; empty without runs."""
     lines = [_line(report) for report in reports]
     file = io.StringIO()
     if lines:
@@ -41,11 +40,11 @@ def _line(report: Report) -> dict[str, object]:
     return {
         "target": plan.target,
         "protocol": plan.protocol,
-        "models": models_of(plan),
+        "models": ", ".join(plan.models),
         "loop": report.loop,
         "concurrency": plan.concurrency,
         "rate_hz": plan.rate_hz,
-        "valid": report.valid,
+        "valid": report.is_valid,
         "measured_s": round(summary.duration_s, 3),
         "calls": summary.total,
         "in_time": summary.in_time,
@@ -72,19 +71,21 @@ def _us(seconds: float | None) -> float | None:
 
 
 def hdr_log(reports: Sequence[Report]) -> str:
-    """Latencies of the successes, in microseconds, as HdrHistogram's own tools read them: a line
-    for each window of each run, tagged with the run's number. Raises ImportError."""
+    """Latencies of successes in microseconds, in the format of HdrHistogram's tools.
+
+    One line for each window of each run, tagged with the number of the run. Raises ImportError.
+    """
     from hdrh.histogram import HdrHistogram
 
     lines = [
-        "#[Latencies of clients/bench.py in us, from due to answered, successes only]",
+        "#[Latencies in us from due time to answer, successes only]",
         "#[Histogram log format version 1.3]",
         '"StartTimestamp","Interval_Length","Interval_Max","Interval_Compressed_Histogram"',
     ]
     for number, report in enumerate(reports, 1):
         plan, starts_s = report.plan, report.plan.warmup_s
         for window in report.windows:
-            histogram = HdrHistogram(1, HDR_MOST_US, HDR_DIGITS)
+            histogram = HdrHistogram(1, HDR_MAX_US, HDR_DIGITS)
             for value in _latencies_us(report.samples, starts_s, starts_s + window.duration_s):
                 histogram.record_value(value)
             encoded = histogram.encode().decode()
@@ -99,7 +100,7 @@ def hdr_log(reports: Sequence[Report]) -> str:
 
 def _latencies_us(samples: Array, starts_s: float, ends_s: float) -> list[int]:
     due = (samples["due_s"] >= starts_s) & (samples["due_s"] < ends_s)
-    good = samples[due & (samples["status"] == NUMBER[OK])]
+    good = samples[due & (samples["status"] == STATUS_NUMBER[OK])]
     latencies_us = (good["finished_s"] - good["due_s"]) * 1e6
-    found: list[int] = latencies_us.round().astype(int).clip(1, HDR_MOST_US).tolist()
+    found: list[int] = latencies_us.round().astype(int).clip(1, HDR_MAX_US).tolist()
     return found

@@ -1,7 +1,7 @@
-"""Messages of the Open Inference Protocol that a load generator sends and reads.
+"""Messages of the Open Inference Protocol that the load generator needs.
 
 They are built from open_inference.binpb, which `make proto` writes, in a descriptor pool of their
-own: tritonclient registers messages of the same names in protobuf's default pool.
+own: tritonclient registers messages with the same names in protobuf's default pool.
 """
 
 from importlib.resources import files

@@ -1,4 +1,4 @@
-"""What the instrument measures is what there is: waits that queueing theory knows beforehand."""
+"""The load generator measures the waits that queueing theory predicts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from statistics import fmean, median
 
 import pytest
 
-from convserve_client.loadgen.measure import BOUND_SHARE, measure
-from convserve_client.loadgen.plan import Kind, Plan
+from convserve_client.loadgen.measure import measure
+from convserve_client.loadgen.plan import Plan, RequestClass
+from convserve_client.loadgen.results.report import MAX_CORE_FRACTION
 from server.engines.base import OnDone
 from server.images.input_spec import Pixels
 from server.repository.manifest import Manifest
@@ -24,12 +25,12 @@ from tests.support.serving import (
 )
 
 SERVICE_S = 0.025
-RATE_HZ = 24.0  # 60 % of what one engine can do
+RATE_HZ = 24.0  # 60 % of the engine's capacity
 DURATION_S = 3.0
 
 
 class Steady(Mirror):
-    """One batch of one row at a time, each taking SERVICE_S."""
+    """Runs batches of one row, one at a time, each in SERVICE_S."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
@@ -51,7 +52,7 @@ load = loading(Steady, batch_s=SERVICE_S)
 
 
 def waits_s(due_s: list[float]) -> list[float]:
-    """How long each call waits for a server of one at a time (Lindley 1952)."""
+    """Wait of each call for a server that serves one at a time (Lindley 1952)."""
     waits, free_s = [], 0.0
     for arrival_s in due_s:
         waits.append(max(0.0, free_s - arrival_s))
@@ -59,12 +60,12 @@ def waits_s(due_s: list[float]) -> list[float]:
     return waits
 
 
-async def test_measured_waits_are_those_of_the_same_arrivals_on_paper(tmp_path: Path) -> None:
+async def test_measured_waits_match_those_computed_from_the_same_arrivals(tmp_path: Path) -> None:
     publish(tmp_path, max_batch=1)
     async with serve(tmp_path, load=load) as served:
         plan = Plan(
             target=served.target,
-            kinds=(Kind(model="tiny", deadline_ms=30_000),),
+            classes=(RequestClass(model="tiny", deadline_ms=30_000),),
             concurrency=None,
             rate_hz=RATE_HZ,
             seed=3,
@@ -77,30 +78,30 @@ async def test_measured_waits_are_those_of_the_same_arrivals_on_paper(tmp_path: 
     samples = report.samples.tolist()
     measured = [finished_s - due_s for due_s, _, finished_s, *_ in samples]
     assert len(measured) == len(due)
-    assert max(waits_s(due)) > SERVICE_S, "these arrivals queue up"
-    # The n-th to be answered, whoever it is: deadlines come rounded, so two may change places.
+    assert max(waits_s(due)) > SERVICE_S, "these arrivals must queue up"
+    # Compares sorted times: rounded deadlines may swap two requests.
     ends = sorted(due_s + latency_s for due_s, latency_s in zip(due, expected, strict=True))
     ended = sorted(finished_s for _, _, finished_s, *_ in samples)
     excess = [found - wanted for found, wanted in zip(ended, ends, strict=True)]
-    assert min(excess) > -0.001  # nobody is faster than can be
+    assert min(excess) > -0.001  # no answer is faster than possible
     assert median(excess) < 0.4 * SERVICE_S
     assert fmean(measured) > fmean(expected)
 
 
-async def test_the_generator_says_when_a_server_of_nothing_makes_it_the_limit() -> None:
+async def test_the_report_says_when_the_generator_is_the_limit() -> None:
     with null_server() as target:
         plan = Plan(
             target=target,
-            kinds=(Kind(model="small", deadline_ms=30_000),),
+            classes=(RequestClass(model="small", deadline_ms=30_000),),
             concurrency=32,
             warmup_s=0.3,
             duration_s=1.0,
         )
         report = await measure(plan)
     assert report.summary.counts.keys() == {"OK"}
-    # Of a machine that is a tenth as fast as ours and busy: it must be hundreds, not dozens.
+    # Even a busy machine that is ten times slower must reach hundreds, not dozens.
     assert report.summary.calls_hz > 200
-    assert report.sender_share <= 1.05
-    assert report.valid == (report.sender_share <= BOUND_SHARE)
+    assert report.busiest_worker <= 1.05
+    assert report.is_valid == (report.busiest_worker <= MAX_CORE_FRACTION)
     assert report.client_cpu_s_per_call is not None
     assert report.client_cpu_s_per_call * report.sent == pytest.approx(report.client_cpu_s)

@@ -1,9 +1,9 @@
-"""What a run must reach, and the search for the highest rate that reaches it. Pure.
+"""Objectives of a run, and the search for the highest rate that meets them. No I/O.
 
     p99<15ms   goodput>=200   in_time>99%   refused<1%   failed<=0
 
-A percentile is of all requests that were due: one without an answer is later than any limit, so no
-server meets an objective by refusing. Shares are of the requests due.
+Percentiles are taken over all due requests. A request without an answer counts as infinitely late,
+so a server cannot meet an objective by refusing. Percentages are of the due requests.
 """
 
 import math
@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
-from convserve_client.loadgen.load import Latency, Summary
+from convserve_client.loadgen.results.summary import LatencySummary, Summary
 
 _LATENCIES = {
     "p50": "p50_s",
@@ -24,24 +24,24 @@ _LATENCIES = {
 }
 _RATES = {"goodput": "goodput_hz", "calls": "calls_hz", "images": "images_hz"}
 _SHARES = ("in_time", "late", "refused", "failed", "not_sent")
-_SIGNS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_FORM = re.compile(r"([a-z_]+[0-9.]*)\s*(<=|>=|<|>)\s*([0-9.]+)\s*(us|ms|s|%)?")
+_COMPARISONS = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+_UNITS_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_SYNTAX = re.compile(r"([a-z_]+[0-9.]*)\s*(<=|>=|<|>)\s*([0-9.]+)\s*(us|ms|s|%)?")
 
 
 @dataclass(frozen=True, slots=True)
 class Objective:
-    """A limit on one figure of a summary."""
+    """Limit for one figure of a summary."""
 
     text: str
-    figure: str  # as in the text: p99, goodput, refused, ...
+    figure: str  # p99, goodput, refused, ...
     sign: str
-    limit: float  # seconds, calls or images a second, or a share of 1
+    limit: float  # in seconds, calls or images per second, or a fraction of 1
 
     def value(self, summary: Summary) -> float:
-        """The figure, in the unit of the limit; the worst there is where nothing was due."""
+        """The figure in the unit of the limit; the worst value if nothing was due."""
         if self.figure in _LATENCIES:
-            latency: Latency | None = summary.latency_of_all
+            latency: LatencySummary | None = summary.latency_of_all
             return getattr(latency, _LATENCIES[self.figure]) if latency else math.inf
         if self.figure in _RATES:
             return float(getattr(summary, _RATES[self.figure]))
@@ -49,11 +49,11 @@ class Objective:
             return math.inf if self.sign in ("<", "<=") else -math.inf
         return float(getattr(summary, self.figure) / summary.total)
 
-    def met(self, summary: Summary) -> bool:
-        return bool(_SIGNS[self.sign](self.value(summary), self.limit))
+    def is_met(self, summary: Summary) -> bool:
+        return bool(_COMPARISONS[self.sign](self.value(summary), self.limit))
 
-    def shown(self, value: float) -> str:
-        """A value of the figure, in words."""
+    def format(self, value: float) -> str:
+        """A value of the figure with its unit."""
         if not math.isfinite(value):
             return "no answer"
         if self.figure in _LATENCIES:
@@ -61,45 +61,45 @@ class Objective:
         return f"{value:,.1f} /s" if self.figure in _RATES else f"{value:.3%}"
 
 
-def objective(text: str) -> Objective:
-    """From text as above. Raises ValueError, which says what is allowed."""
-    found = _FORM.fullmatch(text.strip())
+def parse_objective(text: str) -> Objective:
+    """Raises ValueError with what is allowed."""
+    found = _SYNTAX.fullmatch(text.strip())
     figures = [*_LATENCIES, *_RATES, *_SHARES]
     if found is None or found[1] not in figures:
         raise ValueError(
-            f"{text!r} is no objective; write FIGURE<LIMIT or FIGURE>LIMIT, as in p99<15ms or "
-            f"in_time>99%, the figure one of {', '.join(figures)}"
+            f"{text!r} is not an objective; write FIGURE<LIMIT or FIGURE>LIMIT, as in p99<15ms "
+            f"or in_time>99%. Figures: {', '.join(figures)}"
         )
     figure, sign, number, unit = found.groups()
     try:
         limit = float(number)
     except ValueError:
-        raise ValueError(f"{text!r}: {number} is no number") from None
-    allowed = tuple(_SECONDS) if figure in _LATENCIES else ("%", None) if figure in _SHARES else ()
+        raise ValueError(f"{text!r}: {number} is not a number") from None
+    allowed = tuple(_UNITS_S) if figure in _LATENCIES else ("%", None) if figure in _SHARES else ()
     if figure in _RATES and unit is not None:
-        raise ValueError(f"{text!r}: {figure} is a number a second and takes no unit")
+        raise ValueError(f"{text!r}: {figure} is a number per second and takes no unit")
     if allowed and unit not in allowed:
         units = ", ".join(name for name in allowed if name)
         raise ValueError(f"{text!r}: {figure} needs one of the units {units}")
-    limit *= _SECONDS.get(unit, 0.01 if unit == "%" else 1.0)
+    limit *= _UNITS_S.get(unit, 0.01 if unit == "%" else 1.0)
     return Objective(text.strip(), figure, sign, limit)
 
 
 def all_met(objectives: Sequence[Objective], summary: Summary) -> bool:
-    return all(objective.met(summary) for objective in objectives)
+    return all(objective.is_met(summary) for objective in objectives)
 
 
 def highest_rate(
-    start_hz: float, *, tolerance: float = 0.03, most: int = 40
+    start_hz: float, *, tolerance: float = 0.03, max_tries: int = 40
 ) -> Generator[float, bool, float | None]:
-    """Gives rates to try, is sent whether each was met, and returns the highest that was.
+    """Yields rates to try. Send back whether each was met. Returns the highest rate that was met.
 
-    Doubles or halves until it has a rate that is met below one that is not, then closes in until
-    the two are `tolerance` apart. None where nothing is met, down to a 64th of the start.
+    Doubles or halves the rate until a met rate is below a missed one, then bisects until the two
+    are within `tolerance`. Returns None if nothing is met, down to 1/64 of the start.
     """
     met_hz, missed_hz = 0.0, math.inf
     rate_hz = start_hz
-    for _ in range(most):
+    for _ in range(max_tries):
         if (yield rate_hz):
             met_hz = max(met_hz, rate_hz)
         else:

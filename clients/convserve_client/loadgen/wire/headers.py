@@ -1,7 +1,7 @@
-"""Header blocks of gRPC's calls: a request's is made once, a response's is read.
+"""Header blocks of gRPC calls: encodes those of requests and decodes those of responses.
 
-HPACK (RFC 7541) is the library's. Most responses of a connection have the same blocks, byte for
-byte, as their headers lie in the connection's table: those are read once.
+The library hpack decodes HPACK (RFC 7541). Most responses of a connection have identical header
+blocks, because their headers are in the connection's table. Such a block is decoded only once.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from hpack import Decoder
 from hpack.table import HeaderTable
 
 USER_AGENT = "convserve-bench"
-MOST_HEADERS_BYTES = 64 << 10  # of a response, as HTTP/2 counts; reading ends there
+MAX_HEADERS_BYTES = 64 << 10  # of a response, as HTTP/2 counts them
 
-# Of a connection: where a header never repeats, keeping blocks is for nothing.
-KEPT_BLOCKS = 1024
-KEPT_BLOCK_BYTES = 1024
+# Limits of the cache of decoded blocks, for each connection.
+MAX_CACHED_BLOCKS = 1024
+MAX_CACHED_BLOCK_BYTES = 1024
 
-SET_TABLE_SIZE = 0x20  # a block that begins so has an effect each time it is read
+TABLE_SIZE_UPDATE = 0x20  # a block that starts with it changes the table each time
 
-# Fields of HPACK's static table (RFC 7541, appendix A): whole ones, and names of literals.
+# Entries of HPACK's static table (RFC 7541, appendix A): whole fields, then names of literals.
 POST, HTTP = b"\x83", b"\x86"
 AUTHORITY, PATH, CONTENT_TYPE, USER = b"\x01", b"\x04", b"\x0f\x10", b"\x0f\x2b"
 NEW_NAME = b"\0"
 
-# What HTTP/1.1 says of a connection has no place in HTTP/2 (RFC 9113, 8.2.2).
-OF_CONNECTIONS = {
+# HTTP/2 forbids the connection headers of HTTP/1.1 (RFC 9113, 8.2.2).
+CONNECTION_HEADERS = {
     *(b"connection", b"proxy-connection", b"keep-alive", b"transfer-encoding", b"upgrade"),
 }
 
-DIGITS = 8  # of a grpc-timeout, at most (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md)
+MAX_TIMEOUT_DIGITS = 8  # (github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md)
 UNITS = (("u", 1e6), ("m", 1e3), ("S", 1.0), ("H", 1 / 3600))
 
 
-class Unreadable(Exception):
-    """A block that makes no sense; the next ones can't be read either, as they build on it."""
+class UndecodableHeaders(Exception):
+    """The block is invalid. Later blocks depend on it, so they cannot be decoded either."""
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
-    """What a response's headers, or its trailers, say."""
+class ResponseHead:
+    """Headers or trailers of a response."""
 
-    status: str = ""  # HTTP's
+    status: str = ""  # of HTTP
     content_type: str = ""
     grpc_status: str | None = None
-    fields: tuple[tuple[bytes, bytes], ...] = ()  # those that are not HTTP's own, as they were sent
-    malformed: bool = False  # by HTTP's rules
+    fields: tuple[tuple[bytes, bytes], ...] = ()  # without HTTP/2's pseudo-headers, as sent
+    malformed: bool = False  # whether HTTP/2 forbids these headers
 
     @property
     def is_grpc(self) -> bool:
@@ -59,11 +59,11 @@ class Head:
 
     @property
     def message(self) -> str:
-        """gRPC's, for people."""
+        """The text of gRPC's status."""
         return unquote(dict(self.fields).get(b"grpc-message", b"").decode("ascii", "replace"))
 
     def metadata(self) -> list[tuple[str, str | bytes]]:
-        """The fields as text, and those whose name ends in -bin as the bytes they stand for."""
+        """The fields as text. Fields whose name ends in -bin are decoded to bytes."""
         return [
             (name.decode("ascii", "replace"), value)
             for name, sent in self.fields
@@ -71,35 +71,35 @@ class Head:
         ]
 
 
-class Heads:
-    """Reads the header blocks of one connection, in the order in which they came."""
+class HeaderDecoder:
+    """Decodes the header blocks of one connection, in the order in which they arrived."""
 
     def __init__(self) -> None:
-        self._decoder = Decoder(max_header_list_size=MOST_HEADERS_BYTES)
-        self._known: dict[bytes, Head] = {}
+        self._decoder = Decoder(max_header_list_size=MAX_HEADERS_BYTES)
+        self._cache: dict[bytes, ResponseHead] = {}
 
-    def read(self, block: bytes) -> Head:
-        """Raises Unreadable."""
-        return self._known.get(block) or self._read(block)
+    def read(self, block: bytes) -> ResponseHead:
+        """Raises UndecodableHeaders."""
+        return self._cache.get(block) or self._decode(block)
 
-    def _read(self, block: bytes) -> Head:
+    def _decode(self, block: bytes) -> ResponseHead:
         table = self._decoder.header_table
         before, latest = _sizes(table), _latest(table)
         try:
             head = _head(self._decoder.decode(block, raw=True))
-        except Exception as error:  # whatever the library makes of a block that ends too early
-            raise Unreadable(f"{type(error).__name__}: {error}") from error
+        except Exception as error:  # the library raises various errors for a truncated block
+            raise UndecodableHeaders(f"{type(error).__name__}: {error}") from error
         if _sizes(table) != before or _latest(table) is not latest:
-            self._known.clear()  # the same bytes may mean something else now
-        elif 0 < len(block) <= KEPT_BLOCK_BYTES and block[0] & 0xE0 != SET_TABLE_SIZE:
-            if len(self._known) >= KEPT_BLOCKS:
-                self._known.clear()
-            self._known[block] = head
+            self._cache.clear()  # the table changed: the same bytes may mean something else now
+        elif 0 < len(block) <= MAX_CACHED_BLOCK_BYTES and block[0] & 0xE0 != TABLE_SIZE_UPDATE:
+            if len(self._cache) >= MAX_CACHED_BLOCKS:
+                self._cache.clear()
+            self._cache[block] = head
         return head
 
 
 def request_block(path: str, authority: str, timeout_s: float) -> bytes:
-    """The header block of a call's request. It uses no table, and so no state."""
+    """Header block of a request. It uses no table, so it can be sent on any connection."""
     return b"".join(
         [
             *(POST, HTTP, PATH, _text(path), AUTHORITY, _text(authority)),
@@ -111,12 +111,12 @@ def request_block(path: str, authority: str, timeout_s: float) -> bytes:
 
 
 def timeout(seconds: float) -> str:
-    """A `grpc-timeout`, never shorter than that."""
+    """A `grpc-timeout`, rounded up."""
     for unit, per_second in UNITS:
         number = max(0, math.ceil(seconds * per_second))
-        if number < 10**DIGITS:
+        if number < 10**MAX_TIMEOUT_DIGITS:
             return f"{number}{unit}"
-    raise ValueError(f"{seconds} s is longer than gRPC can say")
+    raise ValueError(f"{seconds} s is too long for a grpc-timeout")
 
 
 def _sizes(table: HeaderTable) -> tuple[int, int]:
@@ -127,7 +127,7 @@ def _latest(table: HeaderTable) -> tuple[bytes, bytes] | None:
     return table.dynamic_entries[0] if table.dynamic_entries else None
 
 
-def _head(sent: Iterable[tuple[bytes, bytes]]) -> Head:
+def _head(sent: Iterable[tuple[bytes, bytes]]) -> ResponseHead:
     fields: list[tuple[bytes, bytes]] = []
     status, malformed = b"", False
     for name, value in sent:
@@ -135,11 +135,11 @@ def _head(sent: Iterable[tuple[bytes, bytes]]) -> Head:
             malformed |= name != b":status" or bool(fields) or bool(status)
             status = bytes(value)
         else:
-            malformed |= name != name.lower() or name in OF_CONNECTIONS or not name
+            malformed |= name != name.lower() or name in CONNECTION_HEADERS or not name
             fields.append((bytes(name), bytes(value)))
     found = dict(fields)
     grpc_status = found.get(b"grpc-status")
-    return Head(
+    return ResponseHead(
         status=status.decode("ascii", "replace"),
         content_type=found.get(b"content-type", b"").decode("ascii", "replace"),
         grpc_status=None if grpc_status is None else grpc_status.decode("ascii", "replace"),
@@ -149,7 +149,7 @@ def _head(sent: Iterable[tuple[bytes, bytes]]) -> Head:
 
 
 def _values(name: bytes, sent: bytes) -> list[str | bytes]:
-    """Several where they were joined."""
+    """Values of a field. Several -bin values may be joined by commas."""
     if not name.endswith(b"-bin"):
         return [sent.decode("ascii", "replace")]
     try:
@@ -162,7 +162,7 @@ def _values(name: bytes, sent: bytes) -> list[str | bytes]:
 
 
 def _text(value: str) -> bytes:
-    """A string without Huffman's code (RFC 7541, 5.2)."""
+    """A string literal without Huffman coding (RFC 7541, 5.2)."""
     encoded = value.encode("ascii")
     length, head = len(encoded), bytearray()
     if length < 127:

@@ -1,16 +1,12 @@
-"""An objective judges what it names, by the share of all that were due; a search finds the edge."""
+"""Objectives count all due requests, and the search finds the highest rate that meets them."""
 
 from collections.abc import Callable, Generator
 
 import pytest
 
-from convserve_client.loadgen.load import (
-    OK,
-    Sample,
-    Summary,
-    summarise,
-)
-from convserve_client.loadgen.objective import all_met, highest_rate, objective
+from convserve_client.loadgen.results.objective import all_met, highest_rate, parse_objective
+from convserve_client.loadgen.results.samples import OK, Sample
+from convserve_client.loadgen.results.summary import Summary, summarise
 
 
 def summary(latency_s: float = 0.01, refused: int = 0) -> Summary:
@@ -34,40 +30,39 @@ def summary(latency_s: float = 0.01, refused: int = 0) -> Summary:
         ("failed<0.01", True),
     ],
 )
-def test_an_objective_is_met_or_not(text: str, met: bool) -> None:
-    assert objective(text).met(summary()) is met
+def test_an_objective_compares_its_figure_with_its_limit(text: str, met: bool) -> None:
+    assert parse_objective(text).is_met(summary()) is met
 
 
-def test_who_refuses_a_hundredth_misses_a_p99_however_fast_the_rest() -> None:
-    assert objective("p99<15ms").met(summary(refused=1))
-    assert not objective("p99<15ms").met(summary(refused=2))
-    assert objective("p99<15ms").shown(objective("p99<15ms").value(summary(refused=2))) == (
-        "no answer"
-    )
+def test_refusing_more_than_one_percent_misses_a_p99_objective() -> None:
+    assert parse_objective("p99<15ms").is_met(summary(refused=1))
+    assert not parse_objective("p99<15ms").is_met(summary(refused=2))
+    objective = parse_objective("p99<15ms")
+    assert objective.format(objective.value(summary(refused=2))) == "no answer"
 
 
-def test_nothing_due_meets_no_share_and_no_latency() -> None:
+def test_a_run_without_requests_meets_no_objective() -> None:
     empty = summarise([], 0, 1)
     for text in ("p99<1s", "refused<1%", "in_time>1%"):
-        assert not objective(text).met(empty)
+        assert not parse_objective(text).is_met(empty)
     assert all_met([], empty)
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("p98<15ms", "p98<15ms.* is no objective; .* one of p50, p90"),
-        ("p99=15ms", "is no objective"),
+        ("p98<15ms", "p98<15ms.* is not an objective; .* Figures: p50, p90"),
+        ("p99=15ms", "is not an objective"),
         ("p99<15", "needs one of the units us, ms, s"),
         ("p99<15%", "needs one of the units us, ms, s"),
         ("goodput>5ms", "takes no unit"),
         ("refused<5ms", "needs one of the units %"),
-        ("p99<1.2.3ms", "1.2.3 is no number"),
+        ("p99<1.2.3ms", "1.2.3 is not a number"),
     ],
 )
-def test_what_is_none_says_what_is_allowed(text: str, said: str) -> None:
+def test_an_invalid_objective_is_rejected_with_what_is_allowed(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        objective(text)
+        parse_objective(text)
 
 
 def searched(
@@ -83,7 +78,7 @@ def searched(
 
 
 @pytest.mark.parametrize("start_hz", [1.0, 90.0, 100.0, 5000.0])
-def test_the_search_comes_as_near_as_it_says(start_hz: float) -> None:
+def test_the_search_is_as_precise_as_its_tolerance(start_hz: float) -> None:
     tried: list[float] = []
 
     def met(rate_hz: float) -> bool:
@@ -96,5 +91,5 @@ def test_the_search_comes_as_near_as_it_says(start_hz: float) -> None:
     assert len(tried) <= 16
 
 
-def test_a_search_gives_up_where_nothing_is_met() -> None:
+def test_the_search_ends_if_no_rate_is_met() -> None:
     assert searched(highest_rate(100.0), lambda rate_hz: False) is None

@@ -1,4 +1,4 @@
-"""LoadGen judges runs against a server: its summary stays, and where it departs is told."""
+"""LoadGen judges runs; its summary is kept, and departures from the rules are reported."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.clients.test_bench import run_script
+from tests.clients.bench_command import start_bench
 from tests.support.serving import (
     Mirror,
     loading,
@@ -18,11 +18,11 @@ from tests.support.serving import (
 @pytest.mark.parametrize(
     ("scenario", "options"),
     [
-        ("SingleStream", ["--warmup=0.2"]),
-        ("MultiStream", ["--images-per-call=8", "--warmup=0.2"]),
-        ("Server", ["--rate=50", "--mlperf-latency-ms=500", "--warmup=0"]),
-        ("Offline", ["--rate=400", "--images-per-call=16", "--warmup=0"]),
-        ("Offline", ["--images-per-call=16", "--warmup=0.2"]),  # finds out the rate by itself
+        ("SingleStream", ["--warmup-s=0.2"]),
+        ("MultiStream", ["--images-per-call=8", "--warmup-s=0.2"]),
+        ("Server", ["--rate-hz=50", "--mlperf-latency-ms=500", "--warmup-s=0"]),
+        ("Offline", ["--rate-hz=400", "--images-per-call=16", "--warmup-s=0"]),
+        ("Offline", ["--images-per-call=16", "--warmup-s=0.2"]),  # measures the rate itself
     ],
 )
 async def test_a_scenario_is_judged_by_loadgen(
@@ -30,9 +30,9 @@ async def test_a_scenario_is_judged_by_loadgen(
 ) -> None:
     publish(tmp_path / "engines")
     async with serve(tmp_path / "engines", load=loading(Mirror)) as served:
-        process = await run_script(
+        process = await start_bench(
             *(f"--target={served.target}", "--model=tiny", f"--scenario={scenario}", *options),
-            *("--duration=0.5", f"--mlperf-dir={tmp_path}/mlperf", "--json=-"),
+            *("--duration-s=0.5", f"--mlperf-dir={tmp_path}/mlperf", "--json=-"),
         )
         out, err = await process.communicate()
     found: dict[str, Any] = json.loads(out)
@@ -48,11 +48,9 @@ async def test_a_scenario_is_judged_by_loadgen(
     assert process.returncode == (0 if found["valid"] else 3)
 
 
-@pytest.mark.parametrize("options", [["--scenario=Server"], ["--scenario=Offline", "--warmup=0"]])
-async def test_a_scenario_that_can_not_know_its_rate_asks_for_one(
-    tmp_path: Path, options: list[str]
-) -> None:
-    process = await run_script("--model=tiny", *options, f"--mlperf-dir={tmp_path}")
+@pytest.mark.parametrize("options", [["--scenario=Server"], ["--scenario=Offline", "--warmup-s=0"]])
+async def test_a_scenario_without_a_rate_asks_for_one(tmp_path: Path, options: list[str]) -> None:
+    process = await start_bench("--model=tiny", *options, f"--mlperf-dir={tmp_path}")
     _, err = await process.communicate()
     assert process.returncode == 1
-    assert b"needs a --rate" in err
+    assert b"needs a --rate-hz" in err

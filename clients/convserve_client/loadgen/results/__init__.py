@@ -1,0 +1,1 @@
+"""Results of a run: samples, their summary, objectives, and the report."""

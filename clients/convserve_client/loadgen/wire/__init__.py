@@ -1,0 +1,1 @@
+"""Unary gRPC calls over HTTP/2, as cheap as a load generator needs them."""
