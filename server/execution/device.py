@@ -64,7 +64,7 @@ class Reservation:
             raise
         finally:
             if not request.future.cancelled():
-                executor._responses.caller_resumed()
+                executor._responses.loop_lag.task_started()
 
     def release(self) -> None:
         """Returns the reservation without running it. No effect if it was used or released."""
@@ -263,22 +263,23 @@ class DeviceExecutor:
         dispatch_first = is_removed or self._scheduler.queued_rows(engine.name) > 0
         if dispatch_first:
             self._dispatch(clock())
-        if not run.is_abandoned:
-            self._respond(run, outcome, done_s)
+        if run.is_abandoned:
+            pass  # its requests have failed already
+        elif isinstance(outcome, Exception):
+            self._fail_batch(run, outcome)
+        else:
+            self._responses.succeed_batch(run, outcome, done_s)
         self._loop.call_soon(self._after_responses, run, done_s, not dispatch_first)
         if not engine.running and engine.name not in self._engines:
             engine.notify_no_batches()
         engine.notify_progress()
 
-    def _respond(self, run: RunningBatch, outcome: Outputs | Exception, done_s: float) -> None:
-        if not isinstance(outcome, Exception):
-            self._responses.succeed_batch(run, outcome, done_s)
-            return
-        name, batch = run.engine.name, run.batch
-        extra = {"model": name, "rows": batch.rows, "error": str(outcome)}
+    def _fail_batch(self, run: RunningBatch, error: Exception) -> None:
+        engine, batch = run.engine, run.batch
+        extra = {"model": engine.name, "rows": batch.rows, "error": str(error)}
         log.error("batch_failed", extra=extra)
-        self._responses.fail_batch(batch, outcome)
-        run.engine.on_batch_failed(str(outcome))
+        self._responses.fail_batch(batch, error)
+        engine.on_batch_failed(str(error))
 
     def _after_responses(self, run: RunningBatch, done_s: float, dispatch: bool) -> None:
         """Work that can wait until the callers of a batch have resumed."""

@@ -40,24 +40,18 @@ class PendingRequest(Request):
         self.pixels = pixels
         self.submitted_s = now_s
 
-    def join_batch(self, first: int, batch_rows: int, now_s: float) -> None:
-        """A batch starts with the rows from `first`."""
-        if first == 0:
-            self.started_s = now_s
-        self.batch_rows += (batch_rows,)
+    def add_outputs(self, first: int, rows: int, outputs: Outputs, done_s: float) -> bool:
+        """Adds the outputs of one batch. Completes the request if they are the last ones.
 
-    def add_outputs(self, first: int, rows: int, outputs: Outputs) -> Outputs | None:
-        """Adds the outputs of one batch. Returns all outputs, in order, once they are complete."""
-        if rows == self.rows:
-            return outputs
-        self._done_rows += rows
-        self._outputs.append((first, outputs))
-        if self._done_rows < self.rows:
-            return None
-        ordered = sorted(self._outputs, key=lambda entry: entry[0])
-        return Outputs.concatenate([outputs for _, outputs in ordered])
-
-    def succeed(self, outputs: Outputs, done_s: float) -> None:
+        Returns whether it is complete.
+        """
+        if rows < self.rows:
+            self._done_rows += rows
+            self._outputs.append((first, outputs))
+            if self._done_rows < self.rows:
+                return False
+            ordered = sorted(self._outputs, key=lambda entry: entry[0])
+            outputs = Outputs.concatenate([outputs for _, outputs in ordered])
         self.future.set_result(
             ExecutionResult(
                 outputs,
@@ -67,6 +61,7 @@ class PendingRequest(Request):
                 done_s,
             )
         )
+        return True
 
     def fail(self, error: Exception) -> None:
         known = error if isinstance(error, ServingError) else EngineFailure(str(error))
@@ -92,5 +87,7 @@ def fill(instance: Instance, batch: Batch, now_s: float) -> list[tuple[PendingRe
         else:
             instance.pixels[row : row + rows] = pixels[first : first + rows]
         row += rows
-        request.join_batch(first, batch.rows, now_s)
+        if first == 0:
+            request.started_s = now_s
+        request.batch_rows += (batch.rows,)
     return failures

@@ -19,7 +19,7 @@ class Responses:
 
     def __init__(self, scheduler: Scheduler, loop_lag: LoopLag, tracing: Tracing | None) -> None:
         self._scheduler = scheduler
-        self._loop_lag = loop_lag
+        self.loop_lag = loop_lag
         self._tracing = tracing
 
     def succeed_batch(self, run: RunningBatch, outputs: Outputs, done_s: float) -> None:
@@ -32,20 +32,17 @@ class Responses:
             if request.future.done():  # the caller left, or another batch of the request failed
                 wasted += rows
                 continue
-            complete = request.add_outputs(first, rows, part)
-            if complete is None:
-                continue
-            self._loop_lag.task_queued()
-            request.succeed(complete, done_s)
-            if request.predicted_s < math.inf:  # not all schedulers predict
-                metrics.predicted(request.predicted_s - done_s)
+            if request.add_outputs(first, rows, part, done_s):
+                self.loop_lag.task_queued()
+                if request.predicted_s < math.inf:  # not all schedulers predict
+                    metrics.predicted(request.predicted_s - done_s)
         if wasted:
             metrics.wasted(wasted / batch.rows * (done_s - run.started_s))
 
     def fail(self, request: Request, error: Exception) -> None:
         assert isinstance(request, PendingRequest)
         if not request.future.done():
-            self._loop_lag.task_queued()
+            self.loop_lag.task_queued()
             request.fail(error)
 
     def fail_batch(self, batch: Batch, error: Exception) -> None:
@@ -66,10 +63,6 @@ class Responses:
             retry_after_s=max(0.0, now_s - request.predicted_s) + predicted_s,
         )
         self.fail(request, error)
-
-    def caller_resumed(self) -> None:
-        """The caller of a completed request runs again."""
-        self._loop_lag.task_started()
 
     def record_batch(self, run: RunningBatch, done_s: float) -> None:
         """Updates metrics and traces. Call it when the callers of the batch have resumed."""

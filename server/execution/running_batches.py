@@ -54,7 +54,7 @@ class RunningBatches:
 
     def finish(self, run: RunningBatch, done_s: float) -> None:
         self._running.discard(run)
-        self._finished_s += run.unit_seconds(done_s)
+        self._finished_s += (done_s - run.started_s) * run.instance.units
 
     def abandon_stalled(self, now_s: float) -> list[RunningBatch]:
         """Removes and returns the stalled batches.

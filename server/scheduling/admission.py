@@ -76,10 +76,15 @@ class Admission:
             ahead += sum(higher.total for higher in queue.priorities[request.priority + 1 :])
         rows = ahead + request.rows
         self._occupancy.update_idle_ratio(now_s)
-        starts = self._start_times(queue, now_s)
+        has_spare_capacity = self._occupancy.idle_ratio > MIN_SPARE_RATIO
+        starts = self._start_times(queue, has_spare_capacity, now_s)
         share = self._share(queue, now_s, queue.batch_penalty)
+        if has_spare_capacity or share.credit_s > MAX_CREDIT_S / 4:  # a burst, which ends
+            candidates: Sequence[Plan] = queue.plans
+        else:
+            candidates = _plans_in_overload(queue, limit_s - now_s)
         plan = None
-        for candidate in self._candidates(queue, share, limit_s - now_s):
+        for candidate in candidates:
             end_s = finish_s(candidate, starts, rows, share)
             request.predicted_s = min(request.predicted_s, end_s)
             if end_s <= limit_s:
@@ -117,27 +122,7 @@ class Admission:
         own_s = min(alone_s(plan, request.rows, plan.latency.p50_s) for plan in queue.plans)
         return now_s + _max_wait_s(queue) + own_s
 
-    def _candidates(self, queue: ModelQueue, share: Share, budget_s: float) -> Sequence[Plan]:
-        """The plans that may be assumed for a request with `budget_s` left, in order of preference.
-
-        All plans, while the device has spare capacity or the model has used less than its share: a
-        burst ends. In lasting overload only one plan: the cheapest per row that has time for one
-        and a half batches, which are the rest of the running batch, on average, and the request's
-        own batch. (Nexus, SOSP 2019, plans with two batches.) Assuming smaller batches would admit
-        requests later and later, until there is time only for small batches, which cost more per
-        row.
-        """
-        if self._has_spare_capacity() or share.credit_s > MAX_CREDIT_S / 4:
-            return queue.plans
-        for number, plan in enumerate(queue.plans):
-            if 1.5 * plan.latency.p50_s(plan.rows) <= budget_s:
-                return queue.plans[number : number + 1]
-        return queue.plans[-1:]
-
-    def _has_spare_capacity(self) -> bool:
-        return self._occupancy.idle_ratio > MIN_SPARE_RATIO
-
-    def _start_times(self, queue: ModelQueue, now_s: float) -> StartTimes:
+    def _start_times(self, queue: ModelQueue, has_spare_capacity: bool, now_s: float) -> StartTimes:
         """When the waiting rows can start.
 
         The time of each instance is known if all instances are alike and nothing else uses the
@@ -150,7 +135,7 @@ class Admission:
         concurrency = queue.groups[0].concurrency(occupancy.units)
         alike = len(queue.groups) == 1 and concurrency > 1
         alone = len(self._queues) == 1 and len(occupancy.running) == sum(queue.running)
-        if not alike or not alone or not self._has_spare_capacity():
+        if not alike or not alone or not has_spare_capacity:
             return StartTimes(mean_s, ())
         busy_s = sorted(now_s + run.remaining_s(now_s) for run in occupancy.running.values())
         return StartTimes(mean_s, [now_s] * (concurrency - len(busy_s)) + busy_s)
@@ -208,6 +193,20 @@ def _too_late(queue: ModelQueue, request: Request) -> str:
     if not request.best_effort:
         return "the deadline cannot be met"
     return f"a request without a deadline waits at most {_max_wait_s(queue):g} s"
+
+
+def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[Plan]:
+    """The plan that may be assumed in lasting overload for a request with `budget_s` left.
+
+    It is the cheapest per row that has time for one and a half batches: the rest of the running
+    batch, on average, and the request's own batch. (Nexus, SOSP 2019, plans with two batches.)
+    Assuming smaller batches would admit requests later and later, until there is time only for
+    small batches, which cost more per row.
+    """
+    for number, plan in enumerate(queue.plans):
+        if 1.5 * plan.latency.p50_s(plan.rows) <= budget_s:
+            return queue.plans[number : number + 1]
+    return queue.plans[-1:]
 
 
 def _others_stay_in_time(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from server.scheduling.admission import Admission
-from server.scheduling.base import Batch, BatchPart, InstanceGroup, Request
+from server.scheduling.base import Batch, InstanceGroup, Request
 from server.scheduling.device_share import DeviceShares
 from server.scheduling.latency import LatencyEstimate
 from server.scheduling.model_queue import ModelQueue
@@ -108,8 +108,10 @@ class DeadlineScheduler:
             return
         queue.batch_finished(batch.group_index)
         queue.latencies[batch.group_index].record(batch.rows, seconds, now_s)
-        device_s = seconds * batch.units / self._occupancy.units
-        self._shares.settle(queue.account, device_s, self._expected_device_s(batch), now_s)
+        device_units = self._occupancy.units
+        device_s = seconds * batch.units / device_units
+        expected_s = batch.expected_s * batch.units / device_units
+        self._shares.settle(queue.account, device_s, expected_s, now_s)
 
     def next_wake_s(self, now_s: float) -> float | None:
         return None  # work never waits for an idle instance
@@ -122,7 +124,7 @@ class DeadlineScheduler:
         """The model that has used the least of its share, among those that can run something."""
         chosen = None
         for queue in self._queues.values():
-            if queue.first() is not None and (
+            if queue.ready_rows and (
                 chosen is None or queue.account.virtual_s < chosen.account.virtual_s
             ):
                 chosen = queue
@@ -174,10 +176,10 @@ class DeadlineScheduler:
     ) -> Batch:
         """Takes up to `size` rows from the queue, fewer if a deadline needs a smaller batch."""
         latency = queue.latencies[group_index]
-        parts: list[BatchPart] = []
-        rows = 0
+        rows = min(size, first.rows - first.taken_rows)
+        parts = [queue.take_from_first(first, rows)]
         while rows < size and (request := queue.first()) is not None:
-            if parts and not request.best_effort and request.deadline_s < first.deadline_s:
+            if not request.best_effort and request.deadline_s < first.deadline_s:
                 # Lower priority, but an earlier deadline: the batch must not make it late.
                 left_s = request.deadline_s - now_s
                 in_time = latency.profile.largest_batch(left_s / latency.p99_factor)
@@ -192,11 +194,8 @@ class DeadlineScheduler:
         batch = Batch(queue.model, group_index, units, parts, rows, expected_s)
         queue.batch_started(group_index)
         self._occupancy.start(batch, now_s)
-        self._shares.charge(queue.account, self._expected_device_s(batch))
+        self._shares.charge(queue.account, expected_s * units / self._occupancy.units)
         return batch
-
-    def _expected_device_s(self, batch: Batch) -> float:
-        return batch.expected_s * batch.units / self._occupancy.units
 
     def _free_instances(self, queue: ModelQueue, group_index: int) -> int:
         """Instances of a group that are free and for which units are free."""

@@ -106,3 +106,5 @@ class ModelQueue:
         self.rows -= rows
         if request.is_ready:
             self.ready_rows -= rows
+            if not self.ready_rows:
+                self._ready.clear()  # only cancelled requests are left

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from server.scheduling.base import Batch
 
 IDLE_WINDOW_S = 0.3  # time constant of the average idle ratio
 
 
-class RunningBatch(NamedTuple):
-    """A batch that runs, and its expected end."""
+@dataclass(slots=True, eq=False)
+class RunningBatch:
+    """The units that a batch occupies, and its expected end."""
 
     units: int
     ends_s: float
