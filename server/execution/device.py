@@ -46,8 +46,7 @@ class Reservation:
         return self._request.started_s > 0
 
     async def run(self, pixels: Pixels | RowSource) -> ExecutionResult:
-        """Classifies [N, H, W, C] uint8 and waits for the result. N is the number of rows that were
-        admitted.
+        """Classifies [N, H, W, C] uint8 and waits for the result. N rows must have been admitted.
 
         Raises Overloaded if the deadline cannot be met any more, EngineFailure, ModelNotReady, or
         what the `RowSource` raises. If the caller is cancelled, its rows do not run.
@@ -92,7 +91,7 @@ class DeviceExecutor:
         """`loop_lag` counts the results that wait for the event loop."""
         self.device = device
         self.lost_reason = ""  # why this process cannot use the device any more
-        self.response_delay = ResponseDelayEstimator()  # whoever sends the responses records them
+        self.response_delay = ResponseDelayEstimator()  # the API records each response
         self._scheduler = scheduler
         self._responses = Responses(scheduler, loop_lag or LoopLag(), tracing)
         self._running = RunningBatches(units)
@@ -196,7 +195,7 @@ class DeviceExecutor:
                 self._fail_engine(run.engine, reason)
 
     def stop(self) -> None:
-        """Ends `watch_for_stalls` and the timer."""
+        """Ends `watch_for_stalls` and cancels the timer."""
         self._is_watching = False
         self._wake_timer.cancel()
 
@@ -316,8 +315,10 @@ class DeviceExecutor:
 def profile_groups(
     engine: Engine, measure: Callable[[Instance, int], float]
 ) -> list[InstanceGroup]:
-    """The engine's instance groups with their profiles. `measure(instance, rows)` returns
-    seconds."""
+    """The engine's instance groups with their profiles.
+
+    `measure(instance, rows)` returns the seconds of one batch.
+    """
     groups = []
     for instances in instances_by_units(engine):
         sizes = planned_sizes(engine.max_batch)

@@ -12,7 +12,7 @@ from server.telemetry.metrics import ModelMetrics
 
 @dataclass(slots=True, eq=False)
 class EngineState:
-    """An engine that is served: its idle instances, the number of running batches, its end."""
+    """An engine that is served: its idle instances, its running batches, and whether it failed."""
 
     name: str
     engine: Engine

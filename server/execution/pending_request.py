@@ -1,4 +1,4 @@
-"""A request while it is queued and runs, and its result."""
+"""A request while it waits and runs, and its result."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class PendingRequest(Request):
 def fill(instance: Instance, batch: Batch, now_s: float) -> list[tuple[PendingRequest, Exception]]:
     """Copies the pixels of all requests into the input memory of the instance.
 
-    Returns the requests whose pixels are gone. Their rows of the batch keep old contents.
+    Returns the requests whose pixels cannot be read. Their rows keep the pixels of an older batch.
     """
     failures: list[tuple[PendingRequest, Exception]] = []
     row = 0

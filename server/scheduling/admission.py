@@ -22,12 +22,14 @@ MIN_ACTIVE_RATIO = 0.01  # a model that used less of the device lately is idle
 # A request without a deadline is refused if it would wait longer than this for other requests: as a
 # multiple of the model's latency objective, and at least in seconds (64 clients of a slow network
 # wait for 3 s).
-MAX_WAIT_OBJECTIVES = 10
-MIN_MAX_WAIT_S = 10.0
+WAIT_LIMIT_OBJECTIVES = 10
+MIN_WAIT_LIMIT_S = 10.0
 
 
 class Admission:
-    """Decides whether a request can be admitted. It changes nothing but the request.
+    """Decides whether a request can be admitted.
+
+    It changes only the request, and updates the idle ratio of the device.
 
     A request is admitted if its answer is expected in time and if the admitted requests of its
     priority behind it stay in time. Requests of lower priorities may expire because of it.
@@ -120,7 +122,7 @@ class Admission:
         if not request.best_effort:
             return request.deadline_s
         own_s = min(alone_s(plan, request.rows, plan.latency.p50_s) for plan in queue.plans)
-        return now_s + _max_wait_s(queue) + own_s
+        return now_s + _wait_limit_s(queue) + own_s
 
     def _start_times(self, queue: ModelQueue, has_spare_capacity: bool, now_s: float) -> StartTimes:
         """When the waiting rows can start.
@@ -141,8 +143,10 @@ class Admission:
         return StartTimes(mean_s, [now_s] * (concurrency - len(busy_s)) + busy_s)
 
     def _share(self, queue: ModelQueue, now_s: float, penalty: float = 1.0) -> Share:
-        """The device time that this model can count on. `penalty` is the time per row, relative to
-        the plan."""
+        """The device time that this model can count on.
+
+        `penalty` is the time per row, relative to the plan.
+        """
         if len(self._queues) == 1:
             return Share(1.0 / penalty, 0.0)
         others_ratio = others_weight = 0.0
@@ -184,15 +188,15 @@ class Admission:
         return min(finish_s(plan, starts, max(1, rows), share) for plan in queue.plans)
 
 
-def _max_wait_s(queue: ModelQueue) -> float:
+def _wait_limit_s(queue: ModelQueue) -> float:
     """How long a request without a deadline waits for other requests at most."""
-    return max(MAX_WAIT_OBJECTIVES * queue.objective_s, MIN_MAX_WAIT_S)
+    return max(WAIT_LIMIT_OBJECTIVES * queue.objective_s, MIN_WAIT_LIMIT_S)
 
 
 def _too_late(queue: ModelQueue, request: Request) -> str:
     if not request.best_effort:
         return "the deadline cannot be met"
-    return f"a request without a deadline waits at most {_max_wait_s(queue):g} s"
+    return f"a request without a deadline waits at most {_wait_limit_s(queue):g} s"
 
 
 def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[Plan]:

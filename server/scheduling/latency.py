@@ -35,8 +35,7 @@ class LatencyProfile:
             self._by_rows.append(value)
 
     def __call__(self, rows: int) -> float:
-        """Seconds for a batch of `rows`. Beyond the largest measured size, it grows in
-        proportion."""
+        """Seconds for a batch of `rows`, in proportion beyond the largest measured size."""
         largest = len(self._by_rows) - 1
         if rows <= largest:
             return self._by_rows[rows]

@@ -51,8 +51,10 @@ def make_plans(
 
 
 def alone_s(plan: Plan, rows: int, batch_s: Callable[[int], float]) -> float:
-    """Seconds that `rows` take on an idle device. `batch_s` gives the run time of the last
-    batch."""
+    """Seconds that `rows` take on an idle device.
+
+    `batch_s` gives the run time of the last batch.
+    """
     last = min(plan.rows, rows)
     return (rows - last) * plan.row_s + batch_s(last)
 

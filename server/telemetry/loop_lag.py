@@ -6,7 +6,9 @@ from server.telemetry.clock import clock
 
 
 class LoopLag:
-    """Predicts the wait of a task for the event loop: the tasks that wait, times the time of each.
+    """Predicts how long a new task waits for the event loop.
+
+    The prediction is the number of waiting tasks multiplied by the recent time per task.
 
     Tasks are calls to start and answers to send. One object serves all calls of a server. Use it on
     the event loop's thread only.

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from server.errors import DeadlineUnreachable, Overloaded
-from server.scheduling.admission import MIN_MAX_WAIT_S
+from server.scheduling.admission import MIN_WAIT_LIMIT_S
 from server.scheduling.base import InstanceGroup, Request
 from server.scheduling.deadline import DeadlineScheduler
 from server.scheduling.device_share import Share
@@ -94,15 +94,15 @@ def test_a_request_without_a_deadline_is_ordered_by_the_objective_and_never_expi
 def test_a_request_without_a_deadline_waits_at_most_10_s_for_others() -> None:
     scheduler = deadline_scheduler(ONE)
     row_s = ONE.groups[0].profile(8) / 8
-    many = math.ceil(1.5 * MIN_MAX_WAIT_S / row_s)
+    many = math.ceil(1.5 * MIN_WAIT_LIMIT_S / row_s)
     first = enqueue(scheduler, Request(many, 0.0))  # runs longer than the maximum wait
     start(scheduler)
     with pytest.raises(Overloaded, match="without a deadline waits at most 10 s: ") as refusal:
         scheduler.admit(MODEL, Request(many, 0.0), 0.0)
     retry_after_s = refusal.value.retry_after_s
-    assert 0.5 * MIN_MAX_WAIT_S < retry_after_s < 0.51 * MIN_MAX_WAIT_S
+    assert 0.5 * MIN_WAIT_LIMIT_S < retry_after_s < 0.51 * MIN_WAIT_LIMIT_S
     scheduler.cancel(MODEL, first)
-    enqueue(scheduler, Request(math.floor(0.9 * MIN_MAX_WAIT_S / row_s), 0.0))
+    enqueue(scheduler, Request(math.floor(0.9 * MIN_WAIT_LIMIT_S / row_s), 0.0))
     enqueue(scheduler, Request(many, 0.0))  # its own run time does not count
     with pytest.raises(Overloaded, match="without a deadline"):
         scheduler.admit(MODEL, Request(1, 0.0), 0.0)
