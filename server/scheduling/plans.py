@@ -74,7 +74,7 @@ def finish_s(plan: Plan, starts: StartTimes, rows: int, share: Share) -> float:
     latency = plan.latency
     work_s = before * plan.row_s
     batch_s = latency.profile(plan.rows)
-    last_s = batch_s if before else latency.profile(rows)  # behind a full batch, a full one
+    last_s = batch_s if before else latency.profile(rows)  # after full batches, assume a full one
     # Variances add up: one batch in each of work_s / batch_s rounds, and the last batch.
     distance = 0.5 * (latency.p99_factor - latency.p50_factor)
     spread_s = distance * math.sqrt(last_s**2 + work_s * batch_s)
