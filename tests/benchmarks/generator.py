@@ -1,10 +1,10 @@
-"""Command: how many calls a second clients/bench.py can send, and at what cost.
+"""Command: measures how many calls per second the load generator can send, and at what cost.
 
     python -m tests.benchmarks.generator
 
-The server answers the same bytes to everybody, in a process of its own on the same machine; so the
-figures are what this machine gives to both. Closed loops find the most; open loops at shares of it
-say how late calls leave.
+The server answers every call with the same bytes. It runs in a process of its own on the same
+machine, so both share the machine. Closed loops find the maximum; open loops at fractions of the
+maximum show how late calls are sent.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from convserve_client.reports.tables import print_runs
 ROOT = Path(__file__).resolve().parent.parent.parent
 CALLERS = 32  # of each process
 PROCESSES = (1, 2)
-SHARES = (0.25, 0.5, 0.75)
+FRACTIONS = (0.25, 0.5, 0.75)
 
 
 @contextmanager
 def null_server() -> Iterator[str]:
-    """The target of a server that does nothing, in a process of its own."""
+    """Target of a server that does nothing, in a process of its own."""
     with subprocess.Popen(
         [sys.executable, "-m", "tests.benchmarks.null_server"],
         cwd=ROOT,
@@ -55,7 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seconds", type=positive, default=4.0, help="of each run (%(default)g)")
+    parser.add_argument(
+        "--seconds", type=positive, default=4.0, help="duration of each run (%(default)g)"
+    )
     args = parser.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     with null_server() as target:
@@ -67,13 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_in_flight=10_000,
         )
         for processes in PROCESSES:
-            console.print(f"{processes} sending: at most")
-            most = run_loop(
+            console.print(f"{processes} worker process(es): maximum")
+            maximum = run_loop(
                 measure(replace(plan, processes=processes, concurrency=CALLERS * processes))
             )
-            reports: list[Report] = [most]
-            for share in SHARES:
-                rate_hz = share * most.summary.calls_hz
+            reports: list[Report] = [maximum]
+            for fraction in FRACTIONS:
+                rate_hz = fraction * maximum.summary.calls_hz
                 one = replace(plan, processes=processes, concurrency=None, rate_hz=rate_hz)
                 reports.append(run_loop(measure(one)))
             print_runs(reports, console)
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if report.summary.lag_p99_s is not None and report.client_cpu_s_per_call:
                     console.print(
                         f"  {report.summary.calls_hz:,.0f} /s: "
-                        f"{report.client_cpu_s_per_call * 1e6:.0f} us of CPU a call, "
+                        f"{report.client_cpu_s_per_call * 1e6:.0f} us of CPU per call, "
                         f"sent late by {report.summary.lag_p99_s * 1e3:.2f} ms (p99)"
                     )
     return 0

@@ -1,9 +1,9 @@
-"""Command: a server of the contract that does nothing, to find out what a generator can send.
+"""Command: server of the contract that does nothing, to measure the load generator.
 
     python -m tests.benchmarks.null_server
 
-Prints its port. Every Classify gets the same bytes; it ends when its standard input does. It is the
-served transport without what it serves: grpcio's server would be the limit before the generator is.
+Prints its port and ends with its standard input. Every Classify gets the same bytes. It uses
+convserve's transport, because grpcio's server would be slower than the generator.
 """
 
 import asyncio

@@ -6,8 +6,8 @@ import pytest
 
 
 @pytest.fixture
-def nobody() -> str:
-    """An address where nothing listens."""
+def unused_target() -> str:
+    """A target without a server."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return f"127.0.0.1:{taken.getsockname()[1]}"

@@ -68,7 +68,7 @@ async def test_the_command_warns_about_an_untrained_model(
 
 
 async def test_the_command_fails_in_one_plain_line(
-    tmp_path: Path, nobody: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, unused_target: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "pet.jpg").write_bytes(b"image")
     image, missing = str(tmp_path / "pet.jpg"), str(tmp_path / "nosuch.jpg")
@@ -77,7 +77,7 @@ async def test_the_command_fails_in_one_plain_line(
         for arguments, said in (
             ((image, "--target", target), "other, small"),
             ((missing, "--target", target, "--model", "small"), "nosuch.jpg"),
-            ((image, "--target", nobody, "--timeout-s", "2"), nobody),
+            ((image, "--target", unused_target, "--timeout-s", "2"), unused_target),
         ):
             assert await run_command(*arguments) == 1
             shown = capsys.readouterr()

@@ -90,9 +90,9 @@ async def test_one_image_needs_no_list(alone: Image) -> None:
     ],
 )
 async def test_wrong_pixels_are_rejected_before_sending(
-    image: Image, field: str, given: str, nobody: str
+    image: Image, field: str, given: str, unused_target: str
 ) -> None:
-    async with AsyncClient(nobody) as client:
+    async with AsyncClient(unused_target) as client:
         with pytest.raises(InvalidInput) as refused:
             await client.classify(image, model="small")
     (violation,) = refused.value.violations
@@ -100,8 +100,8 @@ async def test_wrong_pixels_are_rejected_before_sending(
     assert given in violation.description
 
 
-async def test_values_that_do_not_fit_the_message_are_invalid_input(nobody: str) -> None:
-    async with AsyncClient(nobody) as client:
+async def test_values_that_do_not_fit_the_message_are_invalid_input(unused_target: str) -> None:
+    async with AsyncClient(unused_target) as client:
         with pytest.raises(InvalidInput):
             await client.classify(b"", model="small", top_k=-1)
         with pytest.raises(InvalidInput):
@@ -137,10 +137,10 @@ async def test_version_label_and_priority_are_sent() -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [0, -1, math.inf, math.nan])
-async def test_every_call_needs_a_finite_timeout(timeout_s: float, nobody: str) -> None:
+async def test_every_call_needs_a_finite_timeout(timeout_s: float, unused_target: str) -> None:
     with pytest.raises(ValueError, match="every call ends"):
-        AsyncClient(nobody, timeout_s=timeout_s)
-    async with AsyncClient(nobody) as client:
+        AsyncClient(unused_target, timeout_s=timeout_s)
+    async with AsyncClient(unused_target) as client:
         with pytest.raises(ValueError, match="every call ends"):
             await client.classify(b"", model="small", timeout_s=timeout_s)
 
@@ -216,14 +216,14 @@ async def test_wait_ready_returns_when_the_model_is_ready() -> None:
         await waiting
 
 
-async def test_wait_ready_works_before_the_server_starts(nobody: str) -> None:
+async def test_wait_ready_works_before_the_server_starts(unused_target: str) -> None:
     service = ScriptedClassifier()
     await service.health.set("", health_pb2.HealthCheckResponse.SERVING)
-    async with AsyncClient(nobody) as client:
+    async with AsyncClient(unused_target) as client:
         with pytest.raises(DeadlineExceeded, match="no connection"):
             await client.wait_ready(0.1)
         waiting = asyncio.create_task(client.wait_ready(20))
-        async with serving(service, port=int(nobody.rpartition(":")[2])):
+        async with serving(service, port=int(unused_target.rpartition(":")[2])):
             await waiting
 
 

@@ -32,10 +32,10 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 @pytest.mark.parametrize("code", [c for c in grpc.StatusCode if c is not grpc.StatusCode.OK])
 async def test_every_status_raises_its_error(code: grpc.StatusCode) -> None:
     async with (
-        serving(ScriptedClassifier(refuse(code, "so it is"))) as target,
+        serving(ScriptedClassifier(refuse(code, "the reason"))) as target,
         AsyncClient(target, retry=NO_RETRY) as client,
     ):
-        with pytest.raises(ClassifierError, match="so it is") as failure:
+        with pytest.raises(ClassifierError, match="the reason") as failure:
             await client.classify(b"", model="small")
     assert type(failure.value) is ERRORS.get(code, ClassifierError)
     assert failure.value.code is code
@@ -69,8 +69,8 @@ async def test_invalid_input_names_the_fields() -> None:
 @pytest.mark.parametrize(
     "garbled",
     [
-        b"\xff\xff\xff",  # no google.rpc.Status
-        # one whose only detail says RetryInfo and is none
+        b"\xff\xff\xff",  # not a google.rpc.Status
+        # a Status with a RetryInfo that cannot be decoded
         b"\x1a\x32\x0a\x28type.googleapis.com/google.rpc.RetryInfo\x12\x06\xff\xff\xff\xff\xff\xff",
     ],
 )
@@ -107,7 +107,7 @@ async def test_a_request_too_large_for_the_server_is_invalid_input(message: str)
         with pytest.raises(InvalidInput, match="allowed") as refused:
             await client.classify(b"", model="small")
     assert refused.value.retry_after_s is None
-    assert len(service.requests) == 1, "it would be as large the next time"
+    assert len(service.requests) == 1, "a retry would be as large"
 
 
 async def test_a_message_over_the_clients_limit_is_invalid_input() -> None:
@@ -121,8 +121,8 @@ async def test_a_message_over_the_clients_limit_is_invalid_input() -> None:
     assert service.requests == []
 
 
-async def test_a_target_without_a_server_is_unreachable(nobody: str) -> None:
-    async with AsyncClient(nobody, retry=NO_RETRY) as client:
+async def test_a_target_without_a_server_is_unreachable(unused_target: str) -> None:
+    async with AsyncClient(unused_target, retry=NO_RETRY) as client:
         with pytest.raises(ServerUnreachable) as failure:
             await client.classify(b"", model="small")
     assert failure.value.code is UNAVAILABLE

@@ -33,7 +33,7 @@ EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 class VirtualTime:
-    """A clock that only sleeping moves."""
+    """A clock that moves only when the client sleeps."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -117,7 +117,7 @@ async def test_unavailable_is_retried_without_retry_info() -> None:
     "code", [c for c in grpc.StatusCode if c not in (grpc.StatusCode.OK, UNAVAILABLE)]
 )
 async def test_no_other_status_is_retried(code: grpc.StatusCode) -> None:
-    """RESOURCE_EXHAUSTED is among them: without a hint it need not be about load."""
+    """This includes RESOURCE_EXHAUSTED: without a requested wait it may be a quota or a limit."""
     service = ScriptedClassifier(refuse(code))
     time = VirtualTime()
     async with serving(service) as target, retrying(target, time) as client:
@@ -146,8 +146,8 @@ async def test_each_attempt_gets_only_the_remaining_time() -> None:
     ):
         await client.classify(b"", model="small", timeout_s=9)
     assert len(service.time_left_s) == 3
-    for left_s, most_s in zip(service.time_left_s, (9, 6, 3), strict=True):
-        assert left_s <= 1.01 * most_s  # gRPC sends it rounded up, by 1 % at most
+    for left_s, max_s in zip(service.time_left_s, (9, 6, 3), strict=True):
+        assert left_s <= 1.01 * max_s  # gRPC rounds it up, by at most 1 %
 
 
 async def test_retries_never_go_past_the_deadline() -> None:
@@ -231,7 +231,7 @@ def test_an_invalid_retry_policy_is_rejected(wrong: dict[str, float]) -> None:
         RetryPolicy(**wrong)  # type: ignore[arg-type]
 
 
-async def test_time_spent_before_sending_counts_against_the_deadline(nobody: str) -> None:
+async def test_time_spent_before_sending_counts_against_the_deadline(unused_target: str) -> None:
     time = VirtualTime()
 
     class SlowDisk:
@@ -239,6 +239,6 @@ async def test_time_spent_before_sending_counts_against_the_deadline(nobody: str
             time.now_s += 6
             return __file__
 
-    async with retrying(nobody, time) as client:
+    async with retrying(unused_target, time) as client:
         with pytest.raises(DeadlineExceeded, match="before"):
             await client.classify(SlowDisk(), model="small", timeout_s=5)

@@ -59,8 +59,8 @@ async def test_the_sync_client_raises_the_same_errors() -> None:
             await asyncio.to_thread(ask)
 
 
-async def test_the_sync_client_works_while_an_event_loop_is_running(nobody: str) -> None:
-    with Client(nobody, retry=NO_RETRY) as client, pytest.raises(ServerUnreachable):
+async def test_the_sync_client_works_while_an_event_loop_is_running(unused_target: str) -> None:
+    with Client(unused_target, retry=NO_RETRY) as client, pytest.raises(ServerUnreachable):
         client.list_models()
 
 

@@ -108,7 +108,7 @@ async def test_request_classes_are_sent_by_weight_and_reported_separately() -> N
     assert sum(counts) == report.summary.total == len(service.requests)
     assert 2 < counts[0] / counts[1] < 4.5  # the seed is fixed
     sent = [(request.pixels.count, request.priority) for request in service.requests]
-    assert {kind: sent.count(kind) for kind in set(sent)} == {(2, 3): counts[0], (1, 0): counts[1]}
+    assert {one: sent.count(one) for one in set(sent)} == {(2, 3): counts[0], (1, 0): counts[1]}
 
 
 async def test_a_load_that_the_generator_cannot_send_is_not_valid() -> None:

@@ -11,8 +11,8 @@ from convserve_client.loadgen.plan import combine
 
 
 def test_a_mix_is_every_combination_with_its_weight() -> None:
-    kinds = combine([("a", 3.0), ("b", 1.0)], [(1, 1.0), (8, 0.5)], [(0, 1.0)], [(50.0, 1.0)])
-    assert [(one.model, one.images, one.weight) for one in kinds] == [
+    classes = combine([("a", 3.0), ("b", 1.0)], [(1, 1.0), (8, 0.5)], [(0, 1.0)], [(50.0, 1.0)])
+    assert [(one.model, one.images, one.weight) for one in classes] == [
         ("a", 1, 3.0),
         ("a", 8, 1.5),
         ("b", 1, 1.0),

@@ -48,22 +48,22 @@ def with_class(index: int, times: Iterator[float]) -> Iterator[tuple[float, int]
 
 
 async def test_a_closed_loop_keeps_the_given_number_of_callers() -> None:
-    now = most = 0
+    in_flight = max_in_flight = 0
     gate = asyncio.Event()
 
     async def count(request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
-        nonlocal now, most
-        now += 1
-        most = max(most, now)
-        if now == 3:
+        nonlocal in_flight, max_in_flight
+        in_flight += 1
+        max_in_flight = max(max_in_flight, in_flight)
+        if in_flight == 3:
             gate.set()
         await gate.wait()
-        now -= 1
+        in_flight -= 1
         return ANSWER
 
     async with prepared_run(ScriptedClassifier(count)) as run:
         await run.closed_loop(3, iter(lambda: 0, None), until_s=run.now_s() + 0.5)
-    assert most == 3
+    assert max_in_flight == 3
 
 
 async def test_an_open_loop_does_not_wait_for_answers() -> None:

@@ -45,8 +45,8 @@ async def test_the_servers_counters_agree_with_the_measurement(
     assert report.metrics.cpu_s is not None
     assert report.server_cpu_s is not None
     assert report.server_cpu_s == pytest.approx(report.metrics.cpu_s, abs=0.3)
-    told = report.as_json()["server_metrics"]
-    assert told["phases_ms"]["compute"]["p50"] <= told["phases_ms"]["compute"]["p99"]
+    as_json = report.as_json()["server_metrics"]
+    assert as_json["phases_ms"]["compute"]["p50"] <= as_json["phases_ms"]["compute"]["p99"]
 
 
 async def test_unreadable_metrics_are_reported_and_do_not_stop_the_run(tmp_path: Path) -> None:

@@ -138,8 +138,13 @@ def test_requested_waits_are_counted_as_given_obeyed_and_successful() -> None:
         ),  # refused twice before it succeeded
         Sample(0.0, 0.0, 0.9, OK, 1, tries=2, retry_after_s=0.1),  # too late
     ]
-    hints = summarise(samples, 0, 1, deadline_s=0.5).retry_after
-    assert (hints.refusals, hints.given, hints.obeyed, hints.answered) == (5, 3, 2, 1)
+    retry_after = summarise(samples, 0, 1, deadline_s=0.5).retry_after
+    assert (
+        retry_after.refusals,
+        retry_after.given,
+        retry_after.obeyed,
+        retry_after.answered,
+    ) == (5, 3, 2, 1)
 
 
 def test_a_batch_counts_once_however_many_calls_it_had() -> None:

@@ -66,18 +66,14 @@ class UnaryCall(Stream):
 
     def __init__(self) -> None:
         super().__init__()
-        self.is_done = True
         self.connection: ClientConnection | None = None  # that carries the call
-        self.deadline_s = 0.0
-        self._reset()
+        self.begin(0.0)
+        self.is_done = True
 
     def begin(self, deadline_s: float) -> None:
         """Called by the channel when it sends the call."""
-        self._reset()
         self.is_done = False
         self.deadline_s = deadline_s
-
-    def _reset(self) -> None:
         self.code = OK  # gRPC's status as a number
         self.message = ""  # of the status
         self.answer = b""
