@@ -2,7 +2,7 @@
 
     architecture = "resnet50"           # a name from model_repo.architectures
     weights = "https://...-0676ba61.pth"  # source of the parameters, see model_repo.weights
-    labels = "imagenet.txt"             # a file in labels/: class names, one per line, by index
+    labels = "imagenet.txt"             # a file in labels/, see model_repo.labels
     objective_ms = 100                  # target latency from request to response
     share = 1                           # part of a shared device: 1 gets twice as much as 0.5
 
@@ -22,7 +22,8 @@
     opt_batch = 64                      # batch size that a GPU engine is tuned for
     max_batch = 256                     # largest batch of a GPU engine
 
-Every key is required, so that no choice depends on a default elsewhere.
+Every key is required, so that no choice depends on a default elsewhere. Blanks around a text do not
+count. Cards may be saved with a byte-order mark and with any line ends.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ import msgspec
 from msgspec import Struct
 
 from model_repo.architectures.registry import find
+from model_repo.labels import read_labels
 from server.images.input_spec import InputSpec
 from server.repository.manifest import MODEL_NAME, SHARE_RANGE
+from server.repository.text import decode_text
 
 CARDS_FOLDER = Path(__file__).parent / "cards"
 LABELS_FOLDER = Path(__file__).parent / "labels"
@@ -79,7 +82,7 @@ class Card:
         if not self.weights:
             raise ValueError("weights must not be empty; give the source of the parameters")
         if not self.labels or not all(label.strip() for label in self.labels):
-            raise ValueError("labels must have at least one line and no empty lines")
+            raise ValueError("labels must be at least one name, and none may be empty")
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels or not all(map(math.isfinite, values)):
                 raise ValueError(
@@ -140,8 +143,8 @@ class _CardFile(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def names(folder: Path = CARDS_FOLDER) -> list[str]:
-    """The names of all cards, sorted."""
-    return sorted(path.stem for path in folder.glob("*.toml"))
+    """The names of all cards, sorted. Skips hidden files, which editors and macOS leave."""
+    return sorted(path.stem for path in _visible_files(folder, "*.toml"))
 
 
 def load(name: str, folder: Path = CARDS_FOLDER, labels: Path = LABELS_FOLDER) -> Card:
@@ -153,7 +156,7 @@ def load(name: str, folder: Path = CARDS_FOLDER, labels: Path = LABELS_FOLDER) -
     path = folder / f"{name}.toml"
     content = path.read_bytes()
     try:
-        file = msgspec.toml.decode(content, type=_CardFile)
+        file = msgspec.toml.decode(decode_text(content), type=_CardFile)
         return _card(name, file, labels, sha256(content).hexdigest())
     except msgspec.ValidationError as error:
         keys = ", ".join(_keys(_CardFile))
@@ -165,15 +168,15 @@ def load(name: str, folder: Path = CARDS_FOLDER, labels: Path = LABELS_FOLDER) -
 def _card(name: str, file: _CardFile, labels: Path, digest: str) -> Card:
     return Card(
         name=name,
-        architecture=file.architecture,
-        weights=file.weights,
-        labels=_read_labels(labels, file.labels),
+        architecture=file.architecture.strip(),
+        weights=file.weights.strip(),
+        labels=_read_labels(labels, file.labels.strip()),
         input=InputSpec(
             height=file.input.height,
             width=file.input.width,
             channels=file.input.channels,
             resize=file.input.resize,
-            interpolation=file.input.interpolation,
+            interpolation=file.input.interpolation.strip(),
         ),
         mean=file.input.mean,
         std=file.input.std,
@@ -187,12 +190,17 @@ def _card(name: str, file: _CardFile, labels: Path, digest: str) -> Card:
 
 
 def _read_labels(folder: Path, name: str) -> tuple[str, ...]:
-    files = sorted(path.name for path in folder.glob("*.txt"))
+    files = sorted(path.name for path in _visible_files(folder, "*.txt"))
     if name not in files:
         raise ValueError(
-            f"labels must be a file in {folder.name}/, one of {', '.join(files)}, not {name!r}"
+            f"labels must be a file in {folder.name}/, one of {', '.join(files) or 'none'}, "
+            f"not {name!r}"
         )
-    return tuple((folder / name).read_text(encoding="utf-8").splitlines())
+    return read_labels(folder / name)
+
+
+def _visible_files(folder: Path, pattern: str) -> list[Path]:
+    return [path for path in folder.glob(pattern) if not path.name.startswith(".")]
 
 
 def _keys(table: type[Struct], prefix: str = "") -> Iterator[str]:

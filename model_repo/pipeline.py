@@ -22,6 +22,7 @@ from model_repo.compile import GPU_BACKENDS, CompileJob, compile_engine
 from model_repo.download import DownloadRetries, WeightsError, WeightsUnavailable, WrongHash
 from model_repo.export import TOP_K, ExportError, ServedNetwork, export, trace
 from model_repo.golden_images import golden_pixels
+from model_repo.labels import repeated_names
 from model_repo.progress import BuildProgress
 from model_repo.weights import Weights
 from server.engines.base import BACKENDS, CompileOptions, backend
@@ -136,6 +137,8 @@ def build(
 def _build_version(name: str, options: BuildOptions, progress: BuildProgress) -> Manifest:
     progress.stage("card")
     card = cards.load(name)
+    for label, indices in repeated_names(card.labels).items():
+        progress.warn(f"classes {', '.join(map(str, indices))} have the same name, {label!r}")
     precisions = {each: _precisions_to_try(each, options) for each in options.backends}
     pixels = options.images(card.input)
 

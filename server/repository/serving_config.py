@@ -21,6 +21,7 @@ from msgspec import Meta, Struct
 
 from server.repository.manifest import MODEL_NAME, InvalidVersion
 from server.repository.reader import read_limited
+from server.repository.text import decode_text
 from server.repository.writer import exclusive_lock, fsync
 
 SERVING_CONFIG_FILE = "serving.json"
@@ -85,7 +86,7 @@ def read_serving_config(home: Path) -> ServingConfig:
     except FileNotFoundError:
         return ServingConfig()
     try:
-        config = msgspec.json.decode(text, type=ServingConfig)
+        config = msgspec.json.decode(decode_text(text), type=ServingConfig)
     except (ValueError, RecursionError) as error:
         raise InvalidVersion(f"{SERVING_CONFIG_FILE} is malformed: {error}") from None
     try:

@@ -146,8 +146,9 @@ def test_the_message_about_a_wrong_card_names_the_mistake(
 
 
 def test_a_card_that_is_not_text_is_rejected(tmp_path: Path) -> None:
-    (tmp_path / "mine.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(CardError, match=r"card mine\.toml: "):
+    (tmp_path / "mine.toml").write_bytes(LENET5.encode() + "# für Läden".encode("latin-1"))
+    line = LENET5.count("\n") + 1
+    with pytest.raises(CardError, match=rf"card mine\.toml: line {line} is not UTF-8 text; save"):
         cards.load("mine", tmp_path)
 
 
@@ -157,15 +158,47 @@ def test_the_message_about_an_unknown_card_lists_the_known_ones(name: str) -> No
         cards.load(name)
 
 
-@pytest.mark.parametrize("name", ["Mine", "my model", ".mine"])
+@pytest.mark.parametrize("name", ["Mine", "my model"])
 def test_a_card_name_must_be_usable_as_a_folder_and_an_argument(tmp_path: Path, name: str) -> None:
     (tmp_path / f"{name}.toml").write_text(LENET5)
     with pytest.raises(CardError, match="name must match"):
         cards.load(name, tmp_path)
 
 
-def test_labels_with_an_empty_line_are_rejected(tmp_path: Path) -> None:
+def test_the_message_about_a_wrong_label_file_names_the_card_the_file_and_the_line(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "digits.txt").write_text("0\n\n2\n")
     (tmp_path / "mine.toml").write_text(LENET5)
-    with pytest.raises(CardError, match="labels must have at least one line and no empty lines"):
+    message = r"card mine\.toml: labels in digits\.txt: line 2 is empty; each line must be"
+    with pytest.raises(CardError, match=message):
+        cards.load("mine", tmp_path, labels=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        LENET5.encode("utf-8-sig"),
+        LENET5.replace("\n", "\r\n").encode("utf-8-sig"),
+        LENET5.replace("\n", "\r\n").encode("utf-16"),
+        LENET5.replace("\n", "\r").encode(),
+        LENET5.replace("\n", " \t\n").encode(),
+        LENET5.replace('"lenet5"', '"lenet5 "').replace('"digits"', '" digits"').encode(),
+        LENET5.replace('"digits.txt"', '"digits.txt "').encode(),
+        LENET5.replace('"bilinear"', '" bilinear"').encode(),
+    ],
+)
+def test_a_card_is_read_whatever_the_editor_adds(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mine.toml").write_bytes(content)
+    card, usual = cards.load("mine", tmp_path), cards.load("lenet5")
+    assert (card.architecture, card.weights) == (usual.architecture, usual.weights)
+    assert (card.labels, card.input) == (usual.labels, usual.input)
+
+
+def test_files_that_editors_and_macos_leave_are_no_cards_and_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text(LENET5)
+    for name in ("._mine.toml", ".#mine.toml", "._digits.txt"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert cards.names(tmp_path) == ["mine"]
+    with pytest.raises(CardError, match="labels must be a file in .*, one of none, not 'digits"):
         cards.load("mine", tmp_path, labels=tmp_path)

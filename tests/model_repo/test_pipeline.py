@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -235,3 +236,15 @@ def test_the_golden_check_detects_an_engine_of_another_network(built_repository:
             golden_check.check(engine, other, record.precision)
     finally:
         engine.close()
+
+
+def test_two_classes_with_one_name_are_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = (*"012345678", "0")
+    card = replace(cards.load("lenet5"), labels=names)
+    monkeypatch.setattr(cards, "load", lambda _: card)
+    progress = RecordedProgress()
+    build("lenet5", BuildOptions(repo=tmp_path, backend="null"), progress)
+    assert progress.warnings == ["classes 0, 9 have the same name, '0'"]
+    assert reader.open_version(tmp_path / "lenet5" / "1").labels == names

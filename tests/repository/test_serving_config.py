@@ -47,6 +47,13 @@ def test_a_malformed_version_policy_is_rejected(text: str) -> None:
         VersionPolicy.parse(text)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_file_saved_by_any_editor_is_read(tmp_path: Path, encoding: str) -> None:
+    text = '{\r\n  "labels": {"stable": 3} \r\n}\r\n\r\n'
+    (tmp_path / "serving.json").write_bytes(text.encode(encoding))
+    assert read_serving_config(tmp_path).version("stable") == 3
+
+
 @pytest.mark.parametrize(
     "text",
     [
