@@ -5,10 +5,10 @@ The functions have no shared state; any number of threads may call them.
 - Resizing and cropping give exactly the result of torchvision's evaluation transforms on a Pillow
   image.
 - Transparent pixels are blended with white. The colour that a file stores below them is often
-  arbitrary.
+  arbitrary. If no pixel is visible, the transparency is ignored: it carries no information.
 - 16-bit samples are reduced to their upper 8 bits. Grey is ITU-R 601 luma. Colour profiles are
   ignored.
-- The Exif orientation of JPEG, PNG and WebP files is applied.
+- The orientation in Exif or XMP metadata is applied.
 """
 
 import warnings
@@ -27,7 +27,7 @@ from PIL import (
 )
 
 from server.errors import InvalidInput
-from server.images.formats import EncodedImage, UnreadableImage, exif_orientation, first_image
+from server.images.formats import EncodedImage, UnreadableImage, first_image
 from server.images.input_spec import DEFAULT_LIMITS, ImageLimits, InputSpec, Pixels
 
 # Import the plugins now. Otherwise the first request makes Pillow search for them.
@@ -46,6 +46,10 @@ MAX_RLE_BYTES = 1 << 20
 # computed. That takes half of the time, but Pillow then changes the order of its two passes, which
 # changes pixels by one level, and by up to 19 levels for noise with bicubic interpolation.
 MAX_WHOLE_RESIZE = 16 << 20
+
+# Least and greatest alpha of an image without a visible pixel. Many programs write BMP files so:
+# they reserve the alpha channel and do not use it.
+NOTHING_VISIBLE = (0, 0)
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
@@ -160,9 +164,6 @@ def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image
             if codec and codec.args == "RGB;16B" and "transparency" in image.info:
                 # Pillow reduces the pixels to 8 bits, but not the transparent colour.
                 image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
-            orientation = file.orientation
-            if name == "WEBP":
-                orientation = exif_orientation(image.info.get("exif", b""))
             plain = _blend_with_white(image, channels)
     except (UnreadableImage, MemoryError):
         raise  # lack of memory is the server's fault, not the client's
@@ -173,7 +174,7 @@ def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image
     except Exception as error:  # Pillow has no common exception for damaged files
         reason = str(error)[:200] or type(error).__name__
         raise UnreadableImage(f"is a {name} that can't be decoded: {reason}") from error
-    return plain.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else plain
+    return plain.transpose(UPRIGHT[file.orientation]) if file.orientation in UPRIGHT else plain
 
 
 def _check_run_length(file_bytes: int, image: Image.Image) -> None:
@@ -190,13 +191,15 @@ def _blend_with_white(image: ImageFile.ImageFile, channels: int) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits; Pillow's conversion would clip at 255
         wide = np.asarray(image)
         grey = (wide >> 8).astype(np.uint8)
-        grey[wide == image.info.get("transparency", -1)] = 255
+        is_transparent = wide == image.info.get("transparency", -1)
+        if not is_transparent.all():
+            grey[is_transparent] = 255
         return Image.fromarray(grey).convert(mode)
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
     layered = image.convert("RGBA")
     alpha = layered.getchannel("A")
-    if alpha.getextrema() == (255, 255):
+    if alpha.getextrema() in ((255, 255), NOTHING_VISIBLE):
         return layered.convert(mode)
     white = Image.new("RGB", layered.size, "white")
     white.paste(layered, mask=alpha)

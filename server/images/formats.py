@@ -3,7 +3,7 @@
 Comments, thumbnails, colour profiles, XMP, further frames and trailing bytes do not change the
 image, but decoders can hang on them: Pillow joins Exif segments in quadratic time, copies every
 Exif tag even if tags overlap, and inflates every text chunk. This module removes them in one pass
-over the file, in bounded time. Of the metadata it reads only the Exif orientation.
+over the file, in bounded time. Of the metadata it reads only the orientation, Exif or XMP.
 """
 
 import re
@@ -12,12 +12,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from zlib import crc32
 
+from server.images.orientation import (
+    EXIF_HEADER,
+    PNG_METADATA,
+    PNG_TEXT,
+    XMP_HEADER,
+    exif_orientation,
+    png_orientation,
+    xmp_orientation,
+)
+
 MAX_PARTS = 16_384  # segments, chunks or blocks; a 20 MiB PNG with 8 KiB chunks has 2,560
 MAX_JPEG_SCANS = 64  # progressive encoders write about 10
 MAX_JPEG_SCAN_PIXELS = 512_000_000  # even an empty scan takes 6 ms a megapixel
 MAX_JPEG_TABLE_BYTES = 256 << 10  # quantisation and Huffman tables; most files have 1 to 4 KiB
-
-_EXIF = b"Exif\0\0"
 
 
 class UnreadableImage(Exception):
@@ -31,7 +39,7 @@ class EncodedImage:
     format: str  # Pillow's name
     content: bytes
     size: tuple[int, int] | None = None  # width, height in the header; None: only Pillow knows
-    orientation: int = 1  # Exif, 1 to 8
+    orientation: int = 0  # 1 to 8 as in Exif; 0: not given
 
 
 def first_image(encoded: bytes) -> EncodedImage:
@@ -45,26 +53,6 @@ def first_image(encoded: bytes) -> EncodedImage:
     raise UnreadableImage(f"starts with {encoded[:16]!r}, which is not a supported format")
 
 
-def exif_orientation(exif: bytes) -> int:
-    """The orientation tag of an Exif block; 1 (upright) if it is missing or invalid."""
-    exif = exif.removeprefix(_EXIF)
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(exif[:4])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(order + "I", exif, 4)
-        (entries,) = struct.unpack_from(order + "H", exif, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind = struct.unpack_from(order + "HH", exif, entry)
-            if tag == 0x0112:
-                form = {1: "B", 3: "H", 4: "I"}.get(kind, "H")
-                (value,) = struct.unpack_from(order + form, exif, entry + 8)
-                return value if 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # the image is usable without its Exif block
-    return 1
-
-
 # A marker that starts a segment. Excludes the escape FF 00, fill bytes and restart markers.
 _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
@@ -75,7 +63,7 @@ _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # without DHT, JPG, DA
 def _jpeg(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:2]]
-    size, orientation = None, 0
+    size = exif = xmp = None
     scans = table_bytes = 0
     position = 2
     for _ in range(MAX_PARTS):
@@ -100,8 +88,11 @@ def _jpeg(encoded: bytes) -> EncodedImage:
             following = _JPEG_MARKER.search(encoded, position)
             position = following.start() if following else len(encoded)
             kept.append(view[start:position])
-        elif marker == _APP1 and encoded.startswith(_EXIF, start + 4):
-            orientation = orientation or exif_orientation(encoded[start + 4 : position])
+        elif marker == _APP1:
+            if exif is None and encoded.startswith(EXIF_HEADER, start + 4):
+                exif = exif_orientation(encoded[start + 4 : position])
+            elif xmp is None and encoded.startswith(XMP_HEADER, start + 4):
+                xmp = xmp_orientation(encoded[start + 4 : position])
         elif marker in (_APP0, _APP14) or not (_APP0 <= marker <= _APP15 or marker == _COM):
             # Keep the JFIF and Adobe segments (APP0, APP14): they define the colour space.
             table_bytes += length
@@ -120,7 +111,7 @@ def _jpeg(encoded: bytes) -> EncodedImage:
             f"is a JPEG of {scans} scans of {size[0]:,} x {size[1]:,} pixels; "
             f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans are allowed"
         )
-    return EncodedImage("JPEG", b"".join(kept), size, orientation or 1)
+    return EncodedImage("JPEG", b"".join(kept), size, exif or xmp or 0)
 
 
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
@@ -129,7 +120,7 @@ _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 def _png(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:8]]
-    orientation = 1
+    metadata: dict[bytes, tuple[bytes, memoryview]] = {}
     position = 8
     if encoded[12:16] != b"IHDR":
         raise UnreadableImage("is a PNG that does not start with an IHDR chunk")
@@ -141,14 +132,22 @@ def _png(encoded: bytes) -> EncodedImage:
             raise UnreadableImage(f"is a PNG with a wrong checksum in its {kind!r} chunk")
         if kind in _PNG_KEPT:
             kept.append(view[position:end])
-        elif kind == b"eXIf":
-            orientation = exif_orientation(encoded[position + 8 : end - 4])
+        else:
+            name = kind
+            if kind in PNG_TEXT:
+                name = encoded[position + 8 : position + 88].partition(b"\0")[0]  # its keyword
+            if name in PNG_METADATA:
+                metadata.setdefault(name, (kind, view[position + 8 : end - 4]))
         if kind == b"IEND":
             break
         position = end
     else:
         raise UnreadableImage(f"is a PNG with more than {MAX_PARTS:,} chunks")
-    return EncodedImage("PNG", b"".join(kept), struct.unpack_from(">II", encoded, 16), orientation)
+    size = struct.unpack_from(">II", encoded, 16)
+    return EncodedImage("PNG", b"".join(kept), size, png_orientation(metadata))
+
+
+_GIF_XMP = b"!\xff\x0bXMP DataXMP"  # an application extension
 
 
 def _gif(encoded: bytes) -> EncodedImage:
@@ -156,12 +155,12 @@ def _gif(encoded: bytes) -> EncodedImage:
     position = 13 + (6 << (flags & 7) if flags & 0x80 else 0)
     kept = encoded[:position]
     control = b""
-    blocks = 0
+    blocks = xmp = 0
     while blocks < MAX_PARTS:
         blocks += 1
         if encoded[position] == ord(","):
             size = struct.unpack_from("<HH", encoded, 6)
-            return EncodedImage("GIF", kept + control + encoded[position:], size)
+            return EncodedImage("GIF", kept + control + encoded[position:], size, xmp)
         if encoded[position] == ord(";"):
             raise UnreadableImage("is a GIF without a frame")
         if encoded[position] != ord("!"):
@@ -174,6 +173,8 @@ def _gif(encoded: bytes) -> EncodedImage:
         position += 1
         if encoded[start + 1] == 0xF9:  # graphic control extension: transparency
             control = encoded[start:position]
+        elif not xmp and encoded.startswith(_GIF_XMP, start):
+            xmp = xmp_orientation(encoded[start + len(_GIF_XMP) : position])
     raise UnreadableImage(f"is a GIF with more than {MAX_PARTS:,} blocks before its first frame")
 
 
@@ -191,7 +192,22 @@ def _webp(encoded: bytes) -> EncodedImage:
         case b"VP8 ":
             width_bits, height_bits = struct.unpack_from("<HH", encoded, 26)
             size = width_bits & 0x3FFF, height_bits & 0x3FFF
-    return EncodedImage("WEBP", encoded, size)
+    return EncodedImage("WEBP", encoded, size, _webp_orientation(encoded))
+
+
+def _webp_orientation(encoded: bytes) -> int:
+    exif = xmp = None
+    position = 12
+    for _ in range(MAX_PARTS):
+        if position + 8 > len(encoded):
+            break
+        kind, length = struct.unpack_from("<4sI", encoded, position)
+        start, position = position + 8, position + 8 + length + length % 2
+        if kind == b"EXIF" and exif is None:
+            exif = exif_orientation(encoded[start:position])
+        elif kind == b"XMP " and xmp is None:
+            xmp = xmp_orientation(encoded[start:position])
+    return exif or xmp or 0
 
 
 def _bmp(encoded: bytes) -> EncodedImage:

@@ -202,3 +202,50 @@ def test_a_transparent_colour_becomes_white(mode: str, transparency: Any) -> Non
 def test_colour_profiles_are_ignored() -> None:
     image = photo().resize((30, 20))
     assert difference(decoded(encoded(image, "PNG", icc_profile=b"no profile")), image) == 0
+
+
+def bmp_with_alpha(header_bytes: int, alpha: int) -> bytes:
+    """A red image of 32 bits a pixel; the header is version 3, 4 or 5, and names an alpha mask."""
+    pixels = bytes([0, 0, 255, alpha]) * 6
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", header_bytes, 3, 2, 1, 32, 3, len(pixels), 0, 0, 0, 0)
+    header = (header + masks).ljust(header_bytes, b"\0")
+    offset = 14 + len(header)
+    return b"BM" + struct.pack("<IHHI", offset + len(pixels), 0, 0, offset) + header + pixels
+
+
+@pytest.mark.parametrize("header_bytes", [56, 108, 124])
+def test_a_bmp_with_an_unused_alpha_channel_is_opaque(header_bytes: int) -> None:
+    file = bmp_with_alpha(header_bytes, 0)
+    assert Image.open(BytesIO(file)).getchannel("A").getextrema() == (0, 0)
+    assert difference(decoded(file), np.full((2, 3, 3), RED)) == 0
+    half = decoded(bmp_with_alpha(header_bytes, 128))
+    assert difference(half, np.full((2, 3, 3), (255, 127, 127))) <= 1
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_an_alpha_channel_without_a_visible_pixel_is_ignored(mode: str, file_format: str) -> None:
+    colour = RED if mode == "RGBA" else (100,)
+    options = {"lossless": True, "exact": True} if file_format == "WEBP" else {}
+    file = encoded(Image.new(mode, (4, 2), (*colour, 0)), file_format, **options)
+    assert difference(decoded(file), np.broadcast_to(colour, (2, 4, 3))) == 0
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "GIF"])
+def test_a_palette_without_a_visible_colour_is_opaque(file_format: str) -> None:
+    image = Image.new("P", (4, 2), 1)
+    image.putpalette([0, 0, 0, *RED])
+    file = encoded(image, file_format, transparency=1)
+    assert difference(decoded(file), np.full((2, 4, 3), RED)) == 0
+
+
+@pytest.mark.parametrize(("colour", "value"), [(0, (258,)), (2, (258, 770, 1))])
+def test_sixteen_bits_without_a_visible_pixel_are_decoded_as_opaque(
+    colour: int, value: tuple[int, ...]
+) -> None:
+    wide = np.full((2, 3, len(value)), value, ">u2")
+    key = chunk(b"tRNS", struct.pack(f">{len(value)}H", *value))
+    file = png(3, 2, depth=16, colour=colour, samples=wide.tobytes(), extra=key)
+    expected = np.broadcast_to((wide >> 8).astype(np.uint8), (2, 3, 3))
+    assert difference(decoded(file), expected) == 0
