@@ -1,4 +1,4 @@
-"""Command: measures a server from outside: answers, latency, throughput and refusals.
+"""Measures a server from outside: answers, latency, throughput and refusals.
 
     convserve-bench --model resnet50 --concurrency 16    closed loop with 16 callers
     convserve-bench --model resnet50 --rate-hz 200       open loop with Poisson arrivals

@@ -1,4 +1,4 @@
-"""Command: classifies image files.
+"""Classifies image files.
 
     convserve-classify cat.jpg dog.png --model resnet50 --top-k 3
 

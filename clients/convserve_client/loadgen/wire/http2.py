@@ -77,9 +77,7 @@ class Stream(ABC):
         self.stream_id = 0
         self.window_change = 0  # change of the send window since the stream began, in bytes
         self.ungranted = 0  # bytes received and not yet returned by a WINDOW_UPDATE
-        self.unsent: memoryview | None = (
-            None  # rest of the request that waits for the server's windows
-        )
+        self.unsent: memoryview | None = None  # rest of the request, blocked by the windows
 
     @abstractmethod
     def headers(self, head: ResponseHead) -> None:
@@ -345,9 +343,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_block(self, stream_id: int, block: bytes, ends: int) -> None:
         try:
-            head = self._decoder.read(
-                block
-            )  # even for a closed stream: the next block depends on it
+            # Also for a closed stream, because later blocks depend on this one.
+            head = self._decoder.read(block)
         except UndecodableHeaders as error:
             raise ProtocolError(COMPRESSION_ERROR, str(error)) from None
         stream = self.streams.get(stream_id)
@@ -468,9 +465,8 @@ class ClientConnection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         self._leave()
-        payload = (
-            bytes(4) + code.to_bytes(4, "big") + why.encode()[:200]
-        )  # last stream 0: the server opened none
+        last_stream = bytes(4)  # 0: the server has opened no streams
+        payload = last_stream + code.to_bytes(4, "big") + why.encode()[:200]
         self._write(_frame(GOAWAY, 0, 0, payload))
         self._flush()
         self._transport.close()
