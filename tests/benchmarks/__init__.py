@@ -1,0 +1,1 @@
+"""Commands that measure the server, its engines and the load generator."""

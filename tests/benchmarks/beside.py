@@ -1,15 +1,15 @@
-"""Command: clients/bench.py beside Triton's perf_analyzer, on one server.
+"""Command: compares clients/bench.py with Triton's perf_analyzer on one server.
 
     python -m tests.benchmarks.beside --repo .demo/engines --model resnet50 --perf-analyzer PATH
 
-Both ask by the Open Inference Protocol, one image of raw pixels a call, for all outputs, and take
-turns; the table has the median of the ratios of neighbouring turns. perf_analyzer is C++ over
-grpc++; `pip install perf-analyzer` has it for machines with glibc 2.38 or newer.
+Both send one image of raw pixels per request by the Open Inference Protocol and receive all
+outputs. They take turns, and the table shows the median of the ratios of adjacent turns.
+perf_analyzer is C++ on grpc++; install it with `pip install perf-analyzer` (glibc 2.38 or newer).
 
-In a closed loop a generator on the cores of its server measures itself as well: what it does not
-spend the server may. So with a small model the two differ by what they cost, and agree at a
-`--rate` that both can keep up with. perf_analyzer counts from when it sends, bench.py from when a
-call was due.
+In a closed loop on shared cores, CPU time that the generator does not use is free for the server.
+So with a small model the results differ by the cost of the generators. At a `--rate` that both can
+keep up with, they agree. perf_analyzer measures latency from when a request is sent, bench.py from
+when it is due.
 """
 
 from __future__ import annotations
@@ -26,25 +26,19 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from rich.console import Console
 from rich.table import Table
 
 from convserve_client.loadgen.argument_types import at_least, positive
-from tests.benchmarks.serving import (
-    CALLERS,
-    ServedEngine,
-    build_if_missing,
-    parser_of,
-    served_engine,
-)
+from tests.benchmarks.options import build_if_missing, command_parser, console
+from tests.benchmarks.targets.served import CALLERS, ServedEngine, served_engine
 
-DEADLINE_MS = 60_000  # bench.py's calls have one; perf_analyzer's do not
-WINDOWS = 3  # of perf_analyzer's, at least; it wants them alike, and we take them as they are
-UNSTABLE = "999"
+DEADLINE_MS = 60_000  # of bench.py's requests; those of perf_analyzer have none
+WINDOWS = 3  # minimum number of measurement windows of perf_analyzer
+STABILITY_PERCENT = "999"  # perf_analyzer accepts windows that differ this much
 
 
 class Figures(NamedTuple):
-    """Of one turn of one generator."""
+    """Result of one turn of one generator."""
 
     calls_hz: float
     p50_ms: float
@@ -52,70 +46,73 @@ class Figures(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = parser_of(__doc__, rounds=5, seconds=6.0)
+    parser = command_parser(__doc__, rounds=5, seconds=6.0)
     add = parser.add_argument
-    add("--perf-analyzer", default="perf_analyzer", help="the program (%(default)s)")
-    add("--callers", type=at_least(1), default=CALLERS, help="of a closed loop (%(default)s)")
-    add("--rate", type=positive, help="calls a second at Poisson times, instead of callers")
+    add("--perf-analyzer", default="perf_analyzer", help="path of the program (%(default)s)")
+    add("--callers", type=at_least(1), default=CALLERS, help="in a closed loop (%(default)s)")
+    add("--rate", type=positive, help="open loop: requests/s at Poisson times, without --callers")
     args = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
+    screen = console()
     repo = args.repo.resolve()
-    build_if_missing(repo, args.model, console)
+    build_if_missing(repo, args.model, screen)
     turns: list[tuple[Figures, Figures]] = []
     with (
         tempfile.TemporaryDirectory() as folder,
         served_engine(repo, args.model) as server,
     ):
         pixels = server.request().images[0].raw.data
-        given = Path(folder) / "image.json"
+        input_file = Path(folder) / "image.json"
         image = {"b64": base64.b64encode(pixels).decode()}
-        given.write_text(json.dumps({"data": [{"image": image}]}))
-        _ours(server, args, 1.0)  # warms up
+        input_file.write_text(json.dumps({"data": [{"image": image}]}))
+        _run_bench(server, args, 1.0)  # warm-up
         for number in range(args.rounds):
             if number % 2:
-                ours = _ours(server, args, args.seconds)
-                theirs = _theirs(server, given, args)
+                bench = _run_bench(server, args, args.seconds)
+                analyzer = _run_perf_analyzer(server, input_file, args)
             else:
-                theirs = _theirs(server, given, args)
-                ours = _ours(server, args, args.seconds)
-            turns.append((theirs, ours))
-            console.print(f"  round {number + 1} of {args.rounds}: {theirs} beside {ours}")
-    console.print(_table(args.model, turns))
+                analyzer = _run_perf_analyzer(server, input_file, args)
+                bench = _run_bench(server, args, args.seconds)
+            turns.append((analyzer, bench))
+            screen.print(
+                f"  round {number + 1} of {args.rounds}: perf_analyzer {analyzer}, bench.py {bench}"
+            )
+    screen.print(_table(args.model, turns))
     return 0
 
 
-def _ours(server: ServedEngine, args: argparse.Namespace, seconds: float) -> Figures:
+def _run_bench(server: ServedEngine, args: argparse.Namespace, seconds: float) -> Figures:
     load: tuple[str, ...] = ("--concurrency", str(args.callers))
     if args.rate:
         load = ("--rate-hz", str(args.rate))
     load += ("--protocol", "oip", "--input", "raw", "--deadline-ms", str(DEADLINE_MS))
     report = server.load(*load, seconds=seconds)
     if set(report["counts"]) != {"OK"}:
-        raise SystemExit(f"bench: not all calls of bench.py were answered: {report['counts']}")
+        raise SystemExit(f"bench: requests of bench.py failed: {report['counts']}")
     latency = report["latency_ms"]
     return Figures(report["calls_hz"], latency["p50"], latency["p99"])
 
 
-def _theirs(server: ServedEngine, given: Path, args: argparse.Namespace) -> Figures:
+def _run_perf_analyzer(server: ServedEngine, input_file: Path, args: argparse.Namespace) -> Figures:
     load = ["--concurrency-range", str(args.callers)]
     if args.rate:
         load = ["--request-rate-range", str(args.rate), "--request-distribution", "poisson"]
     program, seconds = args.perf_analyzer, args.seconds
     command = [program, "-m", server.model, "-i", "grpc", "-u", f"127.0.0.1:{server.port}"]
-    command += ["-p", str(round(seconds * 1e3 / WINDOWS)), "-r", str(WINDOWS), "-s", UNSTABLE]
-    command += ["--async", "--max-threads", str(CALLERS), "--input-data", str(given), *load]
+    command += ["-p", str(round(seconds * 1e3 / WINDOWS)), "-r", str(WINDOWS)]
+    command += ["-s", STABILITY_PERCENT]
+    command += ["--async", "--max-threads", str(CALLERS), "--input-data", str(input_file), *load]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError as error:
         raise SystemExit(f"bench: --perf-analyzer: {error}") from None
-    figures = told(done.stdout)
+    figures = parse_output(done.stdout)
     if figures is None:
-        raise SystemExit(f"bench: {program} measured nothing:\n{done.stdout}{done.stderr}")
+        raise SystemExit(f"bench: {program} printed no results:\n{done.stdout}{done.stderr}")
     return figures
 
 
-def told(text: str) -> Figures | None:
-    """What perf_analyzer says of its calls; None where it says nothing."""
+def parse_output(text: str) -> Figures | None:
+    """The results of the client that perf_analyzer prints; None if there are none."""
     found = [
         re.search(pattern, text)
         for pattern in (r"Throughput: ([\d.]+)", r"p50 latency: (\d+)", r"p99 latency: (\d+)")
@@ -130,13 +127,13 @@ def _table(model: str, turns: Sequence[tuple[Figures, Figures]]) -> Table:
     shown = Table(title=f"{model}: medians of {len(turns)} rounds", title_justify="left")
     for number, heading in enumerate(("", "perf_analyzer", "bench.py", "ratio", "range")):
         shown.add_column(heading, justify="right" if number else "left")
-    for index, name in enumerate(("calls/s", "p50, ms", "p99, ms")):
-        theirs, ours = ([turn[side][index] for turn in turns] for side in (0, 1))
-        ratios = [our / their for their, our in zip(theirs, ours, strict=True)]
+    for index, name in enumerate(("requests/s", "p50, ms", "p99, ms")):
+        analyzer, bench = ([turn[side][index] for turn in turns] for side in (0, 1))
+        ratios = [b / a for a, b in zip(analyzer, bench, strict=True)]
         shown.add_row(
             name,
-            f"{median(theirs):,.2f}",
-            f"{median(ours):,.2f}",
+            f"{median(analyzer):,.2f}",
+            f"{median(bench):,.2f}",
             f"{median(ratios):.3f}",
             f"{min(ratios):.3f} to {max(ratios):.3f}",
         )

@@ -1,15 +1,14 @@
-"""Command: measures how many calls per second the load generator can send, and at what cost.
+"""Command: throughput of the load generator (clients/bench.py), and its CPU time per request.
 
     python -m tests.benchmarks.generator
 
-The server answers every call with the same bytes. It runs in a process of its own on the same
-machine, so both share the machine. Closed loops find the maximum; open loops at fractions of the
-maximum show how late calls are sent.
+The target is a server that does nothing, in another process on the same machine. So generator and
+server share the CPU. Closed loops measure the maximum rate. Open loops at fractions of this rate
+measure how late the requests are sent.
 """
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,26 +16,25 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from convserve_client.loadgen.argument_types import positive
 from convserve_client.loadgen.event_loop import run_loop
 from convserve_client.loadgen.measure import measure
 from convserve_client.loadgen.plan import Plan, RequestClass
 from convserve_client.loadgen.results.report import Report
 from convserve_client.reports.tables import print_runs
+from tests.benchmarks.options import console, plain_parser
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-CALLERS = 32  # of each process
+CALLERS = 32  # per process
 PROCESSES = (1, 2)
-FRACTIONS = (0.25, 0.5, 0.75)
+FRACTIONS = (0.25, 0.5, 0.75)  # of the maximum rate
 
 
 @contextmanager
 def null_server() -> Iterator[str]:
-    """Target of a server that does nothing, in a process of its own."""
+    """Address of a server that does nothing, in another process."""
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.benchmarks.null_server"],
+        [sys.executable, "-m", "tests.benchmarks.targets.null_server"],
         cwd=ROOT,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -52,14 +50,11 @@ def null_server() -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--seconds", type=positive, default=4.0, help="duration of each run (%(default)g)"
-    )
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add("--seconds", type=positive, default=4.0, help="length of each run (%(default)g)")
     args = parser.parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
+    screen = console(width=120)
     with null_server() as target:
         plan = Plan(
             target=target,
@@ -69,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             max_in_flight=10_000,
         )
         for processes in PROCESSES:
-            console.print(f"{processes} worker process(es): maximum")
+            screen.print(f"{processes} worker processes: maximum rate")
             maximum = run_loop(
                 measure(replace(plan, processes=processes, concurrency=CALLERS * processes))
             )
@@ -78,12 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 rate_hz = fraction * maximum.summary.calls_hz
                 one = replace(plan, processes=processes, concurrency=None, rate_hz=rate_hz)
                 reports.append(run_loop(measure(one)))
-            print_runs(reports, console)
+            print_runs(reports, screen)
             for report in reports:
                 if report.summary.lag_p99_s is not None and report.client_cpu_s_per_call:
-                    console.print(
-                        f"  {report.summary.calls_hz:,.0f} /s: "
-                        f"{report.client_cpu_s_per_call * 1e6:.0f} us of CPU per call, "
+                    screen.print(
+                        f"  {report.summary.calls_hz:,.0f} requests/s: "
+                        f"{report.client_cpu_s_per_call * 1e6:.0f} us of CPU time per request, "
                         f"sent late by {report.summary.lag_p99_s * 1e3:.2f} ms (p99)"
                     )
     return 0

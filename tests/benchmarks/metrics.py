@@ -1,4 +1,4 @@
-"""Command: what the counting costs: every instrument that one call and its batch touch.
+"""Command: cost of the metrics of one request and its batch, and of a scrape.
 
 python -m tests.benchmarks.metrics
 """
@@ -10,7 +10,7 @@ from server.telemetry.metrics import Metrics
 
 
 def call_cost_s(calls: int) -> float:
-    """Seconds for a call alone in its batch, answered in time."""
+    """Seconds for a request that is alone in its batch and answered in time."""
     metrics = Metrics()
     model = metrics.model("m")
     count = metrics.requests.labels("m", "1", "Classify", "OK")
@@ -42,5 +42,5 @@ def _seconds(function: Callable[[], object], times: int) -> float:
 
 
 if __name__ == "__main__":
-    print(f"a call: {min(call_cost_s(20_000) for _ in range(5)) * 1e6:.2f} us")
-    print(f"a scrape of ten models: {min(render_s() for _ in range(3)) * 1e3:.1f} ms")
+    print(f"one request: {min(call_cost_s(20_000) for _ in range(5)) * 1e6:.2f} us")
+    print(f"one scrape of ten models: {min(render_s() for _ in range(3)) * 1e3:.1f} ms")

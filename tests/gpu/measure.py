@@ -12,7 +12,7 @@ import torch
 
 from model_repo import cards
 from server.engines.base import backend
-from tests.benchmarks.bare import newest_version
+from tests.benchmarks.targets.bare import newest_version
 from tests.gpu.measuring.checks import (
     check_damaged_plans,
     check_deviation,

@@ -25,7 +25,7 @@ from server.models.loader import preference
 from server.process.cores import available_cores
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord
-from tests.benchmarks.bare import newest_version
+from tests.benchmarks.targets.bare import newest_version
 from tests.gpu.measuring.report import Results
 
 BUILD_FROM_ONNX = ("tensorrt", "openvino")  # backends that can add an engine to a version

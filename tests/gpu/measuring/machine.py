@@ -11,7 +11,7 @@ import torch
 from server.engines.base import backend
 from server.engines.tensorrt.cuda import Cuda, CudaError, GpuUnavailable
 from server.process.cores import available_cores
-from tests.benchmarks.bare import processor
+from tests.benchmarks.targets.bare import processor
 from tests.gpu.measuring.report import Results
 from tests.gpu.measuring.timing import time_runs
 

@@ -15,7 +15,7 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import ServedNetwork, trace
 from server.engines.base import Engine, Outputs
 from server.process.cores import available_cores
-from tests.benchmarks.bare import keep_busy
+from tests.benchmarks.targets.bare import keep_busy
 from tests.gpu.measuring.engines import new_network, newest_engine, preferred_by_server
 from tests.gpu.measuring.measurement_run import MeasurementRun
 from tests.gpu.measuring.report import Results
@@ -92,7 +92,9 @@ def measure_server(run: MeasurementRun, name: str) -> list[Results]:
 
     Clients run in several processes.
     """
-    from tests.benchmarks.serving import served_engine  # needs gRPC, unlike the rest of this module
+    from tests.benchmarks.targets.served import (
+        served_engine,  # needs gRPC, unlike the rest of this module
+    )
 
     with newest_engine(run.repo, name, preferred_by_server) as (engine, version):
         assert version.manifest is not None

@@ -1,4 +1,4 @@
-"""A machine's bare engine at work, which whatever serves it is held against. Needs no gRPC."""
+"""A bare engine under full load, as a reference for servers. Needs no gRPC."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from server.repository.contents import VersionEntry, list_versions
 
 
 def keep_busy(group: Sequence[Instance], rows: int, seconds: float) -> tuple[float, float]:
-    """Images a second with every instance of the group at work, and the median batch's seconds."""
+    """Keeps every instance of the group busy. Returns images/s and the median seconds per batch."""
     finished: SimpleQueue[tuple[Instance, Outputs | Exception]] = SimpleQueue()
     started: dict[int, float] = {}
 
@@ -46,11 +46,11 @@ def newest_version(repo: Path, model: str) -> VersionEntry:
     for version in list_versions(repo):
         if version.model == model and version.manifest is not None:
             return version
-    raise SystemExit(f"bench: {repo} has no sound version of {model}")
+    raise SystemExit(f"bench: {repo} has no valid version of {model}")
 
 
 def processor() -> str:
-    """Of this machine, as its maker names it."""
+    """The name of this machine's processor, as its maker writes it."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

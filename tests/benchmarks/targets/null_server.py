@@ -1,9 +1,8 @@
-"""Command: server of the contract that does nothing, to measure the load generator.
+"""A Classifier server that does nothing, to measure the load generator.
 
-    python -m tests.benchmarks.null_server
-
-Prints its port and ends with its standard input. Every Classify gets the same bytes. It uses
-convserve's transport, because grpcio's server would be slower than the generator.
+`python -m tests.benchmarks.targets.null_server` prints its port. It answers every Classify call
+with the same bytes, and ends when its standard input does. It uses the server's own transport,
+because grpcio's server would be slower than the generator.
 """
 
 import asyncio
@@ -22,10 +21,10 @@ LIMITS = TransportLimits(message_bytes=64 << 20, receiving_bytes=256 << 20, stre
 
 
 async def main() -> None:
-    answer, model = ANSWER.SerializeToString(), SMALL.SerializeToString()
+    response, model = ANSWER.SerializeToString(), SMALL.SerializeToString()
 
     async def classify(request: bytes, call: WireCall) -> bytes:
-        return answer
+        return response
 
     async def get_model(request: bytes, call: WireCall) -> bytes:
         return model

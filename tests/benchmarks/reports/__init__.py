@@ -1,0 +1,1 @@
+"""Pages in docs/benchmarks: Markdown and plots, written from measured figures."""
