@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     add("--out", type=Path, metavar="STEM", help="write STEM.md, STEM.svg and STEM.json")
     args = parser.parse_args(argv)
-    screen = console(width=110)
+    screen = console(width=140)
     repo = args.repo.resolve()
     build_if_missing(repo, args.model, screen)
     with ExitStack() as stack:

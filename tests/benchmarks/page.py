@@ -4,7 +4,7 @@
     python -m tests.benchmarks.page --repo .demo/engines --models lenet5 --parts served
     python -m tests.benchmarks.page --parts none
 
-The plots and a JSON file with all figures are beside the page. New figures replace those of the
+The plots and a JSON file with all figures are next to the page. New figures replace those of the
 same model in the JSON file; the others stay, each with its date. So a page can be measured in
 parts. On another machine, or with other library versions, the file starts empty. The page includes
 the results that `tests.benchmarks.overload --out` wrote into the same folder.

@@ -33,7 +33,7 @@ from tests.benchmarks.targets.bare_process import BareEngine, Setup, bare_engine
 from tests.benchmarks.targets.served import CALLERS, ServedEngine, served_engine
 
 IMAGES_IN_FLIGHT = 64  # with several images per request; more would wait longer than a turn lasts
-# Turns of a single caller per round. They are short, so that the machine changes little meanwhile.
+# Turns of a single caller per round. They are short, because the speed of the machine varies.
 SINGLE_TURNS, SINGLE_TURN_S = 8, 0.25
 SURVEY_S = 1.5
 

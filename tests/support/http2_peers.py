@@ -55,7 +55,7 @@ def message(data: bytes, compressed: int = 0) -> bytes:
 
 
 def headers(fields: list[tuple[str, str]] | None = None, **changed: str) -> bytes:
-    """A block that no table is needed for; of an Echo, but for what is changed."""
+    """A header block without table references: the headers of an Echo call, with changes."""
     names = {name.replace("_", "-"): value for name, value in changed.items()}
     kept = [(name, names.pop(name.lstrip(":"), value)) for name, value in (fields or ECHO)]
     pairs = [*kept, *names.items()]
@@ -72,7 +72,7 @@ BODY = frame(DATA, END_STREAM, 1, message(b"word"))
 
 @dataclass
 class Bare:
-    """A server of a few methods, and what it was asked."""
+    """A server with a few test methods, and what its methods have seen."""
 
     port: int = 0
     server: Any = None
@@ -97,7 +97,7 @@ class Bare:
         raise AssertionError
 
     async def stubborn(self, data: bytes, call: WireCall) -> bytes:
-        """Takes a while to be cancelled."""
+        """Ends only when released, even if it is cancelled."""
         try:
             return await self.never(data, call)
         finally:
@@ -108,7 +108,7 @@ class Bare:
         return b""
 
     async def tasks(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
-        """Reads in a task of its own."""
+        """Reads its requests in a task of its own."""
 
         async def read() -> None:
             async for data in requests:
@@ -128,7 +128,7 @@ class Bare:
             await call.write(data)
 
     async def deaf(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
-        """Reads one request, and no other until it is told."""
+        """Reads one request, and the others only after `started` is set."""
         await anext(requests)
         await self.started.wait()
         async for data in requests:
@@ -163,12 +163,12 @@ async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
             yield one
         finally:
             await one.server.stop(None)
-            assert one.server.receiving_bytes == 0  # nothing of what came is still held
+            assert one.server.receiving_bytes == 0  # all received bytes are released
 
 
 @dataclass
 class Raw:
-    """A connection of bytes."""
+    """A connection that sends and receives single frames."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -183,7 +183,7 @@ class Raw:
         return head[3], head[4], int.from_bytes(head[5:], "big"), payload
 
     async def until(self, kind: int, stream: int | None = None) -> tuple[int, bytes]:
-        """Flags and payload of the next frame of a kind, all others passed over."""
+        """Flags and payload of the next frame of this kind; skips all other frames."""
         while True:
             found, flags, of, payload = await self.frame()
             if found == kind and stream in (None, of) and not (kind == PING and not flags & ACK):
@@ -213,14 +213,14 @@ async def raw(one: Bare, *first: bytes) -> AsyncIterator[Raw]:
 
 
 async def ended_with(connection: Raw) -> int:
-    """The code of the GOAWAY, behind which the connection ends."""
+    """The error code of the GOAWAY frame; the connection must end after it."""
     _, payload = await connection.until(GOAWAY)
     assert await connection.reader.read() == b""
     return int.from_bytes(payload[4:8], "big")
 
 
 class H2:
-    """A client by h2, which raises where the server breaks the protocol."""
+    """A client on the library h2, which raises if the server violates the protocol."""
 
     def __init__(self, connection: Raw) -> None:
         self.connection = connection

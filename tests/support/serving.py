@@ -275,8 +275,8 @@ async def serve(
 
     A test that takes longer than `limit_s` is stuck and fails.
     """
-    usual: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": 0, "grace_s": 5.0}
-    settings = Settings(repo=repo, **usual | options)
+    defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": 0, "grace_s": 5.0}
+    settings = Settings(repo=repo, **defaults | options)
     async with asyncio.timeout(limit_s), running(settings, loader=load) as server:
         address = f"127.0.0.1:{server.port}"
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
@@ -306,5 +306,5 @@ def raw(*classes: int, shape: tuple[int, int, int] = SHAPE, **fields: Any) -> pb
     images = pb.RawImages(
         count=len(classes), height=height, width=width, channels=channels, data=rows.tobytes()
     )
-    usual: dict[str, Any] = {"model": "tiny", "pixels": images}
-    return pb.ClassifyRequest(**usual | fields)
+    defaults: dict[str, Any] = {"model": "tiny", "pixels": images}
+    return pb.ClassifyRequest(**defaults | fields)

@@ -31,7 +31,7 @@ COLOURS = {
 
 
 def cost_section(page: Path, cost: Mapping[str, Any]) -> list[str]:
-    """Lines of the section; writes its plot beside the page."""
+    """Lines of the section; writes its plot next to the page."""
     image = page.with_name(f"{page.stem}-cost.svg")
     save(draw(cost), image)
     unsplit = {name: one["unsplit"] for name, one in cost.items() if one["unsplit"]}
@@ -48,7 +48,8 @@ def cost_section(page: Path, cost: Mapping[str, Any]) -> list[str]:
         f"{CALLERS} callers in another process send requests in a closed loop. `raw` means pixels "
         f"of the model's size, `jpeg` means {JPEG}. The total is the CPU time of the server "
         "process and its children (`/proc/PID/stat`) divided by the number of answered requests. "
-        f"No profiler runs meanwhile. There are {turns(cost)}. The total is split in two steps:",
+        f"No profiler runs during this measurement. There are {turns(cost)}. The total is split "
+        "in two steps:",
         "",
         "1. By thread, from `/proc/PID/task/*/stat` during the same runs. Threads that Python did "
         "not start belong to the engine, threads named `decode` to the decoders, and the first "

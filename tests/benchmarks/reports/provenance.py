@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent.parent
 
 
 def machine() -> dict[str, str]:
-    """What figures depend on besides the code. Only figures of one machine belong in one table."""
+    """Hardware and library versions. Figures with different ones do not belong in one table."""
     return {
         "processor": f"{processor()}, {available_cores()} cores",
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",

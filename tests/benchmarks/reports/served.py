@@ -16,7 +16,7 @@ from tests.benchmarks.targets.served import CALLERS
 
 
 def served_section(page: Path, served: Mapping[str, Any]) -> list[str]:
-    """Lines of the section; writes its plot beside the page."""
+    """Lines of the section; writes its plot next to the page."""
     image = page.with_name(f"{page.stem}-served.svg")
     save(draw(served), image)
     return [
