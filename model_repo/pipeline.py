@@ -18,8 +18,13 @@ import torch
 
 from model_repo import cards, weights
 from model_repo.cards import MAX_BATCH, Card, CardError
+from model_repo.checkpoints.download import (
+    DownloadRetries,
+    WeightsError,
+    WeightsUnavailable,
+    WrongHash,
+)
 from model_repo.compile import GPU_BACKENDS, CompileJob, compile_engine
-from model_repo.download import DownloadRetries, WeightsError, WeightsUnavailable, WrongHash
 from model_repo.export import TOP_K, ExportError, ServedNetwork, export, trace
 from model_repo.golden_images import golden_pixels
 from model_repo.labels import repeated_names

@@ -1,8 +1,8 @@
 """Loads a network's parameters from one of these sources:
 
-    file:PATH      a checkpoint: .pth or .pt (tensors only; code in the file does not run),
-                   or .safetensors
-    https://...    a checkpoint that is downloaded once; the URL holds its sha256, see download.py
+    file:PATH      a checkpoint of torch.save or safetensors; code in the file does not run
+    https://...    a checkpoint that is downloaded once; the URL holds its sha256, see
+                   model_repo.checkpoints.download
     file://...     the same, copied from a local path
     digits         trained during the build, on handwritten digits
     random:SEED    random parameters: the predictions mean nothing
@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_repo import digits
 from model_repo.architectures.registry import create, find
 from model_repo.cards import Card
-from model_repo.download import (
+from model_repo.checkpoints.download import (
     DownloadRetries,
     Progress,
     WeightsError,
@@ -38,17 +37,14 @@ from model_repo.download import (
     redacted,
     sha256_of,
 )
+from model_repo.checkpoints.reader import MAX_NAMES_SHOWN, WrongCheckpoint, read_checkpoint
 
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
-MAX_NAMES_SHOWN = 3  # of each kind, in the message about a checkpoint that does not fit
+DEFAULT_CACHE = "~/.cache/convserve/weights"
 BATCH_COUNTER = ".num_batches_tracked"
 # Of an untrained network:
 RESIDUAL_SCALE = 0.25  # initial size of a residual branch, relative to its input
 LOGIT_STD = 2.0  # standard deviation of the logits over the classes
-
-
-class WrongCheckpoint(WeightsError):
-    """The file is not a checkpoint, or belongs to another network."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +58,15 @@ class Weights:
     note: str = ""  # more about them, for example their accuracy
 
 
-def cache_folder() -> Path:
-    """The folder for downloaded checkpoints: $CONVSERVE_CACHE, or one in the user's home."""
-    chosen = os.environ.get("CONVSERVE_CACHE")
-    return Path(chosen) if chosen else Path.home() / ".cache" / "convserve" / "weights"
+def cache_folder() -> Path | None:
+    """The folder for downloaded checkpoints: $CONVSERVE_CACHE, or one in the user's home.
+
+    None if neither is known: a container may run as a user id that has no name and no home.
+    """
+    try:
+        return Path(os.environ.get("CONVSERVE_CACHE") or DEFAULT_CACHE).expanduser()
+    except RuntimeError:
+        return None
 
 
 def load(
@@ -90,14 +91,38 @@ def load(
     if kind == "random":
         return _random(card, source, calibration)
     if kind in ("https", "http", "file") and rest.startswith("//"):
-        path = fetch(source, cache or cache_folder(), retries, progress)
+        folder = cache or cache_folder()
+        if folder is None:
+            raise WeightsUnavailable(
+                "downloaded weights cannot be stored: this user has no home folder; set "
+                "CONVSERVE_CACHE to a folder that can be written"
+            )
+        path = fetch(source, folder, retries, progress)
         return _from_checkpoint(card, redacted(source), path)
     if kind == "file" and rest:
-        path = Path(rest).expanduser()
-        if not path.is_file():
-            raise WeightsUnavailable(f"there is no file {path}")
-        return _from_checkpoint(card, source, path)
+        return _from_checkpoint(card, source, _existing_file(rest))
     raise WeightsError(f"weights {source!r} are unknown; use {SOURCES}")
+
+
+def _existing_file(name: str) -> Path:
+    """The path of a checkpoint file. Raises WeightsUnavailable if it is missing, WeightsError."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        raise WeightsError(
+            f"the home folder in {name!r} is unknown; give the full path of the checkpoint"
+        ) from None
+    if path.is_file():
+        return path
+    if path.is_dir():
+        raise WeightsError(f"{path} is a folder; give the checkpoint file in it as file:PATH")
+    if path.is_symlink() and not path.exists():
+        raise WeightsUnavailable(
+            f"{path} is a symbolic link to {os.readlink(path)}, which does not exist"
+        )
+    if path.exists():
+        raise WeightsError(f"{path} is not a regular file")
+    raise WeightsUnavailable(f"there is no file {path}")
 
 
 def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
@@ -119,32 +144,13 @@ def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
 
 def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
     sha256 = sha256_of(path)
-    state = _read_checkpoint(path)
-    network = _without_memory(card)
     try:
-        network.load_state_dict(_served_state(card, state), assign=True)
+        state = _served_state(card, read_checkpoint(path))
     except WrongCheckpoint as error:
-        raise WrongCheckpoint(f"{source}: {error}") from None
+        raise WrongCheckpoint(f"{source} {error}") from error.__cause__
+    network = _without_memory(card)
+    network.load_state_dict(state, assign=True)
     return Weights(network=network.eval(), source=source, sha256=sha256, trained=True)
-
-
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix.lower() == ".safetensors":
-            content = load_file(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # for a damaged file both libraries raise many different types
-        reason = (str(error).splitlines() or [""])[0][:200]
-        raise WrongCheckpoint(
-            f"{path} can't be read as a checkpoint: {type(error).__name__}: {reason}"
-        ) from error
-    if not isinstance(content, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) and _is_plain(value)
-        for name, value in content.items()
-    ):
-        raise WrongCheckpoint(f"{path} must hold real tensors by name, as `state_dict()` does")
-    return dict(content)
 
 
 def _served_state(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -179,7 +185,7 @@ def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
             if name in state and state[name].shape != tensor.shape
         ],
         "with numbers that are not finite": [
-            name for name, tensor in state.items() if not tensor.isfinite().all()
+            name for name, tensor in state.items() if not _is_finite(tensor)
         ],
     }
     return [
@@ -190,8 +196,10 @@ def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> li
     ]
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and not tensor.is_complex() and not tensor.is_quantized
+def _is_finite(tensor: Tensor) -> bool:
+    # torch has no isfinite for numbers of 8 bits.
+    wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
+    return bool(wide.isfinite().all())
 
 
 def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:

@@ -1,7 +1,6 @@
 """Each source of weights loads the right network, or says why it cannot."""
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 
 from model_repo import cards, weights
 from model_repo.architectures.registry import create
-from model_repo.download import WeightsError, WeightsUnavailable, WrongHash
+from model_repo.checkpoints.download import WeightsError, WeightsUnavailable, WrongHash
+from model_repo.checkpoints.reader import WrongCheckpoint
 from model_repo.golden_images import golden_pixels
-from model_repo.weights import WrongCheckpoint
 from server.engines.golden_check import MAX_DEVIATION, deviation, deviation_scale
 
 LENET5 = cards.load("lenet5")
@@ -64,55 +63,33 @@ def test_a_half_precision_checkpoint_is_converted_to_float32(tmp_path: Path) -> 
     assert {tensor.dtype for tensor in loaded.network.state_dict().values()} == {torch.float32}
 
 
-class Code:
-    """A pickled object that creates a file when it is loaded."""
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
-        return Path.touch, (Path("pwned"),)  # type: ignore[return-value]
-
-
-def test_code_in_a_checkpoint_is_not_executed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_message_about_a_file_that_is_no_checkpoint_starts_with_the_source(
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    source = saved(tmp_path / "net.pth", {"0.weight": Code()})
-    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
-        weights.load(LENET5, source)
-    assert not Path("pwned").exists()
+    (tmp_path / "net.pth").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(WrongCheckpoint) as caught:
+        weights.load(LENET5, f"file:{tmp_path}/net.pth")
+    assert str(caught.value) == (
+        f"file:{tmp_path}/net.pth is a Git LFS pointer, not the checkpoint itself; "
+        "run `git lfs pull` in its repository"
+    )
 
 
-@pytest.mark.parametrize("name", ["net.pth", "net.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x80\x02", b"\xff" * 100])
-def test_a_file_that_is_not_a_checkpoint_is_rejected(
-    tmp_path: Path, name: str, content: bytes
+def test_a_folder_and_a_link_to_nothing_are_named(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"is a folder; give the checkpoint file in it"):
+        weights.load(LENET5, f"file:{tmp_path}")
+    (tmp_path / "net.pth").symlink_to("gone.pth")
+    with pytest.raises(WeightsUnavailable, match="is a symbolic link to gone.pth, which does not"):
+        weights.load(LENET5, f"file:{tmp_path}/net.pth")
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16])
+def test_a_checkpoint_of_unusual_numbers_is_converted_to_float32(
+    tmp_path: Path, dtype: torch.dtype
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
-        weights.load(LENET5, f"file:{tmp_path}/{name}")
-
-
-def test_a_truncated_checkpoint_is_rejected(tmp_path: Path) -> None:
-    source = saved(tmp_path / "net.pth", new_state())
-    content = (tmp_path / "net.pth").read_bytes()
-    (tmp_path / "net.pth").write_bytes(content[: len(content) // 2])
-    with pytest.raises(WrongCheckpoint, match="can't be read as a checkpoint"):
-        weights.load(LENET5, source)
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        torch.zeros(3),
-        [torch.zeros(3)],
-        {"epoch": 3},
-        {"state_dict": {"0.weight": torch.zeros(3)}},
-        {"0.weight": torch.zeros(3).to_sparse()},
-        {"0.weight": torch.zeros(3, dtype=torch.complex64)},
-    ],
-)
-def test_a_file_without_plain_tensors_by_name_is_rejected(tmp_path: Path, content: object) -> None:
-    with pytest.raises(WrongCheckpoint, match="must hold real tensors by name"):
-        weights.load(LENET5, saved(tmp_path / "net.pth", content))
+    state = {name: tensor.to(dtype) for name, tensor in new_state().items()}
+    loaded = weights.load(LENET5, saved(tmp_path / "net.pth", state))
+    assert {tensor.dtype for tensor in loaded.network.state_dict().values()} == {torch.float32}
 
 
 def test_the_message_about_a_checkpoint_of_another_network_lists_the_differences(
@@ -124,7 +101,7 @@ def test_the_message_about_a_checkpoint_of_another_network_lists_the_differences
     with pytest.raises(WrongCheckpoint) as caught:
         weights.load(LENET5, saved(tmp_path / "net.pth", state))
     assert str(caught.value) == (
-        f"file:{tmp_path}/net.pth: does not fit lenet5 with 10 classes: 1 missing (3.bias); "
+        f"file:{tmp_path}/net.pth does not fit lenet5 with 10 classes: 1 missing (3.bias); "
         "5 unknown (fc0.weight, fc1.weight, fc2.weight, ...); "
         "2 of another shape (11.weight [12, 84] for [10, 84], 11.bias [12] for [10])"
     )
@@ -188,6 +165,25 @@ def test_the_environment_sets_the_cache_folder(
     monkeypatch.delenv("CONVSERVE_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert weights.cache_folder() == tmp_path / ".cache/convserve/weights"
+    monkeypatch.setenv("CONVSERVE_CACHE", "~/weights")
+    assert weights.cache_folder() == tmp_path / "weights"
+
+
+def test_a_user_without_a_home_folder_is_told_to_set_the_cache_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.delenv("CONVSERVE_CACHE", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(WeightsUnavailable, match="no home folder; set CONVSERVE_CACHE to a folder"):
+        weights.load(cards.load("resnet18"))
+    with pytest.raises(
+        WeightsError, match=r"home folder in '~/net\.pth' is unknown; give the full"
+    ):
+        weights.load(LENET5, "file:~/net.pth")
 
 
 def test_a_missing_file_is_unavailable(tmp_path: Path) -> None:

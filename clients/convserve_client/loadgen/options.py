@@ -119,7 +119,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 def _read_trace(path: str) -> tuple[float, ...]:
     try:
-        return tuple(read_trace(Path(path).read_text().splitlines()))
+        return tuple(read_trace(Path(path).read_text("utf-8-sig").splitlines()))
     except OSError as error:
         raise ValueError(f"--trace {path}: {error.strerror}") from None
     except ValueError as error:

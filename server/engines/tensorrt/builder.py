@@ -116,7 +116,9 @@ class TimingCache:
     def __enter__(self) -> None:
         if self._path is None:
             return
-        stored = self._path.read_bytes() if self._path.is_file() else b""
+        stored = b""
+        with suppress(OSError):  # there is none yet, or this user may not read it
+            stored = self._path.read_bytes()
         if not self._use(stored):
             self._use(b"")  # the file is damaged or belongs to another GPU: start with an empty one
 

@@ -9,7 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from model_repo.download import DownloadRetries, WeightsError, WeightsUnavailable, WrongHash, fetch
+from model_repo.checkpoints.download import (
+    DownloadRetries,
+    WeightsError,
+    WeightsUnavailable,
+    WrongHash,
+    fetch,
+)
 
 CONTENT = bytes(range(256)) * 10_000  # more than two chunks
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -176,6 +182,14 @@ def test_a_file_with_a_wrong_hash_is_removed(tmp_path: Path) -> None:
         assert len(server.ranges) == 1
 
 
+def test_the_message_about_a_wrong_hash_says_what_was_downloaded(tmp_path: Path) -> None:
+    page = b"<!DOCTYPE html><html><body>Please log in</body></html>"
+    with serving(part(page)) as server:
+        message = "removed; the downloaded file is an HTML page, not a checkpoint; its address may"
+        with pytest.raises(WrongHash, match=message):
+            fetch(server.url(), tmp_path, NO_PAUSE)
+
+
 def test_parts_that_never_match_the_hash_are_an_error(tmp_path: Path) -> None:
     with serving(part(bytes(3_000_000), until=1_000_000), part(bytes(3_000_000))) as server:
         with pytest.raises(WrongHash):
@@ -311,7 +325,9 @@ def test_a_missing_local_file_is_not_retried(tmp_path: Path) -> None:
 
 def test_the_message_about_an_unwritable_cache_names_it(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(WeightsUnavailable, match="weights cannot be stored in .*cache"):
+    with pytest.raises(
+        WeightsUnavailable, match=r"cannot be stored in .*cache: .*; set CONVSERVE_CACHE to"
+    ):
         fetch(f"https://host/net.pth#sha256={SHA256}", tmp_path / "cache", NO_PAUSE)
 
 

@@ -20,6 +20,8 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
+from model_repo.checkpoints.file_kinds import why_no_checkpoint
+
 Progress = Callable[[int, int | None], None]  # bytes done, bytes in all or None if unknown
 
 CHUNK_BYTES = 1 << 20
@@ -96,7 +98,10 @@ def fetch(
         with _exclusive_lock(cache / f"{remote.cache_name}.lock"):
             return _fetch_locked(remote, cache, retries, progress)
     except OSError as error:  # from the disk; network errors are converted where they occur
-        raise WeightsUnavailable(f"weights cannot be stored in {cache}: {error}") from error
+        raise WeightsUnavailable(
+            f"downloaded weights cannot be stored in {cache}: {error.strerror or error}; set "
+            "CONVSERVE_CACHE to a folder that can be written"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -150,11 +155,12 @@ class _RemoteFile:
     def needs_tls(self) -> bool:
         return len(self.sha256) < FULL_HASH
 
-    def wrong_hash(self, actual: str) -> WrongHash:
+    def wrong_hash(self, actual: str, partial: Path) -> WrongHash:
+        kind = why_no_checkpoint(partial)
         expected = f"{self.sha256}{'...' if self.needs_tls else ''}"
         return WrongHash(
             f"{redacted(self.url)} has the wrong content: its sha256 is {actual}, not {expected}. "
-            "It has been removed"
+            f"It has been removed{f'; the downloaded file {kind}' if kind else ''}"
         )
 
 
@@ -177,8 +183,9 @@ def _fetch_locked(
         _download(remote, partial, retries, progress)
         actual = sha256_of(partial)
     if not actual.startswith(remote.sha256):
+        error = remote.wrong_hash(actual, partial)
         partial.unlink()
-        raise remote.wrong_hash(actual)
+        raise error
     with partial.open("rb") as file:
         os.fsync(file.fileno())
     partial.replace(complete)

@@ -1,0 +1,1 @@
+"""Checkpoint files: download them, recognise them and read them."""
