@@ -69,6 +69,7 @@ SPARE_STREAMS = 1024
 
 CLASSIFIER = classify_pb2.DESCRIPTOR.services_by_name["Classifier"]
 OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SERVICES = (CLASSIFIER.full_name, OPEN_INFERENCE.full_name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +112,16 @@ class Models(NamedTuple):
     devices: Devices
     watcher: RepositoryWatcher
     golden_monitor: GoldenMonitor
+
+
+class Operations(NamedTuple):
+    """What the protocols can ask for; `regions` is None without shared memory."""
+
+    inference: Inference
+    tensors: TensorInference
+    metadata: Metadata
+    control: ModelControl
+    regions: SharedMemoryRegions | None
 
 
 class Api(NamedTuple):
@@ -248,6 +259,37 @@ def build_models(
     return Models(registry, changes, loader, devices, watcher, golden_monitor)
 
 
+def build_operations(
+    settings: Settings,
+    resources: Resources,
+    models: Models,
+    state: ServingState,
+    in_flight: InFlightLimits,
+) -> Operations:
+    """What the protocols can ask for."""
+    max_images = settings.max_images_per_call
+    limits = ImageLimits(encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
+    max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
+    decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
+    inference = Inference(models.registry, decoders, max_images=max_images)
+    regions = SharedMemoryRegions() if settings.allow_shared_memory else None
+    has_control = settings.model_control == "explicit"
+    metadata = Metadata(
+        models.registry,
+        state,
+        max_images=max_images,
+        has_shared_memory=regions is not None,
+        has_model_control=has_control,
+    )
+    return Operations(
+        inference,
+        TensorInference(inference, in_flight, regions),
+        metadata,
+        ModelControl(models.watcher if has_control else None),
+        regions,
+    )
+
+
 def build_api(
     settings: Settings,
     resources: Resources,
@@ -255,38 +297,23 @@ def build_api(
     models: Models,
     state: ServingState,
 ) -> Api:
-    """The protocols over one inference, and their two servers."""
+    """The two servers, each with its protocols."""
     registry, metrics = models.registry, telemetry.metrics
-    max_images = settings.max_images_per_call
-    limits = ImageLimits(encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
-    max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
-    decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
-    inference = Inference(registry, decoders, max_images=max_images)
     in_flight = InFlightLimits(
-        max_fields=MAX_REQUEST_FIELDS + MAX_FIELDS_PER_IMAGE * max_images,
+        max_fields=MAX_REQUEST_FIELDS + MAX_FIELDS_PER_IMAGE * settings.max_images_per_call,
         max_calls=settings.max_calls,
         max_bytes=settings.max_bytes_in_progress,
     )
-    regions = SharedMemoryRegions() if settings.allow_shared_memory else None
-    has_control = settings.model_control == "explicit"
-    control = ModelControl(models.watcher if has_control else None)
-    tensors = TensorInference(inference, in_flight, regions)
-    metadata = Metadata(
-        registry,
-        state,
-        max_images=max_images,
-        has_shared_memory=regions is not None,
-        has_model_control=has_control,
-    )
+    operations = build_operations(settings, resources, models, state, in_flight)
+    inference, tensors, metadata, control, regions = operations
 
-    services = (CLASSIFIER.full_name, OPEN_INFERENCE.full_name)
     stopping, after_response = asyncio.Event(), DeferredCallbacks()
-    health = Health(lambda name: serves(registry, name, services))
+    health = Health(lambda name: serves(registry, name))
     models.changes.subscribe(health.on_change)
     support = CallSupport(metrics, in_flight, after_response, stopping, telemetry.tracing)
     methods = {
         **health_methods(health, in_flight),
-        **reflection_methods(Reflection([*services, HEALTH], stopping), in_flight),
+        **reflection_methods(Reflection([*SERVICES, HEALTH], stopping), in_flight),
         **grpc_methods(CLASSIFIER, Classifier(registry, inference), support),
         **grpc_methods(
             OPEN_INFERENCE,
@@ -304,24 +331,15 @@ def build_api(
     grpc_server = GrpcServer(methods, transport_limits, telemetry.loop_lag)
 
     calls = HttpCalls(metrics, in_flight, after_response)
-    body_limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)
-    rest = Rest(
-        calls,
-        inference,
-        tensors,
-        metadata,
-        control,
-        regions,
-        max_fields=in_flight.max_fields,
-        limits=body_limits,
-    )
+    limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)
+    rest = Rest(calls, *operations, max_fields=in_flight.max_fields, limits=limits)
     http_server = HttpServer(application(metrics, registry, state, models.devices, rest.routes()))
     return Api(grpc_server, http_server, calls, health, stopping, regions)
 
 
-def serves(registry: ModelRegistry, name: str, services: tuple[str, ...]) -> bool | None:
+def serves(registry: ModelRegistry, name: str) -> bool | None:
     """Whether a model answers, or the server as a whole; None for an unknown name."""
-    if name in ("", *services):
+    if name in ("", *SERVICES):
         return registry.is_ready
     return registry.is_serving(name)
 

@@ -36,7 +36,6 @@ PHASE_OF: Sequence[tuple[str, str, str]] = (
     ("api/handlers.py", "", "call"),
     ("models/registry.py", "", "call"),
     ("models/model.py", "", "call"),
-    ("models/routing.py", "", "call"),
     ("models/version.py", "", "call"),
     ("errors.py", "", "call"),
     ("images/", "", "decode"),
