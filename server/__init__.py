@@ -1,1 +1,1 @@
-"""Engines in, answers out. Never imports torch."""
+"""The server: runs compiled engines behind gRPC and HTTP."""

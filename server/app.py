@@ -104,7 +104,7 @@ class Telemetry(NamedTuple):
 
 
 class Models(NamedTuple):
-    """The models, and the tasks' objects that keep them up to date."""
+    """The models, and the objects that keep them up to date."""
 
     registry: ModelRegistry
     changes: ChangeNotifier
@@ -115,7 +115,7 @@ class Models(NamedTuple):
 
 
 class Operations(NamedTuple):
-    """What the protocols can ask for; `regions` is None without shared memory."""
+    """The operations that all protocols share; `regions` is None without shared memory."""
 
     inference: Inference
     tensors: TensorInference
@@ -125,7 +125,7 @@ class Operations(NamedTuple):
 
 
 class Api(NamedTuple):
-    """The servers and what has to be told when they stop."""
+    """The servers, and the objects that need a signal when they stop."""
 
     grpc_server: GrpcServer
     http_server: HttpServer
@@ -358,7 +358,7 @@ async def start(
 def start_models(
     settings: Settings, models: Models, contents: RepositoryContents, background: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
-    """Loads the models, and keeps them as the repository and their behaviour ask for."""
+    """Starts the tasks that load, watch, reconcile and check the models."""
 
     async def load_and_watch() -> None:
         await load_models(models.registry, contents)
@@ -384,7 +384,7 @@ async def load_models(registry: ModelRegistry, contents: RepositoryContents) -> 
 
 
 async def give_notice(settings: Settings, api: Api, server: Running) -> None:
-    """Reports NOT_SERVING and serves on, so that load balancers choose another server."""
+    """Reports NOT_SERVING but keeps serving, so that load balancers choose another server."""
     server.state.stop_accepting()
     api.health.retire()
     with suppress(TimeoutError):
@@ -435,7 +435,7 @@ async def stop(
 
 
 def the_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The exception to raise for those of the body and of the background tasks."""
+    """The exception to raise for a group from the body and the background tasks."""
     cannot_serve, others = group.split(CannotServe)
     if cannot_serve is not None and others is None:
         return cannot_serve.exceptions[0]

@@ -1,4 +1,4 @@
-"""Errors that clients see. Each class stands for what the client should do; none knows a protocol.
+"""Errors that clients see. Each class stands for what the client should do, in every protocol.
 
 ServingError
 +-- InvalidInput          the request is wrong: correct it

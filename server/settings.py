@@ -56,8 +56,9 @@ class Settings:
     )
     bake_time_s: float = option(
         60.0,
-        "seconds in which a new version is rolled back if a batch fails or it is too slow; the "
-        "previous version stays loaded as long; 0 unloads it at once",
+        "seconds after a new version starts to serve in which it is rolled back if a batch fails "
+        "or it misses its latency objective; the previous version stays loaded meanwhile; 0 "
+        "unloads it at once",
         minimum=0,
         maximum=86_400,
     )
@@ -148,7 +149,7 @@ class Settings:
     )
     drain_notice_s: float = option(
         0.0,
-        "seconds to go on serving after SIGTERM while health checks report NOT_SERVING, so that "
+        "seconds to keep serving after SIGTERM while health checks report NOT_SERVING, so that "
         "load balancers drain this server; the grace period follows",
         minimum=0,
         maximum=86_400,

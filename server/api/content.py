@@ -1,7 +1,7 @@
-"""What a request brings to classify, in plain values, and how the model's pixels are made from it.
+"""The images of a request in plain values, and how the model's pixels are made from them.
 
-Each kind of content knows the names that its fields have in the request, so errors can name them.
-The kinds of the Open Inference Protocol are in server.api.v2.tensors.
+Each class knows the names that its fields have in the request, so that errors can name them. The
+classes for the Open Inference Protocol are in server.api.v2.tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from server.images.input_spec import ImageLimits, InputSpec, Pixels
 from server.models.version import LoadedModel
 from server.telemetry.clock import clock
 
-Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # index of a row, and what makes it
+Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # index of a row, function, arguments
 
 
 class Decoders:
@@ -38,7 +38,7 @@ class Decoders:
         self._image_s = 0.0  # moving average for one image while all threads are busy
 
     async def rows(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
-        """[N, H, W, C] from the rows; the work makes those that are None. Raises Overloaded."""
+        """[N, H, W, C] from the rows; `work` makes those that are None. Raises Overloaded."""
         if work:
             await self._run(work, rows, len(work))
         made = cast(list[Pixels], rows)
@@ -71,7 +71,7 @@ class Decoders:
             self._image_s += 0.1 * ((clock() - began_s) / self._waiting - self._image_s)
         finally:
             self._waiting -= images
-            for future in futures:  # if one failed, or the caller left, the others are not needed
+            for future in futures:  # not needed if one failed, or if the caller cancelled
                 if not future.cancel() and not future.cancelled():
                     future.exception()
 
@@ -83,7 +83,7 @@ class Content(ABC):
 
     @abstractmethod
     def count(self, model: LoadedModel, max_images: int) -> int:
-        """The number of images. Checks it, and what else needs no pixels. Raises InvalidInput."""
+        """The number of images. Makes all checks that need no pixels. Raises InvalidInput."""
 
     @abstractmethod
     def pixels(
@@ -97,9 +97,9 @@ class Content(ABC):
 
 
 def check_count(field: str, images: int, max_images: int) -> int:
-    """Returns the number of images. Raises InvalidInput if a request cannot bring so many."""
+    """Returns the number of images. Raises InvalidInput if there are too few or too many."""
     if not 1 <= images <= max_images:
-        raise InvalidInput(field, f"is {images}; a request brings 1 to {max_images} images")
+        raise InvalidInput(field, f"is {images}; a request may have 1 to {max_images} images")
     return images
 
 

@@ -151,7 +151,7 @@ class _Handler:
 
 
 class _StreamHandler:
-    """A stream whose every request is a call of its own. The stream counts as a call too."""
+    """A stream. It counts as one call, and each of its requests as one more."""
 
     def __init__(
         self, handler: _Handler, error_message: Callable[[CallContext, str], Message]

@@ -60,7 +60,7 @@ class Health:
         self.on_change()
 
     def stop(self) -> None:
-        """Retires, and ends all watches: else one watcher would delay the end of the server."""
+        """Retires, and ends all watches: otherwise one watcher would delay the shutdown."""
         self._is_stopped = True
         self.retire()
 
@@ -72,7 +72,7 @@ class Health:
         return HealthCheckResponse(status=status)
 
     async def watch(self, request: HealthCheckRequest) -> AsyncIterator[HealthCheckResponse]:
-        """Yields the status now, and after every change of it."""
+        """Yields the status now, and after each change."""
         sent = None
         while True:
             # Read before the status: changes that come while a response is sent are not missed.

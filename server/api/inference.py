@@ -28,13 +28,13 @@ DEFAULT_TOP_K = 5
 
 
 class OutputSelection(ABC):
-    """The outputs that a request asks for, if it does not simply ask for its best classes."""
+    """The outputs that a request asks for, for requests that want more than the best classes."""
 
     __slots__ = ()
 
     @abstractmethod
     def check(self, model: LoadedModel, images: int) -> None:
-        """Raises InvalidInput for outputs that the model does not have, or without room."""
+        """Raises InvalidInput if the model lacks an output, or if an output has too little room."""
 
 
 @dataclass(slots=True)
@@ -168,7 +168,7 @@ def best_classes(outputs: Outputs, count: int) -> Iterator[Iterable[tuple[int, f
 
 
 def _check(request: InferenceRequest, model: LoadedModel) -> None:
-    """Checks what no content knows. Raises InvalidInput."""
+    """Checks the fields that do not belong to the content. Raises InvalidInput."""
     max_top_k = model.manifest.top_k
     if request.top_k > max_top_k:
         raise InvalidInput(

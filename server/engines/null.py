@@ -1,7 +1,6 @@
 """A backend that computes nothing, for tests and for measuring everything except the engine.
 
-It answers at once, and always that class 0 is certain. Its engine file stores only the number of
-classes.
+It answers at once: class 0 with probability 1. Its engine file stores only the number of classes.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ OUTPUTS = ("classes", "scores", "probabilities")
 # because waking it takes longer than half of the work. Measured through gRPC with LeNet-5 (0.09 ms
 # a row): 7,490 calls a second with one thread, 5,240 with two.
 TINY_ROW_S = 0.0005
-MIN_TINY_RUNS, MIN_TINY_RUNS_S = 5, 0.1  # run at least so often and so long to find a fast run
+MIN_TINY_RUNS, MIN_TINY_RUNS_S = 5, 0.1  # least number and duration of the runs
 
 
 def version() -> str:

@@ -25,7 +25,7 @@ class Devices:
         loop_lag: LoopLag,
         tracing: Tracing | None,
     ) -> None:
-        """`make_scheduler` makes a scheduler for a device with so many units."""
+        """`make_scheduler` makes a scheduler for a device with the given number of units."""
         self._make_scheduler = make_scheduler
         self._background = background
         self._loop_lag = loop_lag

@@ -21,7 +21,7 @@ class EngineState:
     on_batch_failed: Callable[[str], None]
     idle_instances: list[list[Instance]]  # by instance group
     running: int = 0  # batches
-    has_failed: bool = False  # its instances may still run, but nobody waits for them
+    has_failed: bool = False  # its instances may still run, but no request waits for them
     _no_batches: asyncio.Event = field(default_factory=asyncio.Event)
     _progress: asyncio.Event | None = None
 

@@ -6,7 +6,7 @@ import math
 
 
 class ResponseDelayEstimator:
-    """Estimates the response delay. A batch has to be done by so much before the deadline.
+    """Estimates the response delay: the time to leave between a batch and the deadline.
 
     The measured part is the encoding of the response. Its estimate is the mean plus four times the
     mean deviation, like the retransmission timeout of TCP (Jacobson 1988). A constant is added for

@@ -29,7 +29,7 @@ class Responses:
             assert isinstance(request, PendingRequest)
             part = outputs.rows(row, row + rows)
             row += rows
-            if request.future.done():  # the caller left, or another batch of the request failed
+            if request.future.done():  # cancelled, or another batch of the request failed
                 wasted += rows
                 continue
             if request.add_outputs(first, rows, part, done_s):

@@ -221,10 +221,10 @@ class Model:
             self._changes.notify()
 
     def roll_back(self, version: ModelVersion, reason: str, cause: str, *, stop_now: bool) -> bool:
-        """Rejects a version that serves. Returns False if it has to go on.
+        """Rejects a version that serves. Returns False if it keeps serving.
 
-        Without another usable version it goes on, and while the other one is loading it goes on
-        too, unless `stop_now`.
+        It keeps serving if no other version is usable. It also keeps serving while the other
+        version is loading, unless `stop_now`.
         """
         has_other = any(one.can_serve for one in self.versions if one is not version)
         if version.rejection or version.state is not State.READY or not (has_other or stop_now):
@@ -236,7 +236,7 @@ class Model:
     def _candidates(self) -> list[ModelVersion]:
         """Loaded versions that may be stable or canary: the selected ones.
 
-        Until one of those is loaded, what is loaded goes on serving.
+        Until one of those is loaded, the loaded versions keep serving.
         """
         selected = [version for version in self.selected_versions() if version.loaded]
         if selected or not self.is_enabled:

@@ -10,7 +10,7 @@ from server.execution.device import profile_groups
 from server.repository.manifest import EngineRecord, Manifest
 from server.scheduling.base import InstanceGroup
 
-# A batch size runs at least so often and for at least so long.
+# Least number and duration of the runs of a batch size.
 MIN_RUNS = 3
 MIN_RUN_S = 0.01
 
@@ -37,7 +37,7 @@ class ProfileCache:
 
 
 def _computation(engine: Engine, manifest: Manifest, record: EngineRecord) -> Hashable:
-    """Everything that decides how long the engine takes; its weights don't."""
+    """Everything that decides how long the engine takes. Its weights do not."""
     groups = tuple((group[0].units, len(group)) for group in instances_by_units(engine))
     return (
         *(manifest.architecture, manifest.parameters, manifest.classes, manifest.top_k),

@@ -176,8 +176,8 @@ class ModelRegistry:
     ) -> None:
         """Moves requests from a version that serves to another version.
 
-        While no other version is loaded, this one goes on unless `stop_now`. If the model has no
-        other usable version, it stays.
+        While no other version is loaded, this one keeps serving unless `stop_now`. It also keeps
+        serving if the model has no other usable version.
         """
         model = self._models[version.model_name]
         self._reconciler.roll_back(model, version, reason, cause, stop_now=stop_now)

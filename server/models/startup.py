@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 
 def version_policy(settings: Settings) -> VersionPolicy:
-    """The default version policy. Raises CannotServe for text that is none."""
+    """The default version policy. Raises CannotServe for invalid text."""
     try:
         return VersionPolicy.parse(settings.version_policy)
     except ValueError as error:

@@ -99,7 +99,7 @@ class RepositoryWatcher:
     def _on_finished(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # The client gets the error too, if it is still there.
+            # The client gets the error too, if it is still connected.
             log.debug("load_request_failed", extra={"reason": str(error)})
 
     async def _read(self) -> RepositoryContents | None:

@@ -2,8 +2,8 @@
 
 On Linux a new thread inherits the scheduling policy of its creator. So the thread that loads an
 engine gets SCHED_IDLE; at the end it and all threads that it created get the normal policy back,
-because the engine's threads must serve requests. If the system does not allow the way back, the
-policy is never changed.
+because the engine's threads must serve requests. If the system would not allow this, the policy is
+never changed.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ JOIN_S = 0.5  # for an idle thread to end
 
 @contextmanager
 def load_thread() -> Iterator[ThreadPoolExecutor]:
-    """An executor with one thread; at the end its queue is dropped and the thread left alone."""
+    """An executor with one thread. At the end it drops its queue and does not wait."""
     executor = ThreadPoolExecutor(1, THREAD_NAME)
     try:
         yield executor

@@ -14,7 +14,7 @@ from server.scheduling.plans import Plan, StartTimes, alone_s, finish_s
 from server.scheduling.waiting_rows import WaitingRows
 
 # Above this idle ratio the device has spare capacity. (With 0.05, ResNet-50 at 80 % load was at
-# times considered overloaded, which cost 0.4 % of its answers.)
+# times considered overloaded, and 0.4 % of its answers were lost.)
 MIN_SPARE_RATIO = 0.02
 
 MIN_ACTIVE_RATIO = 0.01  # a model that used less of the device lately is idle

@@ -54,7 +54,7 @@ class DeviceShares:
         account.virtual_s = max(account.virtual_s, least_s)
 
     def charge(self, account: ShareAccount, expected_s: float) -> None:
-        """A batch starts that is expected to use so many device seconds."""
+        """Charges a batch that starts for the device seconds that it is expected to use."""
         self._virtual_s = max(self._virtual_s, account.virtual_s)
         account.virtual_s += expected_s / account.weight
 

@@ -22,7 +22,7 @@ class TracingMissing(Exception):
 
 
 class Tracing:
-    """Makes traces. A thread of OpenTelemetry's exports them. Used on the event loop's thread.
+    """Makes traces. An OpenTelemetry thread exports them. Used on the event loop's thread.
 
     Times are seconds of time.monotonic.
     """

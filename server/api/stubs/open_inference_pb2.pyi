@@ -1423,7 +1423,7 @@ class SystemSharedMemoryRegisterRequest(_message.Message):
     offset: _builtins.int
     """Offset of the region in the file."""
     byte_size: _builtins.int
-    """Size of the region. The file must have at least so many bytes while the region is used."""
+    """Size of the region. The file must stay large enough for the region while it is used."""
     def __init__(
         self,
         *,

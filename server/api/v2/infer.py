@@ -87,7 +87,7 @@ class TensorInference:
 
 
 def _priority_and_timeout(parameters: Parameters) -> tuple[int, float]:
-    """The scheduler's priority, and the seconds after arrival when the answer is useless."""
+    """The scheduler's priority, and the seconds after arrival when the response is useless."""
     refuse_parameters("parameters", parameters)
     priority, timeout_s = 0, math.inf
     if "priority" in parameters:

@@ -20,7 +20,7 @@ from server.images.input_spec import InputSpec, Pixels
 
 CHUNK_BYTES = 1 << 20  # of text read at a time; reading takes about ten times as much memory
 ZERO = np.uint8(ord("0"))
-NOT_A_DIGIT = 10  # the least value of a byte that is no digit, counted from "0"
+NOT_A_DIGIT = 10  # bytes minus "0": values from here on are not digits
 SPACES = b" \t\r\n"
 
 _Bytes = NDArray[np.uint8]

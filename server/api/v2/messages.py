@@ -52,7 +52,7 @@ class TypedContents(TensorData):
         return flat.reshape(tensor.shape)
 
     def _check(self, name: str, tensor: InputTensor, elements: int) -> None:
-        """Raises InvalidInput unless the contents are so many elements in that field alone."""
+        """Raises InvalidInput unless exactly that field is set, with that many elements."""
         for descriptor, _ in self._contents.ListFields():
             if descriptor.name != name:
                 raise InvalidInput(
@@ -98,7 +98,7 @@ def small_numbers(contents: pb.InferTensorContents, field: str) -> NDArray[np.ui
     Reads the message's bytes: a number below 128 is one byte, and one below 256 is that byte and a
     1. Reading the numbers one by one would hold up all threads four times as long.
     """
-    contents.DiscardUnknownFields()  # their bytes would be there too
+    contents.DiscardUnknownFields()  # otherwise their bytes would follow
     data = contents.SerializeToString()
     begin = 1  # the length follows the tag; only its last byte is below 128
     while data[begin] >= 128:

@@ -1,4 +1,4 @@
-"""What the server and its models are, in the terms of the Open Inference Protocol and Triton.
+"""Metadata of the server and its models, as the Open Inference Protocol and Triton define them.
 
 All values are plain: gRPC makes messages of the same fields from them, REST makes JSON.
 """
@@ -73,7 +73,7 @@ class ModelOutput(Struct):
 
 
 class DynamicBatching(Struct):
-    """Present: rows of several requests share batches."""
+    """Its presence means that requests share batches."""
 
 
 class ConfigParameter(Struct):
@@ -240,7 +240,7 @@ def _platform(model: LoadedModel) -> str:
 
 
 def _index_reason(version: ModelVersion) -> str:
-    """The reason, after the state's own name if Triton has no name for it."""
+    """The reason. It begins with the name of the state if Triton has no such state."""
     if version.state in (State.CHECKING, State.UNLOADED, State.FAILED):
         name = version.state.name
         return f"{name}: {version.reason}" if version.reason else name

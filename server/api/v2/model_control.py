@@ -19,7 +19,7 @@ class ModelControl:
         self._watcher = watcher
 
     async def load(self, repository_name: str, model: str, parameters: Iterable[str]) -> None:
-        """Loads a model, or what is new of it; returns once it answers.
+        """Loads a model, or its new versions; returns once it answers requests.
 
         Raises InvalidInput, ModelNotFound, ModelNotReady.
         """

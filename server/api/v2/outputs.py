@@ -119,7 +119,7 @@ def _tensor(output: _Selected, outputs: Outputs, labels: Sequence[str]) -> Outpu
 
 def _texts(outputs: Outputs, best: int, labels: Sequence[str]) -> list[str]:
     """The best classes of each row as "score:index:label"."""
-    if best > outputs.classes.shape[1]:  # more than the engine has sorted
+    if best > outputs.classes.shape[1]:  # the engine has sorted fewer
         order = np.argsort(-outputs.probabilities, axis=1, kind="stable")
         classes = order.astype(np.int32)
         scores = np.take_along_axis(outputs.probabilities, classes, axis=1)

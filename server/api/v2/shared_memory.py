@@ -1,4 +1,4 @@
-"""System shared memory: clients on this machine lend regions that hold pixels and take results.
+"""System shared memory: clients on this machine register regions for pixels and results.
 
 A region is a file in /dev/shm, open while it is registered or in use. The server reads and writes
 it by system calls and never maps it: a process that touches mapped memory is killed (SIGBUS) once
@@ -292,7 +292,7 @@ class SharedData(TensorData):
     async def _read_and_decode(
         self, tensor: InputTensor, spec: InputSpec, decoders: Decoders
     ) -> Pixels:
-        """Copies the files before decoding, and counts them as if the message had brought them."""
+        """Copies the files before decoding, and counts them as if they were part of the message."""
         window, byte_size = self._window, self._window.part.byte_size
         most = tensor.shape[0] * (decoders.limits.encoded_bytes + LENGTH_BYTES)
         if byte_size > most:

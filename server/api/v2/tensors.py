@@ -45,7 +45,7 @@ Parameters = Mapping[str, Parameter]
 
 
 class TensorData(ABC):
-    """Elements of one input, as its protocol brought them."""
+    """Elements of one input, in the form that its protocol uses."""
 
     __slots__ = ()
 
@@ -90,7 +90,7 @@ class TensorRequest:
     parameters: Parameters
     inputs: Sequence[InputTensor]
     outputs: Sequence[OutputRequest]
-    raw_contents: Sequence[bytes] = ()  # data of the inputs that have none of their own, in order
+    raw_contents: Sequence[bytes] = ()  # data of the inputs without contents, in order
 
 
 class RegionPart(NamedTuple):
@@ -227,7 +227,7 @@ def refuse_parameters(field: str, names: Iterable[str]) -> None:
 
 
 def input_to_classify(names: Sequence[str]) -> int:
-    """The position of the input to classify: the only one, or the pixels of two.
+    """The position of the input to classify. If there are two, this is `image`.
 
     Metadata names both inputs. Clients such as perf_analyzer fill every input that it names, with
     random bytes, and would only get errors otherwise. Raises InvalidInput.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from server.errors import InvalidInput
 from server.repository.serving_config import VERSION_LABELS
 
-MAX_DIGITS = 18  # a number of so many digits fits into 64 bits
+MAX_DIGITS = 18  # such a number fits into 64 bits
 MAX_QUOTED = 80  # characters of a caller's text in an error
 
 
