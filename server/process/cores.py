@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+from server.process.cgroups import cpu_quota_cores
 
 
-def available_cores() -> int:
-    """Cores in the process's CPU affinity, at most its cgroup's CPU quota; at least 1."""
+def available_cores(root: Path = Path("/")) -> int:
+    """Cores in the process's CPU affinity, at most its cgroups' CPU quota; at least 1.
+
+    `root` is the folder that holds proc and sys.
+    """
     cores = len(os.sched_getaffinity(0))
-    try:
-        quota, period = CPU_QUOTA.read_text().split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # there is no cgroup v2, or the quota is "max"
-        return cores
+    quota = cpu_quota_cores(root)
+    return cores if quota is None else max(1, min(cores, int(quota)))

@@ -7,16 +7,9 @@ from pathlib import Path
 import pytest
 
 from server.process.memory import free_bytes
+from tests.process.trees import write
 
 GIB = 1 << 30
-
-
-def write(root: Path, files: dict[str, str]) -> Path:
-    for name, text in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-    return root
 
 
 MACHINE = {
