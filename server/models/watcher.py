@@ -25,6 +25,8 @@ STEP_MS = 100  # changes within this time are one change
 DEBOUNCE_MS = 500
 
 REPOSITORY_UNREADABLE = "repository_unreadable"
+KUBERNETES_LINK = "..data"
+MAX_LOGGED = 1000  # warnings that are remembered, so that they are not repeated
 
 
 class RepositoryWatcher:
@@ -51,7 +53,7 @@ class RepositoryWatcher:
 
     async def watch(self) -> None:
         """Syncs the registry after every change of the repository. Runs until it is cancelled."""
-        async for _ in changes(self._root):
+        async for _ in changes(self._root, self._on_watch_failed):
             found = await self._read()
             if found is not None:
                 versions = [version for version in found.versions if self._is_served(version.model)]
@@ -110,30 +112,41 @@ class RepositoryWatcher:
                 self._file_thread, partial(list_contents, self._root)
             )
         except OSError as error:
-            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror))
+            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror or error))
+            return None
+        except Exception as error:  # our own bug; the loaded models go on serving
+            reason = f"{type(error).__name__}: {error}"
+            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), reason, error)
             return None
         self._logged = {one for one in self._logged if not one.startswith(REPOSITORY_UNREADABLE)}
         for entry in found.ignored:
             self._warn_once("entry_ignored", str(entry.path), entry.reason)
         return found
 
-    def _warn_once(self, event: str, path: str, reason: str) -> None:
+    def _on_watch_failed(self, reason: str) -> None:
+        self._warn_once("watch_fell_back_to_polling", str(self._root), reason)
+
+    def _warn_once(
+        self, event: str, path: str, reason: str, error: Exception | None = None
+    ) -> None:
         key = f"{event} {path} {reason}"
-        if key not in self._logged:
-            self._logged.add(key)
-            log.warning(event, extra={"path": path, "reason": reason})
+        if key in self._logged:
+            return
+        if len(self._logged) >= MAX_LOGGED:
+            self._logged.clear()
+        self._logged.add(key)
+        log.warning(event, extra={"path": path, "reason": reason}, exc_info=error)
 
 
-async def changes(root: Path) -> AsyncIterator[None]:
-    """Yields at once, soon after each change below `root`, and at least every RESCAN_S."""
+async def changes(root: Path, on_failure: Callable[[str], None]) -> AsyncIterator[None]:
+    """Yields at once, soon after each change below `root`, and at least every RESCAN_S.
+
+    Without notifications it polls. `on_failure` gets the reason each time they fail.
+    """
     yield
 
     def is_visible(change: Change, path: str) -> bool:
-        """Hidden files are ignored: writers have not finished them."""
-        try:
-            return not any(part.startswith(".") for part in Path(path).relative_to(root).parts)
-        except ValueError:
-            return True
+        return _is_visible(root, path)
 
     due_s = 0.0
     while True:
@@ -149,9 +162,30 @@ async def changes(root: Path) -> AsyncIterator[None]:
                 if changed or clock() >= due_s:
                     yield
                     due_s = clock() + RESCAN_S
-        except (OSError, RuntimeError) as error:  # too many watches, the folder is missing, ...
-            log.warning(
-                "watch_fell_back_to_polling", extra={"path": str(root), "reason": str(error)}
-            )
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, SystemExit):
+            raise
+        # Too many watches, a name that is not UTF-8, the folder is missing, ... A panic in the
+        # library's Rust code is not even an Exception.
+        except BaseException as error:
+            on_failure(_reason(error))
         await asyncio.sleep(RESCAN_S)
         yield
+
+
+def _is_visible(root: Path, path: str) -> bool:
+    """Whether a change may concern readers. Writers have not finished hidden files.
+
+    Kubernetes updates a mounted ConfigMap by replacing the link `..data`.
+    """
+    try:
+        parts = Path(path).relative_to(root).parts
+    except ValueError:
+        return True
+    return KUBERNETES_LINK in parts or not any(part.startswith(".") for part in parts)
+
+
+def _reason(error: BaseException) -> str:
+    """The cause; the library raises it as the only member of a group."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

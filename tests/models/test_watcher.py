@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
-from server.models import watcher
 from server.repository.manifest import LABELS_FILE
 from tests.support.serving import (
     SHAPE,
@@ -101,21 +100,6 @@ async def test_after_a_version_is_removed_the_previous_one_serves(tmp_path: Path
         await until(served.channel, "other", HealthCheckResponse.SERVING)
         assert await states(served) == {1: "READY"}
     assert results.codes.keys() == {"OK"}, results.messages
-
-
-async def test_without_notifications_the_repository_is_polled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def no_watches(*arguments: Any, **options: Any) -> Any:
-        raise OSError("OS file watch limit reached.")
-
-    monkeypatch.setattr(watcher, "awatch", no_watches)
-    monkeypatch.setattr(watcher, "RESCAN_S", 0.05)
-    publish(tmp_path)
-    async with serve(tmp_path, bake_time_s=0.0) as served:
-        publish(tmp_path)
-        await wait_for_states(served, {2: "READY"})
-    assert "watch_fell_back_to_polling" in [record.msg for record in caplog.records]
 
 
 async def test_without_model_control_new_versions_are_ignored(tmp_path: Path) -> None:
