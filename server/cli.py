@@ -9,7 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from signal import SIGTERM
 from typing import NamedTuple
+
+from server.process.early_signals import exit_on
 
 
 class Subcommand(NamedTuple):
@@ -56,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"convserve: {name!r} is not a command\n\n{usage()}", file=sys.stderr)
         return 2
+    exit_on((SIGTERM,))
     try:
         module = import_module(COMMANDS[name].module)
     except ModuleNotFoundError as error:

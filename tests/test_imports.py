@@ -39,6 +39,7 @@ LAYERS = (
     {"models"},
     {"api"},
     {"app"},
+    {"run"},
     {"__main__", "cli"},
 )
 
@@ -180,7 +181,7 @@ def test_a_room_of_the_server_imports_only_from_layers_below() -> None:
 
 
 def test_only_the_edges_of_the_server_import_transport_libraries() -> None:
-    above = ("server/api/", "server/transport/", "server/app.py", "server/__main__.py")
+    above = ("server/api/", "server/transport/", "server/app.py", "server/run.py")
     for source in sources("server"):
         if not name_of(source).startswith(above):
             assert not roots(source) & TRANSPORT, name_of(source)
@@ -214,7 +215,7 @@ def test_only_the_command_reads_the_environment() -> None:
             if isinstance(node, ast.Attribute)
         }
         reads = names & {"environ", "getenv", "environb"}
-        assert not reads or name_of(source) == "server/__main__.py", name_of(source)
+        assert not reads or name_of(source) == "server/run.py", name_of(source)
 
 
 def test_serving_needs_no_package_of_the_build(built_repository: Path) -> None:

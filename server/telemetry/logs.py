@@ -12,18 +12,45 @@ import json
 import logging
 import math
 import sys
+import threading
 from datetime import UTC, datetime
+
+from server.telemetry.log_writer import LogWriter
+
+log = logging.getLogger(__name__)
+
+STDERR = 2  # file descriptor
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
 
 
 def configure(level: str, format: str) -> None:
     """Logs to standard error: the server's events from `level` on, libraries' from warning on."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LogWriter(STDERR)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Libraries stay at WARNING: at DEBUG hpack logs all metadata, credentials included.
     logging.getLogger(__name__.partition(".")[0]).setLevel(level.upper())
+
+
+def log_python_messages() -> None:
+    """Logs what Python itself writes to standard error, where it would wait for the reader.
+
+    These are warnings, errors of threads, and errors that can't be raised.
+    """
+    logging.captureWarnings(True)
+    sys.unraisablehook = _log_unraisable
+    threading.excepthook = _log_thread_failed
+
+
+def _log_unraisable(error: sys.UnraisableHookArgs) -> None:
+    log.error("error_ignored", extra={"where": repr(error.object)}, exc_info=error.exc_value)
+
+
+def _log_thread_failed(error: threading.ExceptHookArgs) -> None:
+    if not isinstance(error.exc_value, SystemExit):
+        name = error.thread.name if error.thread else ""
+        log.error("thread_failed", extra={"thread_name": name}, exc_info=error.exc_value)
 
 
 class JsonLines(logging.Formatter):

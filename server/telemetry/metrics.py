@@ -18,13 +18,14 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
 from server.telemetry.histogram import BufferedHistogram
+from server.telemetry.log_writer import dropped_log_lines
 from server.telemetry.nvml import GpuMonitor
 
 # `_created` series would double the number of counters and histograms; no query uses them.
@@ -55,6 +56,7 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+        registry.register(_DroppedLogLines())
 
         def counter(name: str, help: str, *labels: str) -> Counter:
             return Counter(f"convserve_{name}", help, labels, registry=registry)
@@ -173,6 +175,17 @@ class Metrics:
                 yield GaugeMetricFamily(name, help, labels=[label])
 
         self.registry.register(Collector())
+
+
+class _DroppedLogLines:
+    """Exports convserve_log_lines_dropped of the process."""
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        text = "Log lines dropped because the reader of the log is too slow or gone."
+        yield CounterMetricFamily("convserve_log_lines_dropped", text, value=dropped_log_lines())
+
+    def describe(self) -> Iterator[CounterMetricFamily]:
+        return self.collect()
 
 
 @dataclass(slots=True)

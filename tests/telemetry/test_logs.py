@@ -101,5 +101,6 @@ def test_libraries_log_only_warnings_and_errors(
     for logger in (root, ours):
         monkeypatch.setattr(logger, "level", logger.level)
     configure("debug", "text")
+    root.handlers[0].close()
     assert logging.getLogger(library).getEffectiveLevel() == logging.WARNING
     assert logging.getLogger("server.models.registry").getEffectiveLevel() == logging.DEBUG
