@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+LONG_STAGE_S = 1.0
 STAGES = ("card", "weights", "reference", "export", "compile", "check", "publish")
 
 
@@ -24,7 +25,7 @@ class BuildProgress:
 
 
 class ConsoleProgress(BuildProgress):
-    """Prints one line for each finished stage. A terminal also gets a progress bar."""
+    """Prints a line for each stage that was long or failed. A terminal also gets a bar."""
 
     def __init__(self, console: Console, models: int, *, live: bool) -> None:
         self._console = console
@@ -83,7 +84,7 @@ class ConsoleProgress(BuildProgress):
         self._bars.advance(self._total)
 
     def _print_stage(self, suffix: str = "") -> None:
-        if self._stage:
-            seconds = time.perf_counter() - self._started_s
+        seconds = time.perf_counter() - self._started_s
+        if self._stage and (suffix or seconds >= LONG_STAGE_S):
             line = f"{self._model:<14} {self._stage:<9} {seconds:7.1f} s{suffix}"
             self._console.print(line, soft_wrap=True)

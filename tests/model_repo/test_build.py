@@ -6,14 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from model_repo import build
+from model_repo import build, progress
 from model_repo.progress import STAGES
 from server.repository.contents import list_versions
 
 
 def test_the_command_publishes_prints_a_table_and_exits_with_0(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress, "LONG_STAGE_S", 0.0)  # every stage is printed
     command = ["lenet5", "--repo", str(tmp_path), "--weights", "random:0", "--precision", "f32"]
     assert build.main(command) == 0
     printed = capsys.readouterr()
