@@ -1,4 +1,4 @@
-"""Overview dashboard: are all models ready, what is answered, rejected and late, and how fast."""
+"""Overview dashboard: are all models ready, what is answered, refused and late, and how fast."""
 
 from deploy.grafana.panel import Panel
 from deploy.grafana.queries import (
@@ -48,8 +48,8 @@ _STATS = (
         expressions={"p99": quantile(0.99, REQUEST_DURATION, "", f"{SELECTED}, {INFERENCE}")},
     ),
     Panel(
-        title="Rejected",
-        description="Fraction of requests rejected because they could not meet their deadline or"
+        title="Refused",
+        description="Fraction of requests refused because they could not meet their deadline or"
         " exceeded a limit.",
         unit="percentunit",
         kind="stat",
@@ -58,7 +58,7 @@ _STATS = (
         decimals=2,
         thresholds=[(0.01, "orange"), (0.05, "red")],
         expressions={
-            "rejected": ratio(
+            "refused": ratio(
                 f"sum(rate(convserve_refused_total{{{SELECTED}}}{RANGE}))", f"sum({REQUESTS})"
             )
         },
@@ -120,7 +120,7 @@ OVERVIEW = (
     ),
     Panel(
         title="Requests by status",
-        description="Requests per second by gRPC status. RESOURCE_EXHAUSTED: rejected, the response"
+        description="Requests per second by gRPC status. RESOURCE_EXHAUSTED: refused, the response"
         " says when to retry. DEADLINE_EXCEEDED: too late. INTERNAL: a server error, see the log.",
         unit="reqps",
         kind="stacked",
@@ -140,17 +140,17 @@ OVERVIEW = (
     Panel(
         title="Queued images",
         description="Images that wait for an engine. Grows under overload until requests are"
-        " rejected.",
+        " refused.",
         unit="short",
         expressions={"{{model}}": f"sum by (model) ({QUEUE_ROWS})"},
     ),
     Panel(
-        title="Rejected and late",
-        description="Rejected requests by reason, and missed deadlines by the stage that the"
+        title="Refused and late",
+        description="Refused requests by reason, and missed deadlines by the stage that the"
         " request had reached.",
         unit="reqps",
         expressions={
-            "rejected: {{reason}}": rate("convserve_refused_total", "reason"),
+            "refused: {{reason}}": rate("convserve_refused_total", "reason"),
             "late in {{stage}}": rate("convserve_deadline_missed_total", "stage"),
         },
     ),

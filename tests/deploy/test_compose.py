@@ -25,9 +25,9 @@ def test_the_compose_file_follows_the_compose_schema(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stdout
     wrong = COMPOSE | {"services": COMPOSE["services"] | {"prometheus": {"imag": "no such key"}}}
     (tmp_path / "docker-compose.yml").write_text(yaml.safe_dump(wrong))
-    rejected = check_schema(tmp_path / "docker-compose.yml")
-    assert rejected.returncode == 1
-    assert "imag" in rejected.stdout
+    refused = check_schema(tmp_path / "docker-compose.yml")
+    assert refused.returncode == 1
+    assert "imag" in refused.stdout
 
 
 @pytest.mark.parametrize(

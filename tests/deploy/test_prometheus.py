@@ -199,13 +199,13 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
         calls = 'convserve_requests_total{method=~"Classify|Model(Stream)?Infer", code="%s"}'
         counts = [report.summary.counts for report in reports]
         successful = sum(count.get("OK", 0) for count in counts)
-        rejected = sum(count.get("RESOURCE_EXHAUSTED", 0) for count in counts)
+        refused = sum(count.get("RESOURCE_EXHAUSTED", 0) for count in counts)
         await prometheus.wait_for(f"sum({calls % 'OK'})", successful)
         assert await prometheus.value("sum(convserve_request_duration_seconds_count)") >= successful
         assert await prometheus.value("sum(convserve_images_total)") == successful
         assert await prometheus.value("sum(convserve_batch_rows_sum)") == successful
         counted = await prometheus.value("sum(convserve_refused_total)")
-        assert counted == rejected > 0
+        assert counted == refused > 0
         await check_latency(prometheus, reports[0])
 
         empty = []
@@ -226,7 +226,7 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
 
 def plans(served: Served) -> list[Plan]:
     """First one client without concurrency, for the latency. Then overload with the other protocol,
-    so that some requests are rejected. Deadlines are long: client and server may disagree about a
+    so that some requests are refused. Deadlines are long: client and server may disagree about a
     request whose deadline expires at the moment of the response."""
     single = Plan(
         target=served.target,

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -14,7 +15,7 @@ PAGES = sorted(
     ]
 )
 COMMAND = re.compile(r"(?:[A-Z_]+=\S* )*(make|python|convserve) ")
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", flags=re.DOTALL | re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -32,9 +33,9 @@ def name_of(page: Path) -> str:
 def blocks(language: str) -> list[Block]:
     """All code blocks in that language."""
     return [
-        Block(name_of(page), found, text)
+        Block(name_of(page), found, dedent(text))
         for page in PAGES
-        for found, text in BLOCK.findall(page.read_text(encoding="utf-8"))
+        for _, found, text in BLOCK.findall(page.read_text(encoding="utf-8"))
         if found == language
     ]
 

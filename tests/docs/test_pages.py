@@ -87,6 +87,21 @@ def test_every_module_and_script_that_is_run_exists(page: Path) -> None:
         assert (ROOT / script).is_file(), script
 
 
+def test_every_test_that_is_named_exists() -> None:
+    text = read(ROOT / "docs/contributing.md")
+    tests = "".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, name
+
+
+@pytest.mark.parametrize("name", ["docs/operations.md", "docs/gpu.md"])
+def test_every_log_event_that_is_named_exists(name: str) -> None:
+    server = "".join(path.read_text() for path in (ROOT / "server").rglob("*.py"))
+    for text in re.findall(r"log events? ((?:`\w+`(?: and )?)+)", read(ROOT / name)):
+        for event in re.findall(r"`(\w+)`", text):
+            assert f'"{event}"' in server, event
+
+
 @cache
 def help_of(program: tuple[str, ...]) -> str:
     run = [sys.executable, *program, "--help"]
