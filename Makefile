@@ -7,7 +7,7 @@ VENV ?= .venv
 TORCH_INDEX ?=
 PIP_FLAGS ?=
 # Model repository of `make models` and `make serve`. The demo and the benchmarks use another one,
-# because they may build untrained networks, which nobody should serve by mistake.
+# because they may build untrained networks, which must not be served by mistake.
 REPO ?= model_repo/engines
 SCRATCH ?= .demo
 ARGS ?=

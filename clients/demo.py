@@ -50,7 +50,7 @@ METRICS = {  # name: unit and format of the values that the demo prints
 
 
 class DemoFailed(Exception):
-    """The demo cannot continue or did not show what it should. The message says why."""
+    """The demo cannot continue, or a result is wrong. The message says why."""
 
 
 @dataclass(slots=True)

@@ -1,1 +1,1 @@
-"""Networks in, engines out. May import torch; the server never imports this."""
+"""The build: turns networks into engines. May import torch; the server never imports it."""

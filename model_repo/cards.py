@@ -150,9 +150,7 @@ def names(folder: Path = CARDS_FOLDER) -> list[str]:
 def load(name: str, folder: Path = CARDS_FOLDER, labels: Path = LABELS_FOLDER) -> Card:
     """The card of that name. Raises CardError."""
     if name not in names(folder):
-        raise CardError(
-            f"there is no card {name!r}; there are {', '.join(names(folder)) or 'none'}"
-        )
+        raise CardError(f"there is no card {name!r}; cards: {', '.join(names(folder)) or 'none'}")
     path = folder / f"{name}.toml"
     content = path.read_bytes()
     try:

@@ -14,7 +14,7 @@ from pathlib import Path
 from server.repository.text import decode_text
 
 # Invisible characters that editors and copied text leave: zero width space, word joiner, and the
-# byte-order mark, which also stands between files that were joined.
+# byte-order mark, which also remains between files that were joined.
 INVISIBLE = "\u200b\u2060\ufeff"
 
 

@@ -87,7 +87,7 @@ class BuildOptions:
         names = self.backends
         if unknown := [name for name in names if name not in BACKENDS]:
             raise ValueError(
-                f"backend {', '.join(map(repr, unknown))} is unknown; there are "
+                f"backend {', '.join(map(repr, unknown))} is unknown; choose one of "
                 f"{', '.join(BACKENDS)}"
             )
         if len(names) > 1 and ("null" in names or len(set(names)) < len(names)):
@@ -251,7 +251,7 @@ def _compile_options(name: str, options: BuildOptions, card: Card) -> CompileOpt
 def _load_weights(
     card: Card, options: BuildOptions, pixels: Pixels, progress: BuildProgress
 ) -> Weights:
-    # An untrained network sets its batch norms by the golden images, normalised as the card says.
+    # These images set the batch norms of an untrained network.
     mean, std = torch.tensor(card.mean), torch.tensor(card.std)
     normalised = (torch.from_numpy(pixels).float() / 255 - mean) / std
     calibration = normalised.permute(0, 3, 1, 2).contiguous()

@@ -93,7 +93,7 @@ class Settings:
         0, "threads that decode images; 0 starts one per core", minimum=0, maximum=1024
     )
     queue_rows: int = option(
-        4096, "images that may wait for one model; further requests are rejected", minimum=1
+        4096, "images that may wait for one model; further requests are refused", minimum=1
     )
     scheduler: str = option(
         "deadline",
@@ -118,7 +118,7 @@ class Settings:
     max_bytes_in_progress: int = option(
         1 << 30,
         "bytes of all requests in progress, those still being received included; further requests "
-        "are rejected; the process needs about four times as much memory",
+        "are refused; the process needs about four times as much memory",
         minimum=4096,
     )
     max_image_bytes: int = option(20 << 20, "bytes of one encoded image", minimum=64)
@@ -129,7 +129,7 @@ class Settings:
         maximum=89_478_485,  # the decoder's own limit, see server.images.decode
     )
     max_calls: int = option(
-        4096, "calls in progress; further calls are rejected", minimum=1, maximum=2**31 - 1
+        4096, "calls in progress; further calls are refused", minimum=1, maximum=2**31 - 1
     )
     allow_shared_memory: bool = option(
         False,

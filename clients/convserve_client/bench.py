@@ -33,7 +33,7 @@ from convserve_client.loadgen.results.report import Report
 from convserve_client.loadgen.worker_pool import WorkerDied
 
 FIRST_RATE_FRACTION = 0.7  # of a closed loop's throughput: first rate of --find-max-rate
-MIN_SWEEP_GAIN = 1.05  # a sweep ends when twice the callers bring less than this
+MIN_SWEEP_GAIN = 1.05  # a sweep ends when twice the callers gain less than this
 MAX_SWEEP_CALLERS = 1024
 SWEEP_FRACTIONS = (0.25, 0.5, 0.7, 0.8, 0.9, 0.95)  # of a sweep's best throughput
 MAX_CONFIRMATIONS = 5

@@ -49,7 +49,7 @@ class Client:
         self._client = AsyncClient(
             target, timeout_s=timeout_s, retry=retry, max_message_bytes=max_message_bytes
         )
-        self._lock = threading.Lock()  # once the loop is told to stop, it gets no further calls
+        self._lock = threading.Lock()  # no call is sent to the loop after its stop
         self._closed = False
         started: concurrent.futures.Future[asyncio.AbstractEventLoop] = concurrent.futures.Future()
         self._stop = asyncio.Event()

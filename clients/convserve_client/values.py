@@ -1,4 +1,4 @@
-"""What the client returns: answers and descriptions of models."""
+"""Values that the client returns: answers and descriptions of models."""
 
 from __future__ import annotations
 

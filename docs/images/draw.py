@@ -2,7 +2,7 @@
 
     python docs/images/draw.py
 
-The picture carries its own background and follows the reader's light or dark mode.
+The image has its own background and follows the light or dark mode of the reader.
 """
 
 from __future__ import annotations

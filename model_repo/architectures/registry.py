@@ -76,7 +76,7 @@ def find(name: str) -> Architecture:
     _import_papers()
     if name not in _registered:
         raise ValueError(
-            f"architecture {name!r} is unknown; there are {', '.join(architecture_names())}"
+            f"architecture {name!r} is unknown; choose one of {', '.join(architecture_names())}"
         )
     return _registered[name]
 

@@ -68,7 +68,7 @@ def _compare_checksums(path: Path) -> None:
     """Compares the members of a zip archive with their checksums, as torch does not."""
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
-            if not member.CRC:  # torch can be told to write none
+            if not member.CRC:  # torch has an option to write none
                 continue
             try:
                 with archive.open(member) as file:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from server.api.content import (
     Content,
     EmptyImage,
-    EncodedImage,
+    ImageFile,
     ImageList,
     InvalidContent,
     PixelBatch,
@@ -84,10 +84,10 @@ def _content(request: pb.ClassifyRequest) -> Content:
     return PixelBatch(batch.data, batch.count, batch.height, batch.width, batch.channels)
 
 
-def _image(index: int, image: pb.Image) -> EncodedImage | RawImage | EmptyImage:
+def _image(index: int, image: pb.Image) -> ImageFile | RawImage | EmptyImage:
     match image.WhichOneof("content"):
         case "encoded":
-            return EncodedImage(image.encoded, f"images[{index}].encoded")
+            return ImageFile(image.encoded, f"images[{index}].encoded")
         case "raw":
             raw = image.raw
             field = f"images[{index}].raw"

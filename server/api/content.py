@@ -118,7 +118,7 @@ class InvalidContent(Content):
         raise self._error
 
 
-class EncodedImage(NamedTuple):
+class ImageFile(NamedTuple):
     """An image file."""
 
     data: bytes
@@ -167,7 +167,7 @@ class ImageList(Content):
 
     __slots__ = ("_images",)
 
-    def __init__(self, images: Sequence[EncodedImage | RawImage | EmptyImage]) -> None:
+    def __init__(self, images: Sequence[ImageFile | RawImage | EmptyImage]) -> None:
         self._images = images
 
     def count(self, model: LoadedModel, max_images: int) -> int:

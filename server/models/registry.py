@@ -225,7 +225,7 @@ class ModelRegistry:
         await self._reconciler.reconcile(model, at_idle_priority=not self.is_loading)
 
     def _known(self) -> str:
-        return f"there are {list_names(sorted(self._models))}" if self._models else "there are none"
+        return f"known models: {list_names(sorted(self._models)) or 'none'}"
 
 
 def _ready(version: ModelVersion) -> LoadedModel:

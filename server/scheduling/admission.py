@@ -10,7 +10,7 @@ from server.scheduling.base import Request
 from server.scheduling.device_share import MAX_CREDIT_S, DeviceShares, Share
 from server.scheduling.model_queue import ModelQueue
 from server.scheduling.occupancy import DeviceOccupancy
-from server.scheduling.plans import Plan, StartTimes, alone_s, finish_s
+from server.scheduling.plans import BatchPlan, StartTimes, alone_s, finish_s
 from server.scheduling.waiting_rows import WaitingRows
 
 # Above this idle ratio the device has spare capacity. (With 0.05, ResNet-50 at 80 % load was at
@@ -82,7 +82,7 @@ class Admission:
         starts = self._start_times(queue, has_spare_capacity, now_s)
         share = self._share(queue, now_s, queue.batch_penalty)
         if has_spare_capacity or share.credit_s > MAX_CREDIT_S / 4:  # a burst, which ends
-            candidates: Sequence[Plan] = queue.plans
+            candidates: Sequence[BatchPlan] = queue.plans
         else:
             candidates = _plans_in_overload(queue, limit_s - now_s)
         plan = None
@@ -199,7 +199,7 @@ def _too_late(queue: ModelQueue, request: Request) -> str:
     return f"a request without a deadline waits at most {_wait_limit_s(queue):g} s"
 
 
-def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[Plan]:
+def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[BatchPlan]:
     """The plan that may be assumed in lasting overload for a request with `budget_s` left.
 
     It is the cheapest per row that has time for one and a half batches: the rest of the running
@@ -214,7 +214,7 @@ def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[Plan]:
 
 
 def _others_stay_in_time(
-    waiting: WaitingRows, step: int, ahead: int, plan: Plan, starts: StartTimes, share: Share
+    waiting: WaitingRows, step: int, ahead: int, plan: BatchPlan, starts: StartTimes, share: Share
 ) -> bool:
     """Whether the requests behind `step` meet their deadlines with `ahead` rows before them."""
     all_done_s = finish_s(plan, starts, ahead + waiting.total, share)

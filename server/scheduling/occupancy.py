@@ -11,7 +11,7 @@ IDLE_WINDOW_S = 0.3  # time constant of the average idle ratio
 
 
 @dataclass(slots=True, eq=False)
-class RunningBatch:
+class OccupiedUnits:
     """The units that a batch occupies, and its expected end."""
 
     units: int
@@ -32,7 +32,7 @@ class DeviceOccupancy:
     def __init__(self, units: int) -> None:
         self.units = units
         self.free = units
-        self.running: dict[int, RunningBatch] = {}  # by the identity of the batch
+        self.running: dict[int, OccupiedUnits] = {}  # by the identity of the batch
         self.idle_ratio = 1.0  # lately, 0 to 1; as old as the last `update_idle_ratio`
         self._has_work = False
         self._updated_s = -math.inf
@@ -41,7 +41,7 @@ class DeviceOccupancy:
         self.update_idle_ratio(now_s)
         self._has_work = True
         self.free -= batch.units
-        self.running[id(batch)] = RunningBatch(batch.units, now_s + batch.expected_s)
+        self.running[id(batch)] = OccupiedUnits(batch.units, now_s + batch.expected_s)
 
     def finish(self, batch: Batch, now_s: float) -> None:
         """Takes the batch object that was given to `start`."""

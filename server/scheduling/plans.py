@@ -17,7 +17,7 @@ from server.scheduling.latency import LatencyEstimate, planned_sizes
 START_DELAY_FRACTION = 0.15
 
 
-class Plan(NamedTuple):
+class BatchPlan(NamedTuple):
     """All instances of one group run batches of one size in parallel."""
 
     latency: LatencyEstimate
@@ -34,15 +34,15 @@ class StartTimes(NamedTuple):
 
 def make_plans(
     groups: Sequence[InstanceGroup], latencies: Sequence[LatencyEstimate], device_units: int
-) -> list[Plan]:
+) -> list[BatchPlan]:
     """The useful plans, from the cheapest per row (large batches) to the fastest (small ones)."""
     plans = [
-        Plan(latency, rows, group.profile(rows) / rows / group.concurrency(device_units))
+        BatchPlan(latency, rows, group.profile(rows) / rows / group.concurrency(device_units))
         for group, latency in zip(groups, latencies, strict=True)
         for rows in planned_sizes(group.max_batch)
     ]
     plans.sort(key=lambda plan: plan.row_s)
-    useful: list[Plan] = []
+    useful: list[BatchPlan] = []
     for plan in plans:  # a plan that is both dearer and slower than another one is useless
         seconds = plan.latency.profile(plan.rows)
         if not useful or seconds < useful[-1].latency.profile(useful[-1].rows):
@@ -50,7 +50,7 @@ def make_plans(
     return useful
 
 
-def alone_s(plan: Plan, rows: int, batch_s: Callable[[int], float]) -> float:
+def alone_s(plan: BatchPlan, rows: int, batch_s: Callable[[int], float]) -> float:
     """Seconds that `rows` take on an idle device.
 
     `batch_s` gives the run time of the last batch.
@@ -59,7 +59,7 @@ def alone_s(plan: Plan, rows: int, batch_s: Callable[[int], float]) -> float:
     return (rows - last) * plan.row_s + batch_s(last)
 
 
-def finish_s(plan: Plan, starts: StartTimes, rows: int, share: Share) -> float:
+def finish_s(plan: BatchPlan, starts: StartTimes, rows: int, share: Share) -> float:
     """When the last of the `rows` that are next in the queue is done.
 
     Full batches run first, at the plan's pace. Then the batch with the last row runs.

@@ -229,7 +229,7 @@ async def test_an_unknown_model_or_version_is_not_found_and_the_error_lists_know
     publish(tmp_path)
     async with serve(tmp_path) as served:
         cases: list[tuple[dict[str, Any], str]] = [
-            ({"model": "tinny"}, "there is no model 'tinny'; there are tiny"),
+            ({"model": "tinny"}, "there is no model 'tinny'; known models: tiny"),
             ({"version": 7}, "model 'tiny' has no version 7; it has 1"),
             ({"version": 2**63 - 1}, f"model 'tiny' has no version {2**63 - 1}; it has 1"),
         ]
@@ -242,4 +242,4 @@ async def test_an_unknown_model_or_version_is_not_found_and_the_error_lists_know
             "version",
             "is -1; versions count from 1, 0 is the newest",
         )
-        assert await refused(served, raw(1, model="")) == ("model", "is empty; there are tiny")
+        assert await refused(served, raw(1, model="")) == ("model", "is empty; known models: tiny")

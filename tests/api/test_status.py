@@ -35,7 +35,7 @@ async def test_any_name_can_be_part_of_an_error(tmp_path: Path, name: str) -> No
     async with serve(tmp_path) as served:
         error = await failure(served.classify(raw(1, model=name)))
     assert error.code() == StatusCode.NOT_FOUND
-    assert error.details() == f"there is no model {name[:80]!r}; there are tiny"
+    assert error.details() == f"there is no model {name[:80]!r}; known models: tiny"
 
 
 async def test_error_messages_have_a_limited_length(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every failure of a call becomes the error that tells the caller what to do."""
+"""Every failure of a call becomes an error that says what the caller can do."""
 
 import asyncio
 

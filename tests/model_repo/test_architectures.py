@@ -122,7 +122,7 @@ def test_a_name_cannot_be_registered_twice() -> None:
 
 
 def test_the_message_about_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"'resnet19' is unknown; there are alexnet, .*vgg16"):
+    with pytest.raises(ValueError, match=r"'resnet19' is unknown; choose one of alexnet, .*vgg16"):
         create("resnet19")
 
 

@@ -47,7 +47,7 @@ def test_the_other_models_are_built_if_one_fails(
         (["lenet5", "resnet18", "--weights", "random:0"], "--weights is for one model, not for 2"),
         (
             ["lenet5", "--backend", "abacus"],
-            "backend 'abacus' is unknown; there are openvino, tensorrt, inductor, null",
+            "backend 'abacus' is unknown; choose one of openvino, tensorrt, inductor, null",
         ),
         (["lenet5", "--precision", "fp7"], "invalid choice: 'fp7'"),
         (["lenet5", "--max-batch", "0"], "max_batch must be 1 to 1024, not 0"),

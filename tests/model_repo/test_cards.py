@@ -127,7 +127,7 @@ def test_a_card_can_use_its_own_label_file(tmp_path: Path) -> None:
         ("share = 1", "share = 0", "share must be 0.01 to 100, not 0.0"),
         ("share = 1", "share = nan", "share must be 0.01 to 100, not nan"),
         ('weights = "digits"', 'weights = ""', "weights must not be empty"),
-        ('"lenet5"', '"lenet6"', "'lenet6' is unknown; there are alexnet"),
+        ('"lenet5"', '"lenet6"', "'lenet6' is unknown; choose one of alexnet"),
         ("height = 32", "height = 28", "input of lenet5 must be 32x32x1, not 28x32x1"),
         ("channels = 1", "channels = 3", "input of lenet5 must be 32x32x1, not 32x32x3"),
         ('"bilinear"', '"guess"', "interpolation must be one of nearest, .*, not 'guess'"),
@@ -155,7 +155,7 @@ def test_a_card_that_is_not_text_is_rejected(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["resnet19", "../cards/lenet5", "", "lenet5.toml"])
 def test_the_message_about_an_unknown_card_lists_the_known_ones(name: str) -> None:
-    with pytest.raises(CardError, match="there are alexnet, .*, vgg16"):
+    with pytest.raises(CardError, match="cards: alexnet, .*, vgg16"):
         cards.load(name)
 
 

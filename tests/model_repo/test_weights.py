@@ -169,7 +169,7 @@ def test_the_environment_sets_the_cache_folder(
     assert weights.cache_folder() == tmp_path / "weights"
 
 
-def test_a_user_without_a_home_folder_is_told_to_set_the_cache_folder(
+def test_without_a_home_folder_the_message_says_to_set_the_cache_folder(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def unknown(uid: int) -> None:

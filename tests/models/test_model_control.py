@@ -79,7 +79,7 @@ async def test_a_failed_load_returns_its_reason_to_the_client(tmp_path: Path) ->
         (tmp_path / "tiny/2/labels.txt").unlink()
         for name, words in (
             ("tiny", "version 2 can't be loaded: labels.txt is missing; version 1 answers"),
-            ("tinny", "there is no model 'tinny'; there are tiny"),
+            ("tinny", "there is no model 'tinny'; known models: tiny"),
             ("../tiny", "there is no model"),
             ("", "there is no model ''"),
         ):
@@ -124,8 +124,10 @@ async def test_a_client_loads_and_unloads_over_http(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-async def test_a_change_goes_on_after_its_client_disconnects(protocol: str, tmp_path: Path) -> None:
-    """A change that is cut off leaves a version LOADING forever."""
+async def test_a_change_continues_after_its_client_disconnects(
+    protocol: str, tmp_path: Path
+) -> None:
+    """A change that is interrupted leaves a version LOADING forever."""
     publish(tmp_path, "a")
     publish(tmp_path, "b")
     engines = Mirrors()

@@ -238,11 +238,11 @@ async def test_a_stalled_engine_stops_serving_at_once(tmp_path: Path) -> None:
     fakes.executors.append(Recording("mirror", 1, DeadlineScheduler(1, 64)))
     async with registry_of(tmp_path, fakes) as registry:
         before = fakes.changes
-        on_stalled[0]("a batch has not come back for 10 s")
+        on_stalled[0]("a batch has not finished in 10 s")
         assert fakes.changes == before + 1
         assert registry.is_serving("tiny") is False
         assert not registry.is_ready
-        with pytest.raises(ModelNotReady, match="has not come back for 10 s"):
+        with pytest.raises(ModelNotReady, match="has not finished in 10 s"):
             registry.route("tiny")
     assert fakes.ready_by_metrics() == {"tiny/1": 0}
     assert b"convserve_engine_info{" not in fakes.metrics.render()
@@ -279,7 +279,7 @@ async def test_a_failed_lookup_says_what_is_wrong(tmp_path: Path) -> None:
         with pytest.raises(ModelNotFound) as caught:
             registry.route("x" * 1000)
         first = ", ".join(f"m{number:02}" for number in range(16))
-        assert str(caught.value) == f"there is no model '{'x' * 80}'; there are {first}, ..."
+        assert str(caught.value) == f"there is no model '{'x' * 80}'; known models: {first}, ..."
         with pytest.raises(InvalidInput, match="model: is empty"):
             registry.route("")
         with pytest.raises(InvalidInput, match="version: is -1"):

@@ -95,7 +95,7 @@ async def test_after_a_version_is_removed_the_previous_one_serves(tmp_path: Path
             pass
         assert await states(served) == {1: "READY"}
         await wait_for_requests(results)
-        shutil.rmtree(tmp_path / "tiny/1")  # the last version goes on: nothing can replace it
+        shutil.rmtree(tmp_path / "tiny/1")  # the last version keeps serving: nothing can replace it
         publish(tmp_path, "other")
         await until(served.channel, "other", HealthCheckResponse.SERVING)
         assert await states(served) == {1: "READY"}

@@ -13,7 +13,7 @@ from server.scheduling.base import InstanceGroup, Request
 from server.scheduling.deadline import DeadlineScheduler
 from server.scheduling.device_share import Share
 from server.scheduling.latency import LatencyEstimate, LatencyProfile
-from server.scheduling.plans import Plan, StartTimes, finish_s
+from server.scheduling.plans import BatchPlan, StartTimes, finish_s
 from tests.scheduling.driver import ONE, deadline_scheduler, enqueue, refusals, start
 from tests.simulator.scenarios import MODEL
 
@@ -59,7 +59,7 @@ def test_running_batches_of_a_removed_model_delay_new_requests() -> None:
 
 def test_more_rows_ahead_never_make_the_predicted_completion_earlier() -> None:
     latency = LatencyEstimate(LatencyProfile({1: 0.004, 32: 0.100}))
-    plan, starts = Plan(latency, 1, 0.002), StartTimes(0.050, [0.0, 0.100])
+    plan, starts = BatchPlan(latency, 1, 0.002), StartTimes(0.050, [0.0, 0.100])
     ends_s = [finish_s(plan, starts, rows, Share(1.0, 0.0)) for rows in range(1, 40)]
     assert ends_s == sorted(ends_s)
 

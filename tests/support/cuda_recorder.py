@@ -1,6 +1,6 @@
 """A fake of server/engines/tensorrt/cuda.py that records every call, for tests without a GPU.
 
-It also does the work, but as late as a GPU may: the operations of a stream run only when somebody
+It also does the work, but as late as a GPU may: the operations of a stream run only when code
 waits for them. So code that reads too early finds old data.
 """
 

@@ -2,7 +2,7 @@
 
     python -m tests.support.doc_tables
 
-A table stands between the comments `<!-- table: NAME -->` and `<!-- end -->`.
+A table is between the comments `<!-- table: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations

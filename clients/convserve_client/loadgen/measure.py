@@ -66,7 +66,7 @@ async def measure(plan: Plan, show_progress: ShowProgress = _show_nothing) -> Re
 
 @dataclass(slots=True)
 class _Counters:
-    """What the server's counters gained during the measurement."""
+    """Increase of the server's counters during the measurement."""
 
     metrics: ServerMetrics | None = None
     missing: str = ""  # why they could not be read

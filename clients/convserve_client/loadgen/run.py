@@ -26,7 +26,7 @@ MAX_RECENT_LATENCIES = 10_000  # kept for the progress display
 
 @dataclass(slots=True)
 class Progress:
-    """What happened since the previous progress."""
+    """Counts of requests since the previous report of progress."""
 
     in_flight: int = 0
     answered: int = 0
@@ -85,7 +85,7 @@ class Run:
         return clock() - self._zero_s
 
     def progress(self) -> Progress:
-        """What happened since the previous call."""
+        """The counts since the previous call of this method."""
         found, self._progress = self._progress, Progress()
         found.in_flight = self.in_flight
         return found
@@ -167,7 +167,7 @@ class Run:
         request.channel.start(request, body, self._timeouts_s[class_index])
 
     def call_ended(self, request: _Request) -> None:
-        """Called by the request. It ends here, unless it is sent again."""
+        """Records a request whose call has ended, or sends it again."""
         status = STATUSES[request.code]
         if status in REFUSED:
             request.wait_s = wait_s = request.retry_after_s()

@@ -27,7 +27,7 @@ class NoMetrics(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """What a histogram gained in a period."""
+    """Increase of a histogram over a period."""
 
     buckets: tuple[tuple[float, float], ...]  # upper bound, and number of values up to it
     sum: float
@@ -55,7 +55,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ServerMetrics:
-    """What the server counted in a period, for the measured models."""
+    """Increase of the server's counters over a period, for the measured models."""
 
     calls: float  # answered with OK
     refused: float
@@ -110,7 +110,7 @@ def parse(text: str) -> Samples:
 
 
 def difference(before: Samples, after: Samples, models: Collection[str]) -> ServerMetrics:
-    """What was counted between two readings.
+    """Increase of the counters between two readings.
 
     Raises NoMetrics if the server is not convserve, or restarted between the readings.
     """

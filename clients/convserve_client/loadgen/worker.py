@@ -19,7 +19,7 @@ from convserve_client.loadgen.wire.channel import Channel
 
 @dataclass(frozen=True, slots=True)
 class WorkerResult:
-    """What one worker measured."""
+    """Results of one worker."""
 
     packed_samples: bytes  # of its Samples
     totals: AnswerTotals

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from server.api.content import EncodedImage, ImageList
+from server.api.content import ImageFile, ImageList
 from server.api.context import CallContext
 from server.api.http.calls import HttpCalls
 from server.api.http.problem import JsonResponse
@@ -204,7 +204,7 @@ class Rest:
                 choice.number,
                 choice.label,
                 query.get("request_id", ""),
-                ImageList([EncodedImage(body, "body")]),
+                ImageList([ImageFile(body, "body")]),
                 context.deadline_s,
                 _whole_number("priority", query.get("priority"), MAX_U32) or 0,
                 top_k,

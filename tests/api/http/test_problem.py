@@ -43,11 +43,11 @@ async def test_errors_are_problems_that_name_the_field(tmp_path: Path) -> None:
         (CLASSIFY + "?priority=10", png(1), 400, "priority", "is 10; 0 (the default) to 9"),
         (CLASSIFY + f"?request_id={129 * 'i'}", png(1), 400, "request_id", "has 129 characters"),
         ("/v1/models/tiny/versions/new:classify", png(1), 400, "version", "is 'new'; a whole"),
-        ("/v1/models/other:classify", png(1), 404, "", "there is no model 'other'; there are tiny"),
+        ("/v1/models/other:classify", png(1), 404, "", "no model 'other'; known models: tiny"),
         ("/v1/models/tiny/versions/9:classify", png(1), 404, "", "has no version 9; it has 2, 1"),
         ("/v1/models/tiny/versions/1:classify", png(1), 503, "", "version 1 is unavailable"),
-        ("/v2/models/other/infer", json.dumps(one).encode(), 404, "", "there are tiny"),
-        ("/v2/models/other/infer", b'{"inputs": []}', 404, "", "there are tiny"),
+        ("/v2/models/other/infer", json.dumps(one).encode(), 404, "", "known models: tiny"),
+        ("/v2/models/other/infer", b'{"inputs": []}', 404, "", "known models: tiny"),
         (
             INFER,
             wrong(name="encoded", datatype="BYTES", shape=[1], data=["a"]).replace(

@@ -1,4 +1,4 @@
-"""Metadata, configuration, statistics and index are true, and have the wire of Triton's client."""
+"""Metadata, configuration, statistics and index are right, with the fields of Triton's client."""
 
 from __future__ import annotations
 

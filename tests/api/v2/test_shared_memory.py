@@ -1,4 +1,4 @@
-"""Shared memory brings pixels and takes results, and harms no other request when it changes."""
+"""Pixels are read from shared memory and results written there; a changed file harms no other."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def held(*paths: Path) -> int:
     return count
 
 
-async def test_regions_bring_pixels_and_take_results(tmp_path: Path) -> None:
+async def test_pixels_are_read_from_regions_and_results_written_to_them(tmp_path: Path) -> None:
     of = [(7 * n + 3) % 12 for n in range(10)]  # three batches
     pixels = rows(*of)
     key = f"convserve-test-{uuid.uuid4().hex}"
@@ -119,7 +119,7 @@ async def test_regions_bring_pixels_and_take_results(tmp_path: Path) -> None:
             shm.destroy_shared_memory_region(handle)
 
 
-async def test_regions_bring_files_too(tmp_path: Path, file: Path) -> None:
+async def test_files_are_read_from_regions_too(tmp_path: Path, file: Path) -> None:
     elements = b"".join(len(image).to_bytes(4, "little") + image for image in (png(4), png(8)))
     file.write_bytes(elements.ljust(BYTES, b"\0"))
     async with lending(tmp_path) as (_, client):

@@ -107,7 +107,7 @@ async def test_tritons_blocking_client_gets_results_and_errors_by_callback(tmp_p
             (first, none), (nothing, error), (last, _) = (results.get(timeout=20) for _ in "abc")
             assert (first.as_numpy("classes")[0, 0], last.as_numpy("classes")[0, 0]) == (0, 2)
             assert none is nothing is None
-            assert error.message() == "NOT_FOUND: there is no model 'other'; there are tiny"
+            assert error.message() == "NOT_FOUND: there is no model 'other'; known models: tiny"
 
     async with triton_client_of(tmp_path) as (served, _):
         await asyncio.to_thread(tour, served.target)

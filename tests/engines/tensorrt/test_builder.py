@@ -63,7 +63,7 @@ def test_a_file_that_is_not_a_graph_is_rejected(content: bytes, tmp_path: Path) 
             backend.compile(tmp_path / "bad.onnx", tmp_path, CompileOptions(precision, 1))
 
 
-class FakeConfig:
+class FakeBuilderConfig:
     """A builder configuration that rejects a damaged timing cache in one of two calls."""
 
     def __init__(self, *, rejects_in: str) -> None:
@@ -80,7 +80,7 @@ class FakeConfig:
         self.used = content
         return True
 
-    def get_timing_cache(self) -> FakeConfig:
+    def get_timing_cache(self) -> FakeBuilderConfig:
         return self
 
     def serialize(self) -> bytes:
@@ -92,7 +92,7 @@ def test_timings_are_kept_and_a_damaged_cache_is_replaced(rejects_in: str, tmp_p
     folder = tmp_path / "cache"
     found: list[bytes | None] = []
     for damage in (False, False, True, False):
-        config = FakeConfig(rejects_in=rejects_in)
+        config = FakeBuilderConfig(rejects_in=rejects_in)
         if damage:
             next(folder.iterdir()).write_bytes(b"damaged")
         with TimingCache(FakeTensorRt, config, "tensorrt", GPU, folder):

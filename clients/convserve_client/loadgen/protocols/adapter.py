@@ -17,7 +17,7 @@ class UnsupportedModel(Exception):
 
 @dataclass(slots=True)
 class AnswerTotals:
-    """Totals of what answers say about the server."""
+    """Totals of the figures that the server reports in its answers."""
 
     answers: int = 0  # those that have timings
     phases_ms: list[float] = field(default_factory=lambda: [0.0] * len(PHASES))

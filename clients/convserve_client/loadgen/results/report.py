@@ -30,7 +30,7 @@ Figures = Mapping[str, Estimate | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What one measurement found."""
+    """Results of one measurement."""
 
     plan: Plan
     samples: Array  # `Samples.columns`

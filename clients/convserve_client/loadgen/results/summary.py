@@ -98,7 +98,7 @@ def summarise(
     *,
     deadline_s: float | Sequence[float] = math.inf,
 ) -> Summary:
-    """Summary of [started_s, ended_s). What is before is warm-up; what is after is drain.
+    """Summary of [started_s, ended_s). Before it is warm-up, after it is drain.
 
     `deadline_s` counts from the due time: one value for all, or one for each request class.
     Samples may be given as `Samples.columns`.

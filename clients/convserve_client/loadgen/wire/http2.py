@@ -166,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
         self._leave()
         if not self.ready.done():
             self.ready.set_exception(ConnectionError(self._why))
-            self.ready.exception()  # marks it as retrieved: nobody may wait any more
+            self.ready.exception()  # marks it as retrieved, because no task may be waiting
         self._fail_all()
         self._owner.on_closed(self)
         self.closed.set_result(None)
@@ -415,7 +415,7 @@ class ClientConnection(asyncio.Protocol):
             if not size or self._initial_window + stream.window_change > MAX_WINDOW:
                 code = FLOW_CONTROL_ERROR if size else PROTOCOL_ERROR
                 self.reset(stream, code)
-                stream.failed(code, "its window can't be window_change so")
+                stream.failed(code, "WINDOW_UPDATE of 0 or beyond the maximum window")
         self._windows_changed = True
 
     def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
