@@ -1,4 +1,4 @@
-"""A server whose log nobody reads goes on serving, and stops when it is asked to."""
+"""A server whose log is not read keeps serving, and stops on a signal."""
 
 from __future__ import annotations
 

@@ -114,7 +114,7 @@ class RepositoryWatcher:
         except OSError as error:
             self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror or error))
             return None
-        except Exception as error:  # our own bug; the loaded models go on serving
+        except Exception as error:  # our own bug; the loaded models keep serving
             reason = f"{type(error).__name__}: {error}"
             self._warn_once(REPOSITORY_UNREADABLE, str(self._root), reason, error)
             return None

@@ -2,7 +2,7 @@
 
 A pipe holds 64 KiB. When it is full, a write waits until the reader takes something, and a reader
 that hangs never does. So lines wait in a bounded queue. Lines that do not fit are dropped and
-counted; as soon as the reader goes on, a line in their place says how many are missing.
+counted. When the reader continues, a line in their place says how many are missing.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class LogWriter(logging.Handler):
         self._max_queued_bytes = max_queued_bytes
         self._queue: SimpleQueue[_Line | threading.Event | None] = SimpleQueue()
         # Each number is changed in one place only, so that the threads need no common lock.
-        self._queued_bytes = 0  # ever put into the queue; changed under the handler's lock
-        self._written_bytes = 0  # ever taken out of it; changed by the writer's thread
+        self._queued_bytes = 0  # put into the queue so far; changed under the handler's lock
+        self._written_bytes = 0  # taken out of it so far; changed by the writer's thread
         self._rejected = 0  # lines that did not fit; changed under the handler's lock
         self._failed = 0  # lines that could not be written; changed by the writer's thread
         self._reported = 0  # lines that DROPPED_EVENT reported; changed by the writer's thread
@@ -118,7 +118,7 @@ class LogWriter(logging.Handler):
     def _write_some(self, text: bytes) -> int:
         try:
             return os.write(self._descriptor, text)
-        except BlockingIOError:  # whoever started the server made the file non-blocking
+        except BlockingIOError:  # the parent process made the file non-blocking
             select.select([], [self._descriptor], [], RETRY_S)
             return 0
 

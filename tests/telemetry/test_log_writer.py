@@ -76,7 +76,7 @@ def test_lines_that_the_reader_is_too_slow_for_are_dropped_counted_and_reported(
     for number in range(300):  # the pipe holds 64 KiB, the queue 10 KB
         log.logger.info(LONG, extra={"number": number})
     assert 150 < log.writer.dropped < 300
-    log.writer.flush()  # gives up
+    log.writer.flush()  # times out
     log.start_reading()
     monkeypatch.setattr(log_writer, "FLUSH_S", LIMIT_S)
     log.writer.flush()
