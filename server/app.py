@@ -188,7 +188,7 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                     await stop(api, models, telemetry, http_task)
                     await wait_until_idle(resources.loading)
     except BaseExceptionGroup as group:
-        raise the_cause(group) from None
+        raise cause_of(group) from None
 
 
 # --- build -------------------------------------------------------------------------------------
@@ -434,7 +434,7 @@ async def stop(
     models.devices.stop()
 
 
-def the_cause(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def cause_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The exception to raise for a group from the body and the background tasks."""
     cannot_serve, others = group.split(CannotServe)
     if cannot_serve is not None and others is None:

@@ -112,8 +112,8 @@ async def test_top_k_is_five_unless_the_request_has_another(tmp_path: Path) -> N
     publish(tmp_path)
     publish(tmp_path, "pair", classes=2)
     async with serve(tmp_path, load=loading(Mirror)) as served:
-        for asked, given in ((0, 5), (1, 1), (10, 10)):
-            (result,) = (await served.classify(raw(3, top_k=asked))).results
+        for requested, given in ((0, 5), (1, 1), (10, 10)):
+            (result,) = (await served.classify(raw(3, top_k=requested))).results
             assert [entry.index for entry in result.classes] == [
                 (3 + n) % CLASSES for n in range(given)
             ]

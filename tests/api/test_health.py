@@ -95,5 +95,5 @@ async def test_a_change_during_a_write_reaches_the_watcher_too() -> None:
     statuses = health.watch(HealthCheckRequest())
     assert (await anext(statuses)).status == HealthCheckResponse.SERVING
     health.stop()  # the watch has not returned from its write
-    told = [response.status async for response in statuses]
-    assert told == [HealthCheckResponse.NOT_SERVING]
+    reported = [response.status async for response in statuses]
+    assert reported == [HealthCheckResponse.NOT_SERVING]

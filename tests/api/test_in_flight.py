@@ -86,8 +86,8 @@ async def test_calls_above_the_limit_are_refused_at_once(tmp_path: Path) -> None
             assert "2 calls are in progress" in str(error.details())
         late = stub.Watch(HealthCheckRequest())
         assert await late.code() == StatusCode.RESOURCE_EXHAUSTED
-        hint = {key: value for key, value in await late.trailing_metadata()}
-        assert hint["grpc-retry-pushback-ms"] == "100", "the same as for any other call"
+        metadata = {key: value for key, value in await late.trailing_metadata()}
+        assert metadata["grpc-retry-pushback-ms"] == "100", "the same as for any other call"
         mirrors.made[0].release()
         assert best(await running) == [1]
         assert best(await served.classify(raw(2))) == [2]

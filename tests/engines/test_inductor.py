@@ -176,17 +176,17 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> type[FakeGpuInstance]:
 def test_only_gpu_networks_are_loaded_single_threaded(
     folder: Path, record: EngineRecord, for_gpu: EngineRecord, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[dict[str, Any]] = []
+    requested: list[dict[str, Any]] = []
     load = torch._inductor.aoti_load_package
 
     def loading(path: str, **options: Any) -> Any:
-        asked.append(options)
+        requested.append(options)
         return load(path, **options)
 
     monkeypatch.setattr(torch._inductor, "aoti_load_package", loading)
     for each in (record, for_gpu):
         inductor.load(folder, each, (32, 32, 1), threads=1).close()
-    assert asked == [{"run_single_threaded": False}, {"run_single_threaded": True}]
+    assert requested == [{"run_single_threaded": False}, {"run_single_threaded": True}]
 
 
 @pytest.mark.usefixtures("fake_gpu")
@@ -227,16 +227,16 @@ def test_a_load_that_fails_at_the_second_instance_stops_all_threads(
 def test_it_compiles_with_the_batch_size_to_optimise_for(
     opt_batch: int, rows: int, tmp_path: Path
 ) -> None:
-    asked: list[tuple[str, str, int]] = []
+    requested: list[tuple[str, str, int]] = []
 
     def program(*given: Any) -> Any:
-        asked.append(given)
+        requested.append(given)
         raise ValueError("no network")
 
     options = CompileOptions("bf16", 128, opt_batch=opt_batch, program=program)
     with pytest.raises(EngineFailure, match="can't compile x.onnx: no network"):
         inductor.compile(tmp_path / "x.onnx", tmp_path, options)
-    assert asked == [("bf16", inductor.hardware().split()[0], rows)]
+    assert requested == [("bf16", inductor.hardware().split()[0], rows)]
 
 
 def test_it_can_not_be_added_to_a_published_version(published: Path) -> None:

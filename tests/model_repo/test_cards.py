@@ -191,9 +191,9 @@ def test_the_message_about_a_wrong_label_file_names_the_card_the_file_and_the_li
 )
 def test_a_card_is_read_whatever_the_editor_adds(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "mine.toml").write_bytes(content)
-    card, usual = cards.load("mine", tmp_path), cards.load("lenet5")
-    assert (card.architecture, card.weights) == (usual.architecture, usual.weights)
-    assert (card.labels, card.input) == (usual.labels, usual.input)
+    card, original = cards.load("mine", tmp_path), cards.load("lenet5")
+    assert (card.architecture, card.weights) == (original.architecture, original.weights)
+    assert (card.labels, card.input) == (original.labels, original.input)
 
 
 def test_files_that_editors_and_macos_leave_are_no_cards_and_no_labels(tmp_path: Path) -> None:

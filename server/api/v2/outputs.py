@@ -73,7 +73,7 @@ class TensorOutputs(OutputSelection):
                 f"{field}.name", f"is {name[:MAX_QUOTED]!r}; {', '.join(OUTPUTS)} are allowed"
             )
         if any(name == other.name for other in self._selected):
-            raise InvalidInput(f"{field}.name", f"is {name!r}, which is asked for already")
+            raise InvalidInput(f"{field}.name", f"is {name!r}, which is requested already")
         refuse_parameters(f"{field}.parameters", parameters)
         best = 0
         if CLASSIFICATION in parameters:

@@ -232,8 +232,8 @@ class CallWindows:
     def open(self, field: str, parameters: Parameters) -> RegionWindow | None:
         """The window that a tensor's parameters name; None without one. Raises InvalidInput."""
         if REGION not in parameters:
-            if stray := sorted(parameters.keys() & {REGION_OFFSET, REGION_BYTES}):
-                raise InvalidInput(f"{field}[{stray[0]}]", f"is given without {REGION}")
+            if unused := sorted(parameters.keys() & {REGION_OFFSET, REGION_BYTES}):
+                raise InvalidInput(f"{field}[{unused[0]}]", f"is given without {REGION}")
             return None
         region_field = f"{field}[{REGION}]"
         if self._regions is None:

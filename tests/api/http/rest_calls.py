@@ -23,9 +23,9 @@ from tests.support.serving import (
 @asynccontextmanager
 async def client_of(repo: Path, **options: Any) -> AsyncIterator[tuple[Served, httpx.AsyncClient]]:
     """A server with Mirror engines, and a client of its HTTP port."""
-    usual: dict[str, Any] = {"load": loading(Mirror)}
+    defaults: dict[str, Any] = {"load": loading(Mirror)}
     async with (
-        serve(repo, **usual | options) as served,
+        serve(repo, **defaults | options) as served,
         httpx.AsyncClient(base_url=served.http, timeout=20) as client,
     ):
         yield served, client

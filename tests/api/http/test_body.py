@@ -74,14 +74,14 @@ async def test_a_stopping_server_waits_for_a_body_that_is_arriving(tmp_path: Pat
         assert await reader.readline() == b"\r\n"
         writer.write(file[:9])
 
-        async def rest_of_it() -> bytes:
+        async def rest() -> bytes:
             while served.server.accepting:
                 await asyncio.sleep(0)
             await asyncio.sleep(0.1)  # the server is stopping
             writer.write(file[9:])
             return await reader.read()
 
-        coming = asyncio.create_task(rest_of_it())
+        coming = asyncio.create_task(rest())
     assert (await coming).startswith(b"HTTP/1.1 200 ")
     writer.close()
 

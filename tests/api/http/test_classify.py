@@ -42,8 +42,8 @@ async def test_an_image_as_body_is_classified_as_classify_does(tmp_path: Path) -
             assert timing["batch_rows"] == [1]
             phases = timing["decode_ms"] + timing["queue_ms"] + timing["compute_ms"]
             assert 0 < phases <= timing["total_ms"]
-        usual = (await client.post(CLASSIFY, content=png(7))).json()
-        assert len(usual["classes"]) == 5
+        by_default = (await client.post(CLASSIFY, content=png(7))).json()
+        assert len(by_default["classes"]) == 5
         assert counted(served, "Classify", "OK") == 4
 
 

@@ -106,8 +106,8 @@ async def test_with_both_inputs_the_pixels_are_classified_in_json_and_in_binary(
                     for both in ([pixels, text], [text, pixels]):
                         answer = client.infer("tiny", both)
                         assert answer.as_numpy("classes")[:, 0].tolist() == [6, 1]
-                        told = answer.get_response()["parameters"]
-                        assert told["passed_over"] == "encoded"
+                        parameters = answer.get_response()["parameters"]
+                        assert parameters["passed_over"] == "encoded"
 
     async with serve(tmp_path, load=loading(Mirror)) as served:
         await asyncio.to_thread(tour, served.http.removeprefix("http://"))

@@ -184,11 +184,11 @@ async def test_an_overloaded_server_sends_a_time_to_retry(tmp_path: Path) -> Non
 async def test_mutated_requests_are_client_errors_and_harm_no_other(tmp_path: Path) -> None:
     publish(tmp_path)
     rng = random.Random(20260101)
-    sound = json.dumps(image(rows(1), outputs=[{"name": "classes"}], id="i")).encode()
+    valid = json.dumps(image(rows(1), outputs=[{"name": "classes"}], id="i")).encode()
     statuses = set()
     async with client_of(tmp_path) as (_, client):
         for turn in range(400):
-            body = bytearray(sound)
+            body = bytearray(valid)
             for _ in range(rng.randint(1, 4)):
                 begin = rng.randrange(len(body))
                 part = rng.choice(
@@ -202,5 +202,5 @@ async def test_mutated_requests_are_client_errors_and_harm_no_other(tmp_path: Pa
             assert response.status_code in (200, 400, 404), response.text
             statuses.add(response.status_code)
         assert statuses == {200, 400}
-        answer = await client.post(INFER, content=sound)
+        answer = await client.post(INFER, content=valid)
         assert answer.json()["outputs"][0]["data"][0] == 1

@@ -64,8 +64,8 @@ def typed(*classes: int, **fields: Any) -> Any:
     tensor = pb.ModelInferRequest.InferInputTensor(
         name="image", datatype="UINT8", shape=pixels.shape, contents=contents
     )
-    usual: dict[str, Any] = {"model_name": "tiny", "inputs": [tensor]}
-    return pb.ModelInferRequest(**usual | fields)
+    defaults: dict[str, Any] = {"model_name": "tiny", "inputs": [tensor]}
+    return pb.ModelInferRequest(**defaults | fields)
 
 
 def raw_bytes(data: bytes, shape: Sequence[int], name: str = "image", kind: str = "UINT8") -> Any:
@@ -102,9 +102,9 @@ async def failure(call: Any) -> tuple[str, str]:
 @asynccontextmanager
 async def triton_client_of(repo: Path, **options: Any) -> AsyncIterator[tuple[Served, Any]]:
     """A server with Mirror engines, and Triton's asyncio client for it."""
-    usual: dict[str, Any] = {"load": loading(Mirror)}
+    defaults: dict[str, Any] = {"load": loading(Mirror)}
     async with (
-        serve(repo, **usual | options) as served,
+        serve(repo, **defaults | options) as served,
         triton.aio.InferenceServerClient(served.target) as client,
     ):
         yield served, client

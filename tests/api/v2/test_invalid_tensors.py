@@ -114,7 +114,7 @@ async def test_wrong_outputs_parameters_and_names_are_refused(tmp_path: Path) ->
 
         cases = [
             (await outputs(InferRequestedOutput("logits")), "classes, scores, probabilities"),
-            (await outputs(*2 * [InferRequestedOutput("scores")]), "asked for already"),
+            (await outputs(*2 * [InferRequestedOutput("scores")]), "requested already"),
             (await outputs(InferRequestedOutput("scores", class_count=11)), "is 11; 1 to 10"),
             (
                 await outputs(InferRequestedOutput("probabilities", class_count=CLASSES + 1)),

@@ -63,9 +63,9 @@ def file() -> Iterator[Path]:
 async def lending(repo: Path, **options: Any) -> AsyncIterator[tuple[Served, Any]]:
     """A server with shared memory and Mirror engines, and Triton's asyncio client for it."""
     publish(repo)
-    usual: dict[str, Any] = {"load": loading(Mirror), "allow_shared_memory": True}
+    defaults: dict[str, Any] = {"load": loading(Mirror), "allow_shared_memory": True}
     async with (
-        serve(repo, **usual | options) as served,
+        serve(repo, **defaults | options) as served,
         triton.aio.InferenceServerClient(served.target) as client,
     ):
         yield served, client

@@ -69,7 +69,7 @@ async def test_a_closed_loop_keeps_the_given_number_of_callers() -> None:
 async def test_an_open_loop_does_not_wait_for_answers() -> None:
     all_there = asyncio.Event()
 
-    async def answer_when_all_are_there(
+    async def answer_when_all_have_arrived(
         request: pb.ClassifyRequest, context: Context
     ) -> pb.ClassifyResponse:
         if len(service.requests) == 20:
@@ -77,7 +77,7 @@ async def test_an_open_loop_does_not_wait_for_answers() -> None:
         await all_there.wait()
         return ANSWER
 
-    service = ScriptedClassifier(answer_when_all_are_there)
+    service = ScriptedClassifier(answer_when_all_have_arrived)
     arrivals = [n / 1000 for n in range(20)]
     async with prepared_run(service) as run:
         await run.open_loop(with_class(0, iter(arrivals)), until_s=1)
