@@ -31,10 +31,10 @@ BUILDER := pyproject.toml $(wildcard server/repository/*.py server/images/*.py \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap bench-beside gpu-lane clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap bench-perf-analyzer gpu-lane clean distclean
 
 help: ## list these commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo
 	@echo "  PYTHON=$(PYTHON) VENV=$(VENV) REPO=$(REPO) TORCH_INDEX=$(TORCH_INDEX)"
 
@@ -83,9 +83,9 @@ bench-swap: MODEL ?= resnet50
 bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load; counts lost calls and latency
 	$(PY) -m tests.benchmarks.swap --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
-bench-beside: MODEL ?= resnet50
-bench-beside: $(DEV) ## compare clients/bench.py with perf_analyzer: ARGS="--perf-analyzer PATH"
-	$(PY) -m tests.benchmarks.beside --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+bench-perf-analyzer: MODEL ?= resnet50
+bench-perf-analyzer: $(DEV) ## compare clients/bench.py with perf_analyzer: ARGS="--perf-analyzer PATH"
+	$(PY) -m tests.benchmarks.perf_analyzer --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
 gpu-lane: ## check and measure engines on this machine's GPU; results in OUT

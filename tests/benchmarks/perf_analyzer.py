@@ -1,6 +1,6 @@
 """Command: compares clients/bench.py with Triton's perf_analyzer on one server.
 
-    python -m tests.benchmarks.beside --repo .demo/engines --model resnet50 --perf-analyzer PATH
+    python -m tests.benchmarks.perf_analyzer --repo .demo/engines --perf-analyzer PATH
 
 Both send one image of raw pixels per request by the Open Inference Protocol and receive all
 outputs. They take turns, and the table shows the median of the ratios of adjacent turns.

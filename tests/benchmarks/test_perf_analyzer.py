@@ -1,6 +1,6 @@
 """Results of perf_analyzer are read from its output."""
 
-from tests.benchmarks.beside import parse_output
+from tests.benchmarks.perf_analyzer import parse_output
 
 
 def test_the_output_of_perf_analyzer_is_parsed() -> None:
