@@ -233,7 +233,7 @@ def _precisions_to_try(name: str, options: BuildOptions) -> Sequence[str]:
 
 
 def _compile_options(name: str, options: BuildOptions, card: Card) -> CompileOptions:
-    """What the backend compiles for, except the precision."""
+    """The options of the compilation, except the precision."""
     if name not in GPU_BACKENDS and not backend(name).hardware().startswith("cuda"):
         return CompileOptions("", options.max_batch or card.max_batch)
     max_batch = options.max_batch or card.gpu_max_batch

@@ -266,7 +266,7 @@ def build_operations(
     state: ServingState,
     in_flight: InFlightLimits,
 ) -> Operations:
-    """What the protocols can ask for."""
+    """The operations that all protocols share."""
     max_images = settings.max_images_per_call
     limits = ImageLimits(encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)

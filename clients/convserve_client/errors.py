@@ -35,7 +35,7 @@ class ClassifierError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """What is wrong with one field of a request, for example with "images[3].raw"."""
+    """An error in one field of a request, for example in "images[3].raw"."""
 
     field: str
     description: str

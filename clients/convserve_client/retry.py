@@ -1,4 +1,4 @@
-"""When a failed call is sent again, and how many retries a client may make in all."""
+"""Retries of failed calls: when the client sends a call again, and how often in total."""
 
 from __future__ import annotations
 

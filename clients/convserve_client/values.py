@@ -18,7 +18,7 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where a call spent its time inside the server. The fields are those of the contract."""
+    """Time of a call in the server, by phase. The fields are those of the contract."""
 
     decode_ms: float
     queue_ms: float

@@ -58,7 +58,7 @@ SAVE_STATE = "save the parameters with torch.save(network.state_dict(), PATH)"
 
 
 def why_no_checkpoint(path: Path) -> str:
-    """What a file is that cannot be a checkpoint, and what to do. Empty for a possible checkpoint.
+    """Why a file cannot be a checkpoint, and what to do. Empty if it may be one.
 
     The text continues a sentence: "net.pth " + "is a Git LFS pointer, ...".
     """

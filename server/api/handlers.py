@@ -41,7 +41,7 @@ Rpc = Callable[[Any, CallContext], Awaitable[Message]]
 
 @dataclass(frozen=True, slots=True)
 class CallSupport:
-    """What all handlers of a server share."""
+    """The objects that all handlers of a server share."""
 
     metrics: Metrics
     in_flight: InFlightLimits

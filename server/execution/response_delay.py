@@ -35,7 +35,7 @@ class ResponseDelayEstimator:
         self._recorded_s = now_s
 
     def batch_deadline_s(self, deadline_s: float, now_s: float) -> float:
-        """When the batch has to be done so that the response meets `deadline_s`."""
+        """The time by which the batch must be done, so that the response meets `deadline_s`."""
         kept: float = 0.5 ** ((now_s - self._recorded_s) / self.HALF_LIFE_S)
         seconds = self.WIRE_S + kept * (self._mean_s + 4 * self._deviation_s)
         return deadline_s - max(0.0, min(seconds, self.MAX_FRACTION * (deadline_s - now_s)))

@@ -1,4 +1,4 @@
-"""What the server finds in the repository when it starts."""
+"""The models to serve, from the settings and the repository at the start."""
 
 from __future__ import annotations
 

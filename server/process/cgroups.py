@@ -101,7 +101,7 @@ def _groups(root: Path, controller: str) -> Iterator[Group]:
 
 
 def _hierarchies(root: Path, controller: str, controllers: str) -> list[Hierarchy]:
-    """Where the tree of a controller is mounted; an empty controller stands for version 2."""
+    """The mounted trees of a controller; an empty controller stands for version 2."""
     mounts = (_mounted(root, line, controller) for line in _lines(root / "proc/self/mountinfo"))
     if mounted := [hierarchy for hierarchy in mounts if hierarchy is not None]:
         return mounted

@@ -57,7 +57,7 @@ class FileRecord(Struct, frozen=True, kw_only=True):
 
 
 class WeightsRecord(Struct, frozen=True, kw_only=True):
-    """Where the parameters came from."""
+    """Origin of the parameters."""
 
     source: Text  # as given to the build: "digits", "https://...", "random:0"
     sha256: Sha256  # of the checkpoint file, or of the parameters if there is no file

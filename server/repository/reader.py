@@ -40,7 +40,7 @@ class Golden(NamedTuple):
 
 
 class OpenVersion(NamedTuple):
-    """What a version holds besides its engines."""
+    """The content of a version, without its engines."""
 
     manifest: Manifest
     labels: tuple[str, ...]  # class names by index

@@ -114,7 +114,7 @@ class Admission:
             raise self._refusal(queue, request, now_s, _too_late(queue, request))
 
     def _limit_s(self, queue: ModelQueue, request: Request, now_s: float) -> float:
-        """When a request must be done.
+        """The time by which a request must be done.
 
         Without a deadline, the limit is on the wait for other requests. The run time of its own
         rows is added: a request with a longer run time would never be admitted otherwise.
@@ -125,7 +125,7 @@ class Admission:
         return now_s + _wait_limit_s(queue) + own_s
 
     def _start_times(self, queue: ModelQueue, has_spare_capacity: bool, now_s: float) -> StartTimes:
-        """When the waiting rows can start.
+        """The times at which the waiting rows can start.
 
         The time of each instance is known if all instances are alike and nothing else uses the
         device: waiting rows go to them in turn. In lasting overload the mean is used nevertheless.

@@ -120,7 +120,7 @@ class Scheduler(Protocol):
         """A batch from `next_batch` has succeeded or failed after `seconds`."""
 
     def next_wake_s(self, now_s: float) -> float | None:
-        """When to call `next_batch` again if nothing happens before. None: not needed."""
+        """The time to call `next_batch` again if nothing happens before; None if not needed."""
 
     def queued_rows(self, model: str) -> int:
         """Rows that are admitted and not in a batch yet. 0 for a model that was removed."""

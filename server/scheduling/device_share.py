@@ -67,7 +67,7 @@ class DeviceShares:
         account.used_updated_s = now_s
 
     def share_of(self, account: ShareAccount, others_ratio: float, others_weight: float) -> Share:
-        """What a model can count on beside other models that use the device.
+        """The share of a model beside the other models that use the device.
 
         `others_ratio` is the fraction of the device that they used lately, `others_weight` the sum
         of their weights. The model gets its own share, or what the others leave if that is more.

@@ -92,7 +92,7 @@ class FixedScheduler:
             self._running[batch.model][batch.group_index] -= 1
 
     def next_wake_s(self, now_s: float) -> float | None:
-        """When the oldest request has waited long enough."""
+        """The time at which the oldest request has waited for the delay."""
         due_s = min((self._oldest_s(model) for model in self._requests), default=math.inf)
         due_s += self._delay_s
         return due_s if now_s < due_s < math.inf else None

@@ -1,4 +1,4 @@
-"""What runs on a device, which units are free, and how much of the device was idle lately."""
+"""Occupancy of a device: running batches, free units, and the recent idle ratio."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class BatchPlan(NamedTuple):
 
 
 class StartTimes(NamedTuple):
-    """When the device can start the waiting rows."""
+    """The times at which the device can start the waiting rows."""
 
     mean_s: float  # as if all units became free at the same time
     instances_s: Sequence[float]  # for each instance, ascending; empty if not known
@@ -60,7 +60,7 @@ def alone_s(plan: BatchPlan, rows: int, batch_s: Callable[[int], float]) -> floa
 
 
 def finish_s(plan: BatchPlan, starts: StartTimes, rows: int, share: Share) -> float:
-    """When the last of the `rows` that are next in the queue is done.
+    """The time at which the next `rows` rows of the queue are done.
 
     Full batches run first, at the plan's pace. Then the batch with the last row runs.
 

@@ -1,1 +1,1 @@
-"""What the server tells its operators: logs, metrics, traces, and how far the event loop lags."""
+"""Logs, metrics, traces, GPU readings, and the lag of the event loop."""

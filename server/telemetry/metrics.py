@@ -190,7 +190,7 @@ class _DroppedLogLines:
 
 @dataclass(slots=True)
 class Totals:
-    """What one version has done since it was loaded, for the statistics RPC."""
+    """Totals of one version since it was loaded, for the statistics RPC."""
 
     images: int = 0
     batches: dict[int, tuple[int, float]] = field(

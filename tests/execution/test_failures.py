@@ -1,4 +1,4 @@
-"""What happens when batches fail, engines stall, or the device is lost."""
+"""Failed batches, stalled engines, and lost devices."""
 
 from __future__ import annotations
 

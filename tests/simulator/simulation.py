@@ -19,7 +19,7 @@ Slowdown = Callable[[float], float]  # virtual time -> factor on run times
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened to the requests, and how the device spent its time."""
+    """Results of a simulation: requests in time, and the use of the device."""
 
     in_time: int = 0
     late: int = 0

@@ -83,7 +83,7 @@ class HttpCalls:
                 return problem(StatusCode.DEADLINE_EXCEEDED, "the deadline has passed")
             except ClientDisconnect:
                 metrics.cancelled(context, expired=False)
-                return Response()  # nobody reads it
+                return Response()  # no client reads it
             except Exception as error:
                 return _failure(error, context, metrics, method)
             seconds = clock() - context.arrived_s

@@ -49,7 +49,7 @@ class TensorData(ABC):
 
     __slots__ = ()
 
-    NOUN = "data"  # what errors call it
+    NOUN = "data"  # its name in errors
 
     @abstractmethod
     def pixels(
@@ -94,7 +94,7 @@ class TensorRequest:
 
 
 class RegionPart(NamedTuple):
-    """Where an output was written in shared memory."""
+    """The place of an output in shared memory."""
 
     name: str
     offset: int

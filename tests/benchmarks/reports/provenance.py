@@ -1,4 +1,4 @@
-"""Where and when figures were measured."""
+"""Origin of the figures: machine, date and commit."""
 
 from __future__ import annotations
 
