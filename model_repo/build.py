@@ -4,199 +4,23 @@
     python -m model_repo.build NAME... --add-engine --backend tensorrt [--repo DIR] ...
 
 If one model fails, the command still builds the others. With --add-engine it compiles another
-engine for the newest published version.
+engine for the newest published version. A signal ends it at once; it leaves no unfinished files.
 """
 
 from __future__ import annotations
 
-import argparse
-import gc
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from model_repo import cards, weights
-from model_repo.pipeline import BuildError, BuildOptions, BuildResult, build
-from model_repo.progress import ConsoleProgress
-from server.engines.base import BACKENDS, backend
-from server.engines.golden_check import MAX_DEVIATION
-from server.engines.tensorrt import libraries as tensorrt_libraries
-
-PRECISIONS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
+from model_repo.interruption import Interruption
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 if every model was published, 1 if one failed, 2 for wrong usage."""
-    names, options = _parse(arguments)
-    terminal = sys.stdout.isatty()
-    console = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 132)
-    results: dict[str, BuildResult] = {}
-    failures: dict[str, str] = {}
-    with ConsoleProgress(console, len(names), live=terminal) as progress:
-        for name in names:
-            progress.start_model(name)
-            try:
-                results[name] = build(name, options, progress)
-            except BuildError as error:
-                failures[name] = str(error)
-            except Exception as error:  # our own bug; the other models are still built
-                progress.print_traceback()
-                failures[name] = f"{type(error).__name__}: {error}"
-            progress.finish_model(failed=name in failures)
-            gc.collect()
-    if results:
-        console.print(_table(results))
-    for name, reason in failures.items():
-        print(f"{name} was not built: {reason}", file=sys.stderr)
-    if failures and results:
-        print(f"{len(failures)} of {len(names)} models were not built", file=sys.stderr)
-    return 1 if failures else 0
+    with Interruption() as interruption:
+        from model_repo.build_command import run  # imports torch, so it comes after the handlers
 
-
-def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
-    """The names of the models, and the options. Exits with status 2 for wrong usage."""
-    known = cards.names()
-    parser = _parser(known)
-    given = parser.parse_args(arguments)
-    if given.all == bool(given.names):
-        parser.error(f"name the models to build, or use --all; cards: {', '.join(known)}")
-    names = known if given.all else list(dict.fromkeys(given.names))
-    if unknown := [name for name in names if name not in known]:
-        parser.error(
-            f"there is no card {', '.join(map(repr, unknown))}; there are {', '.join(known)}"
-        )
-    if given.weights and len(names) > 1:
-        parser.error(f"--weights is for one model, not for {len(names)}")
-    if given.weights and given.add_engine:
-        parser.error("--weights needs a new version; --add-engine uses the published network")
-    try:
-        options = BuildOptions(
-            repo=given.repo,
-            backend=given.backend,
-            precision=PRECISIONS.get(given.precision, ""),
-            weights=given.weights,
-            min_batch=given.min_batch,
-            opt_batch=given.opt_batch,
-            max_batch=given.max_batch,
-            hardware=tuple(filter(None, given.compute_capability.split(","))),
-            variant=given.tensorrt_variant,
-            or_random=given.or_random,
-            add_engine=given.add_engine,
-        )
-        for name in options.backends:
-            backend(name).version()
-    except ValueError as error:
-        parser.error(str(error))
-    except ImportError as error:
-        parser.error(f"the library of backend {name} is not installed: {error}")
-    return names, options
-
-
-def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m model_repo.build",
-        description="Builds engines from model cards and publishes them to a model repository.",
-        epilog=f"Cards: {', '.join(known)}.",
-    )
-    option = parser.add_argument
-    option("names", nargs="*", metavar="NAME", help="name of a card")
-    option("--all", action="store_true", help="build every card")
-    option(
-        "--repo",
-        type=Path,
-        default=Path("model_repo/engines"),
-        metavar="DIR",
-        help="the model repository (%(default)s)",
-    )
-    option(
-        "--weights",
-        metavar="SRC",
-        help=f"replaces the card's weights, for one model: {weights.SOURCES}",
-    )
-    option(
-        "--backend",
-        default="openvino",
-        metavar="B",
-        help=f"{', '.join(BACKENDS)}, or several separated by commas (%(default)s)",
-    )
-    option(
-        "--add-engine",
-        action="store_true",
-        help="compile another engine for the newest published version; needs no weights",
-    )
-    option(
-        "--precision",
-        choices=("auto", *PRECISIONS),
-        default="auto",
-        metavar="P",
-        help="fp32, bf16, fp16, or auto: the fastest that this machine supports natively "
-        "(%(default)s)",
-    )
-    _add_batch_options(parser)
-    option(
-        "--compute-capability",
-        default="",
-        metavar="C",
-        help="GPUs to compile for, for example 8.9 or 89,120. Default: the GPU of this machine; "
-        "without one, every GPU from 8.0 on that TensorRT-RTX supports",
-    )
-    option(
-        "--tensorrt-variant",
-        choices=tensorrt_libraries.VARIANTS,
-        default="auto",
-        help="tensorrt (datacenter GPUs) or rtx; auto takes the first one that is installed",
-    )
-    option(
-        "--or-random",
-        action="store_true",
-        help="if weights are unavailable, publish an untrained network and mark it as untrained",
-    )
-    return parser
-
-
-def _add_batch_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option("--max-batch", type=int, metavar="N", help="largest batch; default: the card's")
-    option(
-        "--opt-batch",
-        type=int,
-        metavar="N",
-        help="batch size that a GPU engine is tuned for; default: the card's",
-    )
-    option(
-        "--min-batch",
-        type=int,
-        default=1,
-        metavar="N",
-        help="smallest batch of a GPU engine; smaller ones are padded (%(default)s)",
-    )
-
-
-def _table(results: dict[str, BuildResult]) -> Table:
-    table = Table(title="published", title_justify="left")
-    for title in ("model", "version", "weights", "engine"):
-        table.add_column(title)
-    for title in ("deviation at batch", "allowed", "MB", "peak MB", "seconds"):
-        table.add_column(title, justify="right")
-    for name, result in results.items():
-        manifest = result.manifest
-        for engine in manifest.engines:
-            table.add_row(
-                name,
-                str(manifest.version),
-                "trained" if manifest.weights.trained else "UNTRAINED",
-                f"{engine.name} x{engine.max_batch}",
-                "  ".join(f"{size}: {share:.2%}" for size, share in engine.deviation.items())
-                or "not checked here",
-                f"{MAX_DEVIATION[engine.precision]:.1%}",
-                f"{sum(file.bytes for file in engine.files) / 1e6:,.1f}",
-                f"{result.peak_bytes / 1e6:,.0f}",
-                f"{result.seconds:,.1f}",
-            )
-    return table
+        return run(arguments, interruption)
 
 
 if __name__ == "__main__":

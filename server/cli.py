@@ -60,16 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"convserve: {name!r} is not a command\n\n{usage()}", file=sys.stderr)
         return 2
     exit_on((SIGTERM,))
-    try:
-        module = import_module(COMMANDS[name].module)
+    sys.argv = [f"convserve {name}", *rest]
+    try:  # some modules import their libraries in main()
+        status: int = import_module(COMMANDS[name].module).main() or 0
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in INSTALL:
             raise
         print(f"convserve {name} needs {missing}: {INSTALL[missing]}", file=sys.stderr)
         return 1
-    sys.argv = [f"convserve {name}", *rest]
-    status: int = module.main() or 0
     return status
 
 

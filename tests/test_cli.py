@@ -42,17 +42,18 @@ def test_an_unknown_subcommand_is_refused_with_the_known_ones(
     assert "serve" in shown
 
 
-def test_a_missing_package_is_named_with_how_to_install_it() -> None:
-    code = """
+@pytest.mark.parametrize(("name", "package"), [("bench", "convserve_client"), ("build", "torch")])
+def test_a_missing_package_is_named_with_how_to_install_it(name: str, package: str) -> None:
+    code = f"""
 import sys
-sys.modules["convserve_client"] = None
+sys.modules["{package}"] = None
 from server.cli import main
-sys.exit(main(["bench", "--help"]))
+sys.exit(main(["{name}", "--help"]))
 """
     run = [sys.executable, "-c", code]
     ended = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
-    assert "convserve bench needs convserve_client: pip install" in ended.stderr
+    assert f"convserve {name} needs {package}: pip install" in ended.stderr
 
 
 def test_serving_does_not_import_torch() -> None:

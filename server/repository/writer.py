@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -30,31 +30,90 @@ from server.repository.manifest import (
 )
 from server.repository.reader import Golden, check_size, read_manifest, sha256_of
 
+STAGING = ".staging-"  # start of the names of hidden folders
+# What this process has created and not finished yet, in this order: see discard_unfinished.
+_unfinished: list[Path] = []
+
 
 @contextmanager
 def staging(root: Path, model: str) -> Iterator[Path]:
     """Creates an empty hidden folder for the files of a new version, and removes it at the end.
 
-    Also removes the folders of writers that stopped early. Raises ValueError if `model` is not a
+    Also removes the folders of writers that stopped early. If nothing was published, removes the
+    folders of the model and the repository that it created. Raises ValueError if `model` is not a
     valid name.
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")
     home = root / model
-    for folder in (root, home):
-        if not folder.is_dir():
-            folder.mkdir(parents=True, exist_ok=True)
-            folder.chmod(0o755)  # ignores the umask: the server may run as another user
-    with ExitStack() as cleanup:
-        with exclusive_lock(home):
-            for abandoned in home.glob(".staging-*"):
-                with suppress(OSError), exclusive_lock(abandoned, wait=False):
-                    shutil.rmtree(abandoned)
-            staged = Path(tempfile.mkdtemp(prefix=".staging-", dir=home))
-            cleanup.callback(shutil.rmtree, staged, ignore_errors=True)
-            cleanup.enter_context(exclusive_lock(staged))  # shows other writers that we are alive
-        staged.chmod(0o755)  # mkdtemp's 0700 would lock out a server that runs as another user
-        yield staged
+    staged = home / f"{STAGING}{secrets.token_hex(8)}"
+    # Noted before anything is created, because a signal may end the process at any time.
+    folders = (*reversed(home.parents), home)
+    created = [*(folder for folder in folders if not folder.is_dir()), staged]
+    _unfinished.extend(created)
+    try:
+        with _staged_folder(home, staged):
+            yield staged
+    finally:
+        try:
+            for path in reversed(created):
+                _discard(path)
+        finally:
+            for path in created:
+                _unfinished.remove(path)
+
+
+@contextmanager
+def _staged_folder(home: Path, staged: Path) -> Iterator[None]:
+    """Creates the folder and locks it, which shows other writers that this one is at work."""
+    while True:
+        for folder in (home.parent, home):
+            if not folder.is_dir():
+                folder.mkdir(parents=True, exist_ok=True)
+                folder.chmod(0o755)  # ignores the umask: the server may run as another user
+        with ExitStack() as locked:
+            try:
+                with exclusive_lock(home):
+                    _remove_abandoned(home)
+                    staged.mkdir()
+                    locked.enter_context(exclusive_lock(staged))
+            except FileNotFoundError:
+                if home.is_dir():
+                    raise
+                continue  # a writer that failed has just removed the empty folder
+            staged.chmod(0o755)
+            yield
+            return
+
+
+def _remove_abandoned(home: Path) -> None:
+    for abandoned in home.glob(f"{STAGING}*"):
+        with suppress(OSError), exclusive_lock(abandoned, wait=False):
+            shutil.rmtree(abandoned)
+
+
+def discard_unfinished() -> None:
+    """Removes the files of this process that are not published yet.
+
+    For a process that ends at once: another thread may still be writing, and must not go on.
+    """
+    for path in reversed(_unfinished):
+        _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Removes a staged folder, a folder if it is empty, or a file, if it exists."""
+    with suppress(OSError):
+        if path.name.startswith(STAGING):
+            # Renamed first: a writer that is still at work must not publish a part of it.
+            discarded = path.with_name(f"{path.name}.discarded")
+            with suppress(FileNotFoundError):
+                path.rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
+        elif path.is_dir():
+            path.rmdir()
+        else:
+            path.unlink()
 
 
 def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:
@@ -104,15 +163,25 @@ def add_engine(root: Path, staged: Path, manifest: Manifest, engine: EngineRecor
             )
         manifest = msgspec.structs.replace(manifest, engines=(*manifest.engines, engine))
         written = _write_manifest(staged, manifest)
-        for file in engine.files:
-            path = staged / file.name
-            check_size(path, file)
-            path.chmod(0o644)
-            fsync(path)
-            path.rename(folder / file.name)  # replaces a file of a writer that stopped early
-        fsync(folder)
-        written.chmod(0o644)
-        fsync(written)
+        moved = [folder / file.name for file in engine.files]
+        _unfinished.extend(moved)
+        try:
+            for file in engine.files:
+                path = staged / file.name
+                check_size(path, file)
+                path.chmod(0o644)
+                fsync(path)
+                path.rename(folder / file.name)  # replaces a file of a writer that stopped early
+            fsync(folder)
+            written.chmod(0o644)
+            fsync(written)
+        except BaseException:
+            for path in moved:
+                _discard(path)
+            raise
+        finally:  # from here on the files are published
+            for path in moved:
+                _unfinished.remove(path)
         written.rename(folder / MANIFEST_FILE)
         fsync(folder)
     return manifest

@@ -12,7 +12,13 @@ import pytest
 from server.repository.contents import list_versions
 from server.repository.manifest import InvalidVersion
 from server.repository.reader import open_version, verify_files
-from server.repository.writer import publish, staging
+from server.repository.writer import (
+    add_engine,
+    discard_unfinished,
+    file_record,
+    publish,
+    staging,
+)
 from tests.repository.versions import ENGINE, publish_version, write_version
 
 
@@ -123,7 +129,61 @@ def test_a_failed_build_leaves_nothing_behind(tmp_path: Path) -> None:
 
     with pytest.raises(Crash):
         build()
-    assert list((tmp_path / "tiny").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "tiny").mkdir()
+    with pytest.raises(Crash):
+        build()
+    assert list(tmp_path.rglob("*")) == [tmp_path / "tiny"], "it was there before"
+
+
+def test_a_discarded_version_cannot_be_published(tmp_path: Path) -> None:
+    root = tmp_path / "new" / "root"
+    with staging(root, "tiny") as staged:
+        manifest = write_version(staged)
+        discard_unfinished()
+        assert list(tmp_path.iterdir()) == []
+        with pytest.raises(FileNotFoundError):
+            publish(root, staged, manifest)
+    discard_unfinished()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_published_version_is_not_discarded(tmp_path: Path) -> None:
+    with staging(tmp_path, "tiny") as staged:
+        publish(tmp_path, staged, write_version(staged))
+        discard_unfinished()
+    assert [version.reason for version in list_versions(tmp_path)] == [""]
+
+
+@pytest.mark.parametrize("discarded", [True, False])
+def test_an_engine_whose_addition_is_interrupted_leaves_no_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, discarded: bool
+) -> None:
+    published = publish_version(tmp_path)
+    folder = tmp_path / "tiny" / "1"
+    before = sorted(folder.iterdir())
+
+    def stop(path: int) -> None:
+        if (folder / "second.bin").exists():
+            if discarded:  # a signal ends the process
+                discard_unfinished()
+                assert sorted(folder.iterdir()) == before
+            raise Crash
+
+    def add() -> None:
+        with staging(tmp_path, "tiny") as staged:
+            (staged / "second.bin").write_bytes(ENGINE)
+            second = msgspec.structs.replace(
+                published.engines[0], name="second", files=(file_record(staged / "second.bin"),)
+            )
+            monkeypatch.setattr(os, "fsync", stop)
+            add_engine(tmp_path, staged, published, second)
+
+    with pytest.raises(Crash):
+        add()
+    assert sorted(folder.iterdir()) == before
+    discard_unfinished()
+    assert [version.reason for version in list_versions(tmp_path)] == [""]
 
 
 def test_staging_removes_the_folders_of_dead_writers_only(tmp_path: Path) -> None:
