@@ -254,7 +254,9 @@ def build_models(
     )
     metrics.read_queue_rows(registry.queued_rows)
     metrics.read_busy(devices.busy_ratios)
-    watcher = RepositoryWatcher(settings.repo, registry, loading, settings.serves)
+    watcher = RepositoryWatcher(
+        settings.repo, registry, loading, settings.serves, settings.allowed_root_folders()
+    )
     golden_monitor = GoldenMonitor(registry, metrics, loading, settings.golden_interval_s)
     return Models(registry, changes, loader, devices, watcher, golden_monitor)
 

@@ -42,6 +42,11 @@ class Settings:
     """Options of the server. The constructor raises ValueError with the option and its limits."""
 
     repo: Path = option(Path("model_repo/engines"), "folder of the model repository")
+    allowed_roots: str = option(
+        "",
+        "folders outside the repository that symbolic links in it may lead into, separated by "
+        "commas",
+    )
     models: str = option("", "models to serve, separated by commas; empty serves all")
     model_control: str = option(
         "watch",
@@ -182,12 +187,20 @@ class Settings:
             )
 
     def model_names(self) -> list[str]:
-        return [name.strip() for name in self.models.split(",") if name.strip()]
+        return split_list(self.models)
+
+    def allowed_root_folders(self) -> list[Path]:
+        return [Path(name) for name in split_list(self.allowed_roots)]
 
     def serves(self, model: str) -> bool:
         """Whether to serve a model without a client's request to load it."""
         names = self.model_names()
         return not names or model in names
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a list that is separated by commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse(arguments: Sequence[str], environment: Mapping[str, str]) -> Settings:

@@ -35,8 +35,12 @@ def models_to_serve(settings: Settings) -> RepositoryContents:
         )
     if not repo.is_dir():
         raise CannotServe(f"the model repository {repo} is not a folder; {build}")
+    allowed_roots = settings.allowed_root_folders()
+    for folder in allowed_roots:
+        if not folder.is_dir():
+            raise CannotServe(f"allowed_roots has {folder}, which is not a folder")
     try:
-        contents = list_contents(repo)
+        contents = list_contents(repo, allowed_roots)
     except OSError as error:
         raise CannotServe(f"can't read the model repository {repo}: {error.strerror}") from None
     for entry in contents.ignored:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ class RepositoryWatcher:
     """Keeps the registry in line with a repository.
 
     Files are read on the `file_thread`. `is_served` tells which models this server may serve
-    without a client's request.
+    without a client's request. Links in the repository may lead into `allowed_roots`.
     """
 
     def __init__(
@@ -42,11 +42,13 @@ class RepositoryWatcher:
         registry: ModelRegistry,
         file_thread: Executor,
         is_served: Callable[[str], bool],
+        allowed_roots: Sequence[Path] = (),
     ) -> None:
         self._root = root
         self._registry = registry
         self._file_thread = file_thread
         self._is_served = is_served
+        self._allowed_roots = allowed_roots
         self._logged: set[str] = set()  # warnings about the repository that were logged
         self._pending: dict[str, object] = {}  # the latest load request of each model, not begun
         self._tasks: set[asyncio.Task[None]] = set()  # load and unload requests in progress
@@ -109,7 +111,7 @@ class RepositoryWatcher:
         loop = asyncio.get_running_loop()
         try:
             found = await loop.run_in_executor(
-                self._file_thread, partial(list_contents, self._root)
+                self._file_thread, partial(list_contents, self._root, self._allowed_roots)
             )
         except OSError as error:
             self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror or error))

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ import msgspec
 from server.repository import reader
 from server.repository.contents import IgnoredEntry, VersionEntry, list_contents, list_versions
 from server.repository.garbage import delete, find_garbage
+from server.repository.links import Links, printable
 from server.repository.manifest import InvalidVersion
 from server.repository.serving_config import (
     SERVING_CONFIG_FILE,
@@ -32,6 +34,7 @@ from server.repository.serving_config import (
     read_serving_config,
     write_serving_config,
 )
+from server.settings import split_list
 
 ASSIGNMENT = re.compile(rf"({'|'.join(VERSION_LABELS)})=([1-9][0-9]{{0,17}})?")
 
@@ -48,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommandError as error:
         print(error, file=sys.stderr)
     except OSError as error:
-        print(f"{error.filename or args.repo}: {error.strerror}", file=sys.stderr)
+        place = printable(os.fsdecode(error.filename or args.repo))
+        print(f"{place}: {error.strerror or error}", file=sys.stderr)
     return 1
 
 
@@ -63,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
         type=Path,
         default=Path("model_repo/engines"),
         help="folder of the repository (%(default)s)",
+    )
+    parser.add_argument(
+        "--allowed-roots",
+        type=_folders,
+        default=[],
+        help="folders outside the repository that symbolic links in it may lead into, separated by "
+        "commas",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -102,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _list(args: argparse.Namespace) -> int:
-    found = list_contents(args.repo)
+    found = list_contents(args.repo, args.allowed_roots)
     rows = [
         _summary(version, found.configs.get(version.model, ServingConfig()))
         for version in found.versions
@@ -139,7 +150,7 @@ def _list(args: argparse.Namespace) -> int:
 
 def _verify(args: argparse.Namespace) -> int:
     invalid = 0
-    for version in _select(list_versions(args.repo), args.names):
+    for version in _select(list_versions(args.repo, args.allowed_roots), args.names):
         try:
             if version.manifest is None:
                 raise InvalidVersion(version.reason)
@@ -154,14 +165,16 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _gc(args: argparse.Namespace) -> int:
-    found = list_contents(args.repo)
+    found = list_contents(args.repo, args.allowed_roots)
     for model in dict.fromkeys(version.model for version in found.versions):
         if model not in found.configs:
             print(f"{model}: {SERVING_CONFIG_FILE} is invalid, so all versions are kept")
+        if (args.repo / model).is_symlink():
+            print(f"{model}: its folder is a symbolic link, so nothing in it is deleted")
     garbage = find_garbage(found, args.keep)
     action = "deleting" if args.delete else "would delete"
     for path, reason in garbage:
-        print(f"{action}: {path.relative_to(args.repo)}: {reason}")
+        print(f"{action}: {printable(path.relative_to(args.repo))}: {reason}")
         if args.delete:
             delete(path)
     if garbage and not args.delete:
@@ -170,13 +183,14 @@ def _gc(args: argparse.Namespace) -> int:
 
 
 def _label(args: argparse.Namespace) -> int:
-    found = list_versions(args.repo)
+    found = list_versions(args.repo, args.allowed_roots)
     versions = {entry.version: entry for entry in found if entry.model == args.model}
     if not versions:
         models = ", ".join(sorted({entry.model for entry in found})) or "none"
         raise CommandError(f"{args.repo} has no model {args.model!r}; it has {models}")
     try:
-        old = read_serving_config(args.repo / args.model)
+        links = Links.within(args.repo, args.allowed_roots)
+        old = read_serving_config(args.repo / args.model, links)
     except InvalidVersion as error:
         raise CommandError(f"{args.model}: {error}; correct or remove the file") from None
     labels = dict(old.labels)
@@ -277,13 +291,17 @@ def _config_text(config: ServingConfig) -> str:
 
 
 def _ignored_text(entry: IgnoredEntry) -> str:
-    return f"{entry.path}: {entry.reason}"
+    return f"{printable(entry.path)}: {entry.reason}"
 
 
 def _count(text: str) -> int:
     if not (text.isdecimal() and int(text[:9]) >= 1):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1")
     return int(text[:9])
+
+
+def _folders(text: str) -> list[Path]:
+    return [Path(name) for name in split_list(text)]
 
 
 def _percent(text: str) -> float:

@@ -28,9 +28,12 @@ def find_garbage(contents: RepositoryContents, keep: int) -> list[Garbage]:
     """Lists what can be deleted if `keep` valid versions of each model stay.
 
     If serving.json of a model is invalid, all its versions stay: the file may name any of them.
+    A model's folder that is a symbolic link is not cleaned: it belongs to somebody else.
     """
     garbage: list[Garbage] = []
     for home in dict.fromkeys(version.folder.parent for version in contents.versions):
+        if home.is_symlink():
+            continue
         garbage += _abandoned(home)
         if home.name in contents.configs:
             versions = [entry for entry in contents.versions if entry.folder.parent == home]

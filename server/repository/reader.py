@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import stat
 import zipfile
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.images.input_spec import Pixels
+from server.repository.links import ANYWHERE, Links, printable
 from server.repository.manifest import (
     MANIFEST_FILE,
     EngineRecord,
@@ -57,24 +57,32 @@ def open_version(folder: Path, manifest: Manifest | None = None) -> OpenVersion:
     return OpenVersion(manifest, _read_labels(folder, manifest), read_golden(folder, manifest))
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path, links: Links = ANYWHERE) -> Manifest:
     """Reads the manifest, and checks that every file exists and has the right size.
 
-    Raises InvalidVersion.
+    `links` says where symbolic links may lead. Later reads follow all links, because the checksums
+    in the manifest hold for any file. Raises InvalidVersion.
     """
     try:
-        text = read_limited(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES)
+        text = read_limited(folder / MANIFEST_FILE, MAX_MANIFEST_BYTES, links)
     except FileNotFoundError:
         raise InvalidVersion(f"{MANIFEST_FILE} is missing") from None
     manifest = decode_manifest(text)
     if (manifest.model, str(manifest.version)) != (folder.parent.name, folder.name):
         raise InvalidVersion(
             f"{MANIFEST_FILE} is of {manifest.model} version {manifest.version}, "
-            f"but the folder is {_printable(folder.parent.name)}/{_printable(folder.name)}"
+            f"but the folder is {printable(folder.parent.name)}/{printable(folder.name)}"
         )
     for record in manifest.files():
-        check_size(folder / record.name, record)
+        check_size(_real_path(folder, record, links), record)
     return manifest
+
+
+def _real_path(folder: Path, record: FileRecord, links: Links) -> Path:
+    try:
+        return links.real_path(folder / record.name, record.name)
+    except FileNotFoundError:
+        raise InvalidVersion(f"{record.name} is missing") from None
 
 
 def verify_files(folder: Path, manifest: Manifest, engine: EngineRecord | None = None) -> None:
@@ -95,14 +103,13 @@ def verify_files(folder: Path, manifest: Manifest, engine: EngineRecord | None =
 
 def verify_file(folder: Path, record: FileRecord) -> None:
     """Compares the contents of one file with its record. Raises InvalidVersion."""
-    path = folder / record.name
-    check_size(path, record)
-    if sha256_of(path) != record.sha256:
+    check_size(_real_path(folder, record, ANYWHERE), record)
+    if sha256_of(folder / record.name) != record.sha256:
         raise InvalidVersion(f"{record.name} is not what was published: its sha256 differs")
 
 
 def check_size(path: Path, record: FileRecord) -> None:
-    """Checks that a regular file of the right size exists. Raises InvalidVersion."""
+    """Checks that a regular file of the right size exists, not a link. Raises InvalidVersion."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -126,12 +133,13 @@ def sha256_of(path: Path) -> str:
         raise InvalidVersion(f"{path.name} can't be read: {error.strerror}") from None
 
 
-def read_limited(path: Path, limit_bytes: int) -> bytes:
+def read_limited(path: Path, limit_bytes: int, links: Links = ANYWHERE) -> bytes:
     """Reads a regular file of at most `limit_bytes`. Raises FileNotFoundError, InvalidVersion."""
+    real = links.real_path(path, path.name)
     try:
-        if not stat.S_ISREG(path.lstat().st_mode):
+        if not stat.S_ISREG(real.lstat().st_mode):
             raise InvalidVersion(f"{path.name} is not a regular file")
-        with path.open("rb") as file:
+        with real.open("rb") as file:
             text = file.read(limit_bytes + 1)
     except FileNotFoundError:
         raise
@@ -201,8 +209,3 @@ def _read_array(
         if member.read(1):  # zipfile compares the checksum at the end of the member
             raise InvalidVersion(f"{name} has more than {size} bytes")
     return np.frombuffer(content, dtype).reshape(shape)
-
-
-def _printable(name: str) -> str:
-    """A file name as text that can be encoded, for any bytes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")

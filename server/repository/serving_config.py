@@ -19,6 +19,7 @@ from typing import Annotated, Literal, NamedTuple
 import msgspec
 from msgspec import Meta, Struct
 
+from server.repository.links import ANYWHERE, Links
 from server.repository.manifest import MODEL_NAME, InvalidVersion
 from server.repository.reader import read_limited
 from server.repository.text import decode_text
@@ -76,13 +77,13 @@ class ServingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return VersionPolicy.parse(self.versions) if self.versions else default
 
 
-def read_serving_config(home: Path) -> ServingConfig:
+def read_serving_config(home: Path, links: Links = ANYWHERE) -> ServingConfig:
     """Reads serving.json from a model's folder; a missing file means the defaults.
 
     Raises InvalidVersion.
     """
     try:
-        text = read_limited(home / SERVING_CONFIG_FILE, MAX_BYTES)
+        text = read_limited(home / SERVING_CONFIG_FILE, MAX_BYTES, links)
     except FileNotFoundError:
         return ServingConfig()
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ async def test_a_repository_that_can_not_be_listed_keeps_its_models(
     async with serve(tmp_path, bake_time_s=0.0) as served:
         attempts = []
 
-        def broken(root: Path) -> Any:
+        def broken(root: Path, allowed_roots: Sequence[Path]) -> Any:
             attempts.append(root)
             raise ValueError("a bug")
 

@@ -32,21 +32,23 @@ def test_a_link_a_folder_or_a_pipe_in_place_of_a_file_is_reported(root: Path) ->
         path, aside = root / "tiny" / "1" / name, root / "aside"
         path.rename(aside)
         for make in (
-            lambda path: path.symlink_to(root / "aside"),
+            lambda path: path.symlink_to(root / "tiny"),
             lambda path: path.mkdir(),
             lambda path: os.mkfifo(path),
         ):
             make(path)
             assert invalid_reason(root) == f"{name} is not a regular file"
-            path.rmdir() if path.is_dir() else path.unlink()
+            path.unlink() if path.is_symlink() or not path.is_dir() else path.rmdir()
         aside.rename(path)
 
 
-def test_a_file_or_link_named_like_a_version_is_reported(root: Path) -> None:
+def test_a_file_or_another_version_named_like_a_version_is_reported(root: Path) -> None:
     (root / "tiny" / "2").write_text("a file")
     (root / "tiny" / "3").symlink_to(root / "tiny" / "1")
     assert invalid_reason(root, version=2) == "it is not a folder"
-    assert invalid_reason(root, version=3) == "it is a symbolic link"
+    assert invalid_reason(root, version=3) == (
+        "manifest.json is of tiny version 1, but the folder is tiny/3"
+    )
 
 
 def test_entries_with_other_names_are_ignored_with_a_reason(root: Path) -> None:
@@ -61,7 +63,8 @@ def test_entries_with_other_names_are_ignored_with_a_reason(root: Path) -> None:
     (root / ".git").mkdir()
     (root / "tiny" / ".staging-x").mkdir()
     (root / "Upper Case" / "1").mkdir(parents=True)
-    (root / "link").symlink_to(root / "tiny")
+    (root / "link").symlink_to(root / "nowhere")
+    (root / "README.link").symlink_to("README")
     (root / "empty").mkdir()
     assert list_versions(root) == valid
     reasons = {os.fsencode(entry.path.name): entry.reason for entry in list_ignored(root)}
@@ -69,7 +72,7 @@ def test_entries_with_other_names_are_ignored_with_a_reason(root: Path) -> None:
     named = [os.fsencode(name) for name in (*invalid_names, "newest")]
     assert reasons == dict.fromkeys([*named, b"\xff\xfe"], rule) | {
         b"Upper Case": "the name of a model must match [a-z0-9][a-z0-9_.-]{0,63}",
-        b"link": "it is a symbolic link",
+        b"link": f"it is a symbolic link to {root}/nowhere, which does not exist",
     }
 
 
