@@ -31,7 +31,7 @@ RECEIVE_TIMEOUT_S = 60.0  # for one message to arrive whole
 CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
 
 # A call may wait at most this fraction of its timeout before it starts. It has waited about as long
-# to be read, its response will wait as long again behind the same crowd, and its batch takes time
+# to be read, its response will wait as long again, and its batch takes time
 # too. Measured with LeNet-5, deadlines of 20 ms, 9,000 to 12,000 calls/s in a closed loop. With
 # 20,000 calls/s offered a fraction of 0.2 answers 840/s in time; 0.1, 0.07 and 0.05 answer about
 # 13,000/s. With 40,000 calls/s offered they answer 940, 8,100, 9,700 and 11,400/s.

@@ -80,7 +80,7 @@ class MessageReader:
         return start, None
 
     def clear(self) -> None:
-        """Drops what has come of the current message."""
+        """Drops the received part of the current message."""
         self._pieces.clear()
 
     def _continue(self, data: bytes, start: int, end: int) -> tuple[int, bytes | None]:
@@ -95,7 +95,7 @@ class MessageReader:
         return start + take, message
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
-        """Keeps a piece of a message. A piece that is most of `data` is not copied."""
+        """Keeps a piece of a message. Copies it, unless it is most of `data`."""
         pieces, size = self._pieces, end - start
         if size >= SMALL_PIECE_BYTES:
             is_most = 2 * size >= len(data)

@@ -1,4 +1,4 @@
-"""What a method of the server is, and how it ends a call with an error."""
+"""The methods of a server: unary and streaming, and how they end a call with an error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Abort(Exception):
 
 
 class WireCall(Protocol):
-    """What a method sees of the call that it answers."""
+    """A call, as its method sees it."""
 
     deadline_s: float  # on time.monotonic; infinite if the client set none
 

@@ -72,7 +72,7 @@ BODY = frame(DATA, END_STREAM, 1, message(b"word"))
 
 @dataclass
 class Bare:
-    """A server with a few test methods, and what its methods have seen."""
+    """A server with a few test methods, and records of their calls."""
 
     port: int = 0
     server: Any = None

@@ -127,8 +127,8 @@ async def test_a_deadline_that_passes_before_the_method_starts_is_answered() -> 
 
 
 async def test_calls_that_would_start_too_late_are_refused_at_once() -> None:
-    """Each takes a millisecond of the loop: of a hundred with 40 ms no more are begun than there
-    is time for, once the pace is known."""
+    """Each of the hundred calls blocks the loop for 1 ms and has a deadline of 40 ms. Once the
+    server knows the time per call, it starts only the calls that can finish in time."""
 
     def some(first: int) -> bytes:
         sent = headers(path="/test/Busy", grpc_timeout="40m")
@@ -147,7 +147,7 @@ async def test_calls_that_would_start_too_late_are_refused_at_once() -> None:
 
     async with bare() as one, raw(one, HELLO) as connection:
         connection.send(some(1))
-        assert (await statuses(connection))[b"8"] == 0  # nothing is known of the pace
+        assert (await statuses(connection))[b"8"] == 0  # the time per call is not known yet
         connection.send(some(1001))
         found = await statuses(connection)
         assert found[b"8"] > 50
@@ -156,7 +156,7 @@ async def test_calls_that_would_start_too_late_are_refused_at_once() -> None:
 
 
 async def test_an_early_refusal_resets_a_stream_whose_body_still_arrives() -> None:
-    """And not where all of it has come with the headers."""
+    """A stream whose request is complete is not reset."""
     async with bare() as one, raw(one, HELLO) as connection:
         one.server._calls.loop_lag = cast(LoopLag, SimpleNamespace(wait_s=1.0))
         sent = headers(path="/test/Busy", grpc_timeout="40m")

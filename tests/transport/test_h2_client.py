@@ -1,4 +1,4 @@
-"""A client built on h2, which raises where the server breaks the protocol."""
+"""A client built on h2, which raises if the server violates the protocol."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ from tests.support.http2_peers import (
 
 
 @pytest.mark.parametrize("window", [0, 1, 1000, 65_535, 1 << 20])
-async def test_the_server_keeps_to_the_clients_windows(window: int) -> None:
-    """h2 raises where a window, or the largest frame, is not kept to."""
+async def test_the_server_respects_the_clients_windows(window: int) -> None:
+    """h2 raises if the server exceeds a window or the maximum frame size."""
     sizes = [0, 1, 16_384, 16_385, 100_000, 70_000]
     async with bare() as one, h2_client(one, initial_window_size=window) as client:
         found = {ask(client, "/test/Large", str(size).encode()): bytearray() for size in sizes}
@@ -52,7 +52,7 @@ async def test_the_server_keeps_to_the_clients_windows(window: int) -> None:
                 found[event.stream_id] += event.data
                 if size := event.flow_controlled_length:
                     client.h2.increment_flow_control_window(size)
-                    with suppress(StreamClosedError):  # it ended with what came along
+                    with suppress(StreamClosedError):  # this data ended the stream
                         client.h2.increment_flow_control_window(size, event.stream_id)
             elif isinstance(event, StreamEnded):
                 left.discard(event.stream_id)
@@ -99,7 +99,7 @@ async def test_a_stopping_server_sends_goaway_and_answers_calls_in_progress() ->
         stopping = asyncio.create_task(one.server.stop(WAIT_S))
         _, payload = await connection.until(GOAWAY)
         assert payload == (2**31 - 1).to_bytes(4, "big") + bytes(4)
-        await connection.echoes(3)  # it was on its way when it was told
+        await connection.echoes(3)  # sent before the GOAWAY arrived
         connection.send(frame(PING, ACK, 0, b"retiring"))
         _, payload = await connection.until(GOAWAY)
         assert payload == (3).to_bytes(4, "big") + bytes(4)
@@ -148,7 +148,7 @@ async def test_calls_after_the_grace_period_are_refused() -> None:
         await one.started.wait()
         stopping = asyncio.create_task(one.server.stop(0.01))
         await one.cancelled.wait()
-        connection.send(frame(HEADERS, END_HEADERS, 3, headers()))  # its body never comes
+        connection.send(frame(HEADERS, END_HEADERS, 3, headers()))  # its body never arrives
         _, payload = await connection.until(HEADERS, 3)
         assert b"grpc-status\x0214" in payload
         one.released.set()
@@ -168,7 +168,7 @@ async def test_unread_messages_of_a_reset_stream_are_released_once() -> None:
 
 
 async def test_a_request_may_continue_after_its_response() -> None:
-    """It was refused by its first bytes: the rest is not wanted, and counted for the windows."""
+    """Its first bytes were refused. The rest is ignored, but counts against the windows."""
     async with bare() as one, h2_client(one) as client:
         stream = client.h2.get_next_available_stream_id()
         client.h2.send_headers(stream, ECHO)

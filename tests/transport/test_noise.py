@@ -1,4 +1,4 @@
-"""Random bytes and frames never raise, and leave nothing behind."""
+"""Random bytes and frames never raise, and leave no stream, task or counted byte behind."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ NOISE = st.one_of(
 
 
 class Nowhere(asyncio.Transport):
-    """Takes everything."""
+    """A transport that discards all output."""
 
     closed = False
 
@@ -94,8 +94,8 @@ def test_random_frames_raise_nothing_and_leave_nothing(noise: list[bytes], size:
 
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 20_000)), max_size=20))
 def test_pieces_of_a_message_hold_little_more_than_their_bytes(cuts: list[tuple[int, int]]) -> None:
-    """A large piece is kept without a copy, a small one is copied: otherwise a few bytes would keep
-    a whole chunk of other streams' data alive."""
+    """A large piece is kept without a copy. A small one is copied: otherwise a few bytes would keep
+    a whole chunk alive, with data of other streams."""
     reader = MessageReader("", 1 << 30)
     expected, draw = b"", random.Random(0)
     for size, around in cuts:

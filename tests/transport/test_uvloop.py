@@ -17,7 +17,7 @@ def test_the_transport_works_under_uvloop() -> None:
         test_frames.test_a_lost_connection_ends_its_calls,
         test_grpcio_client.test_large_streams_are_answered_in_order,
         test_h2_client.test_a_stopping_server_sends_goaway_and_answers_calls_in_progress,
-        lambda: test_h2_client.test_the_server_keeps_to_the_clients_windows(1000),
+        lambda: test_h2_client.test_the_server_respects_the_clients_windows(1000),
         lambda: test_frames.test_an_http1_client_is_pointed_to_the_http_port(
             b"GET / HTTP/1.1\r\n\r\n"
         ),
