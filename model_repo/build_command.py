@@ -61,9 +61,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
         parser.error(f"name the models to build, or use --all; cards: {', '.join(known)}")
     names = known if given.all else list(dict.fromkeys(given.names))
     if unknown := [name for name in names if name not in known]:
-        parser.error(
-            f"there is no card {', '.join(map(repr, unknown))}; there are {', '.join(known)}"
-        )
+        parser.error(f"there is no card {', '.join(map(repr, unknown))}; cards: {', '.join(known)}")
     if given.weights and len(names) > 1:
         parser.error(f"--weights is for one model, not for {len(names)}")
     if given.weights and given.add_engine:

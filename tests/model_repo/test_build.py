@@ -43,7 +43,7 @@ def test_the_other_models_are_built_if_one_fails(
     [
         ([], "name the models to build, or use --all"),
         (["lenet5", "--all"], "name the models to build, or use --all"),
-        (["lenet6"], "there is no card 'lenet6'; there are alexnet,"),
+        (["lenet6"], "there is no card 'lenet6'; cards: alexnet,"),
         (["lenet5", "resnet18", "--weights", "random:0"], "--weights is for one model, not for 2"),
         (
             ["lenet5", "--backend", "abacus"],

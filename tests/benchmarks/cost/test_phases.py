@@ -21,8 +21,8 @@ from tests.benchmarks.options import ROOT
 SERVER = ROOT / "server"
 # Code for start, stop, loading and scrapes, which no request passes through.
 OUTSIDE_REQUESTS = (  # files and rooms below server/
-    *("__init__", "__main__", "app", "cli", "settings", "process/", "repository/", "models/"),
-    *("telemetry/", "api/stubs/"),
+    *("__init__", "__main__", "app", "cli", "run", "settings", "process/", "repository/"),
+    *("models/", "telemetry/", "api/stubs/"),
 )
 
 
