@@ -29,8 +29,8 @@ from convserve_client.loadgen.results.report import Report
 from server.telemetry.metrics import SECONDS
 from server.telemetry.nvml import GpuMonitor
 from tests.clients.loadgen.test_queueing import load
-from tests.support.fake_nvml import FakeNvml
 from tests.support.serving import Served, publish, serve
+from tests.telemetry.fake_nvml import FakeNvml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SHIPPED = ROOT / "deploy/prometheus"

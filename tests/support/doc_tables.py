@@ -20,7 +20,7 @@ from model_repo.architectures.registry import architecture_names, create, find
 from server.settings import PREFIX, Settings
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import GpuMonitor
-from tests.support.fake_nvml import FakeNvml
+from tests.telemetry.fake_nvml import FakeNvml
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 TABLE = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", flags=re.DOTALL)

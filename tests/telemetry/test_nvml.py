@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import GpuMonitor
-from tests.support.fake_nvml import FakeNvml
+from tests.telemetry.fake_nvml import FakeNvml
 
 
 def test_gpu_metrics_have_the_units_in_their_names() -> None:
