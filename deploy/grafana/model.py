@@ -86,6 +86,39 @@ MODEL = (
         },
     ),
     Panel(
+        title="Latency p99 by version",
+        description="99 % of the requests of each version took at most this long in the server."
+        " Compare a canary with the stable version here.",
+        unit="s",
+        expressions={
+            "{{model}} {{version}}": quantile(
+                0.99, REQUEST_DURATION, "model, version", f'{SELECTED}, version!=""'
+            )
+        },
+    ),
+    Panel(
+        title="Latency p50 by version",
+        description="Half of the requests of each version took at most this long in the server.",
+        unit="s",
+        expressions={
+            "{{model}} {{version}}": quantile(
+                0.5, REQUEST_DURATION, "model, version", f'{SELECTED}, version!=""'
+            )
+        },
+    ),
+    Panel(
+        title="Failures by version",
+        description="Requests per second that end with a server error, for each version.",
+        unit="reqps",
+        expressions={
+            "{{model}} {{version}}": rate(
+                "convserve_requests_total",
+                "model, version",
+                f'{SELECTED}, {INFERENCE}, version!="", code=~"INTERNAL|UNKNOWN"',
+            )
+        },
+    ),
+    Panel(
         title="Images",
         description="Classified images per second.",
         unit="ops",

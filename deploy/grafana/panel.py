@@ -20,7 +20,8 @@ from grafana_foundation_sdk.models import dashboard as dashboard_model
 from grafana_foundation_sdk.models import heatmap as heatmap_model
 from grafana_foundation_sdk.models import prometheus as prometheus_model
 
-DATA_SOURCE = dashboard_model.DataSourceRef(type_val="prometheus", uid="prometheus")
+# The variable that build.py adds to each dashboard, so that it works with any Prometheus.
+DATA_SOURCE = dashboard_model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 GRID_COLUMNS = 24  # width of Grafana's grid
 
 Expressions = Mapping[str, str]  # legend -> PromQL

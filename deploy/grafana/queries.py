@@ -7,7 +7,7 @@ buckets, never from averages.
 INFERENCE = 'method=~"Classify|Model(Stream)?Infer"'
 SELECTED = 'model=~"$model", instance=~"$instance"'
 INSTANCE = 'instance=~"$instance"'
-PROCESS = f'job="convserve", {INSTANCE}'
+PROCESS = f'job=~"$job", {INSTANCE}'
 RANGE = "[$__rate_interval]"
 
 REQUEST_DURATION = "convserve_request_duration_seconds"

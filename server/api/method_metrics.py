@@ -10,7 +10,7 @@ from grpc import StatusCode
 from server.api.context import CallContext
 from server.api.status import STATUS
 from server.errors import DeadlineUnreachable, Overloaded, ServingError
-from server.telemetry.metrics import Metrics
+from server.telemetry.metrics import INFERENCE_METHODS, Metrics
 
 log = logging.getLogger(__name__)
 
@@ -26,17 +26,19 @@ class MethodMetrics:
     def __init__(self, method: str, metrics: Metrics) -> None:
         self._method = method
         self._metrics = metrics
-        self._counters: dict[tuple[str, str, str], Any] = {}
-        self._durations: dict[str, Any] = {}
+        self._is_inference = method in INFERENCE_METHODS
+        self._counters = metrics.bound_series()
+        self._durations = metrics.bound_series()
         self._shed = metrics.requests.labels("", "", method, StatusCode.RESOURCE_EXHAUSTED.name)
         self._shed_reason = metrics.refused.labels("", REFUSAL_REASON[Overloaded])
 
     def succeeded(self, context: CallContext, seconds: float) -> None:
         self.count(context, StatusCode.OK)
-        duration = self._durations.get(context.model)
+        key = (context.model, context.version if self._is_inference else "")
+        duration = self._durations.get(key)
         if duration is None:
-            duration = self._metrics.request_duration.labels(context.model, self._method)
-            self._durations[context.model] = duration
+            duration = self._metrics.request_duration.labels(*key, self._method)
+            self._durations[key] = duration
         duration.observe(seconds, None if context.trace is None else context.trace.exemplar)
 
     def failed(self, context: CallContext, error: ServingError) -> None:

@@ -14,12 +14,9 @@ from server.models.rollback import RequestCounts, RollbackPolicy
 from server.models.state import State, VersionState
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord, Manifest
-from server.telemetry.metrics import Metrics, ModelMetrics
+from server.telemetry.metrics import INFERENCE_METHODS, Metrics, ModelMetrics
 
 log = logging.getLogger(__name__)
-
-# Methods whose error count starts at 0, so that a rate over it sees the first failure.
-COUNTED_METHODS = ("Classify", "ModelInfer", "ModelStreamInfer")
 
 REPLACED = (
     "its folder now holds a different network than the loaded one; publish the network as a new "
@@ -247,7 +244,7 @@ class VersionMetrics:
             self._metrics.state.labels(*self._labels, other.name).set(other is state)
 
     def set_loaded(self, loaded: LoadedModel, seconds: float, *, is_fallback: bool) -> None:
-        for method in COUNTED_METHODS:
+        for method in INFERENCE_METHODS:  # from 0, so that a rate sees the first failure
             self._metrics.requests.labels(*self._labels, method, "INTERNAL")
         self._metrics.engine_info.labels(*_engine_labels(loaded)).set(1)
         backend = loaded.record.backend
@@ -258,8 +255,10 @@ class VersionMetrics:
         labels = _engine_labels(loaded)
         self._metrics.engine_info.remove(*labels)
         self._metrics.engine_fallback.remove(*labels[:3])
+        self._metrics.forget_latency(*self._labels)
 
     def forget(self) -> None:
+        self._metrics.forget_requests(*self._labels)
         self._metrics.ready.remove(*self._labels)
         for state in State:
             self._metrics.state.remove(*self._labels, state.name)

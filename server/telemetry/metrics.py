@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -33,6 +34,9 @@ disable_created_metrics()  # type: ignore[no-untyped-call]
 
 PHASES = ("decode", "queue", "compute", "respond")
 
+# Methods that run a model. Only their latency has a version, because a histogram is 33 series.
+INFERENCE_METHODS = ("Classify", "ModelInfer", "ModelStreamInfer")
+
 # Steps of 1.5 to 2 from 100 us to 10 s. A p99 read from these buckets is at most a third wrong.
 SECONDS = (
     *(0.0001, 0.00015, 0.0002, 0.0003, 0.0005, 0.0007),
@@ -48,11 +52,16 @@ ERRORS = (
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
+# (model, version, code, if any) -> series with these labels bound. Binding them costs 1 us.
+BoundSeries = dict[tuple[str, ...], Any]
+
+
 class Metrics:
     """All instruments of one server, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
+        self._bound: list[BoundSeries] = []
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -72,9 +81,9 @@ class Metrics:
         # Requests. Labels model and version are empty if the request named no known model.
         text = "Requests by status. model and version are empty if the model is unknown."
         self.requests = counter("requests", text, "model", "version", "method", "code")
-        text = "Time from arrival to response of successful requests."
+        text = "Time from arrival to response of successful requests. Only inference has a version."
         self.request_duration = histogram(
-            "request_duration_seconds", text, SECONDS, "model", "method"
+            "request_duration_seconds", text, SECONDS, "model", "version", "method"
         )
         text = "Time of successful requests by phase: decode, queue, compute, respond."
         self.phase_duration = histogram("phase_duration_seconds", text, SECONDS, "model", "phase")
@@ -116,6 +125,26 @@ class Metrics:
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, with its labels bound."""
         return ModelMetrics(self, name, objective_s)
+
+    def bound_series(self) -> BoundSeries:
+        """A new, empty cache of series with bound labels."""
+        self._bound.append({})
+        return self._bound[-1]
+
+    def forget_latency(self, model: str, version: str) -> None:
+        """Deletes the latency series of a version that is not loaded any more."""
+        self._forget(self.request_duration, model, version)
+
+    def forget_requests(self, model: str, version: str) -> None:
+        """Deletes all series that count the requests of a version that is gone."""
+        self._forget(self.request_duration, model, version)
+        self._forget(self.requests, model, version)
+
+    def _forget(self, instrument: Counter | Histogram, model: str, version: str) -> None:
+        instrument.remove_by_labels({"model": model, "version": version})
+        for bound in self._bound:
+            for key in [key for key in bound if key[:2] == (model, version)]:
+                del bound[key]
 
     def read_queue_rows(self, read: Callable[[], dict[str, int]]) -> None:
         """Exports convserve_queue_rows{model}; `read` is called at each scrape."""

@@ -14,7 +14,7 @@ def call_cost_s(calls: int) -> float:
     metrics = Metrics()
     model = metrics.model("m")
     count = metrics.requests.labels("m", "1", "Classify", "OK")
-    duration = metrics.request_duration.labels("m", "Classify")
+    duration = metrics.request_duration.labels("m", "1", "Classify")
 
     def call() -> None:
         model.predicted(0.001)

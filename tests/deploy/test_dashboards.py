@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,64 @@ def test_a_dashboard_uses_only_exported_metrics_and_labels(dashboard: Path) -> N
             assert {label.strip() for label in group.split(",")} <= labels, expression
 
 
+def data_sources(value: Any) -> Iterator[Any]:
+    """Every reference to a data source in a dashboard, at any depth."""
+    if isinstance(value, list):
+        for one in value:
+            yield from data_sources(one)
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            if name == "datasource":
+                yield one
+            else:
+                yield from data_sources(one)
+
+
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
-def test_a_dashboard_uses_the_provisioned_data_source(dashboard: Path) -> None:
+def test_a_dashboard_works_with_any_prometheus(dashboard: Path) -> None:
+    board = json.loads(dashboard.read_text())
+    references = list(data_sources(board))
+    assert len(references) > len(board["panels"])
+    for reference in references:
+        assert reference == {"type": "prometheus", "uid": "${datasource}"}
+    first, *others = board["templating"]["list"]
+    assert (first["name"], first["type"], first["query"]) == (
+        "datasource",
+        "datasource",
+        "prometheus",
+    )
+    assert "current" not in first or not first["current"].get("value")
+    for variable in others:
+        assert "job=" not in json.dumps(variable["query"]), "each installation names its job"
+        assert "allValue" not in variable or variable["name"] != "job", "other jobs have processes"
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            assert 'job="' not in target["expr"]
+            used = set(re.findall(r"\$(\w+)", target["expr"])) - {"__rate_interval"}
+            assert used <= {variable["name"] for variable in others}
+
+
+@pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_has_the_form_of_an_export(dashboard: Path) -> None:
+    """grafana.com accepts no other form, and only what it accepts can be imported by id."""
+    board = json.loads(dashboard.read_text())
+    assert board["__inputs"] == []
+    assert board["id"] is None
+    assert board["uid"]
+    required = {(one["type"], one["id"]) for one in board["__requires"]}
+    kinds = {("panel", panel["type"]) for panel in board["panels"]}
+    assert required == {("grafana", "grafana"), ("datasource", "prometheus")} | kinds
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_provisioned_data_source_takes_nothing_over() -> None:
     provisioned = yaml.safe_load(
         (ROOT / "deploy/grafana/provisioning/datasources/prometheus.yml").read_text()
     )
-    uids = {source["uid"] for source in provisioned["datasources"]}
-    found = panels(dashboard)
-    assert {panel["datasource"]["uid"] for panel in found} <= uids
-    assert len({panel["id"] for panel in found}) == len(found)
+    (source,) = provisioned["datasources"]
+    assert source["type"] == "prometheus"
+    assert not {"isDefault", "uid"} & source.keys()
 
 
 def test_grafana_finds_the_dashboards() -> None:

@@ -168,7 +168,7 @@ def panel_expressions() -> list[tuple[str, str]]:
         for panel in json.loads(path.read_text())["panels"]:
             for target in panel["targets"]:
                 expression = target["expr"].replace("$__rate_interval", "20s")
-                expression = re.sub(r"\$(model|instance)\b", ".*", expression)
+                expression = re.sub(r"\$(model|instance|job)\b", ".*", expression)
                 found.append((f"{path.stem}: {panel['title']}", expression))
     return found
 

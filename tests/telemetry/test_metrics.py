@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,11 @@ from tests.support.serving import (
     raw,
     serve,
 )
+from tests.support.versions import states, wait_for_states
 
 LABELS = {
     "convserve_requests_total": {"model", "version", "method", "code"},
-    "convserve_request_duration_seconds_count": {"model", "method"},
+    "convserve_request_duration_seconds_count": {"model", "version", "method"},
     "convserve_phase_duration_seconds_count": {"model", "phase"},
     "convserve_batch_rows_count": {"model"},
     "convserve_queue_rows": {"model"},
@@ -100,10 +102,12 @@ async def test_metrics_have_the_documented_labels_and_the_values_of_the_traffic(
     # At least one batch for 1 row, one for 2 and three for 10, as a batch has at most 4 rows.
     assert value(samples, "batch_rows_count", model="tiny") >= 5
     assert value(samples, "queue_rows", model="tiny") == 0
-    served_calls = {"model": "tiny", "method": "Classify"}
+    served_calls = {"model": "tiny", "version": "2", "method": "Classify"}
     assert value(samples, "request_duration_seconds_count", **served_calls) == 3
     total_s = value(samples, "request_duration_seconds_sum", **served_calls)
     phases_s = 0.0
+    metadata = {"model": "trained", "version": "", "method": "GetModel"}
+    assert value(samples, "request_duration_seconds_count", **metadata) == 1
     for phase in PHASES:
         assert value(samples, "phase_duration_seconds_count", model="tiny", phase=phase) == 3
         phases_s += value(samples, "phase_duration_seconds_sum", model="tiny", phase=phase)
@@ -158,7 +162,7 @@ async def test_a_client_that_accepts_openmetrics_gets_it_with_exemplars(tmp_path
     publish(tmp_path)
     async with serve(tmp_path, load=loading(Mirror)) as served, httpx.AsyncClient() as client:
         await served.classify(raw(1))
-        duration = served.server.metrics.request_duration.labels("tiny", "Classify")
+        duration = served.server.metrics.request_duration.labels("tiny", "1", "Classify")
         duration.observe(0.25, {"trace_id": "4bf92f3577b34da6a3ce929d0e0e4736"})
         accept = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;q=0.5"}
         response = await client.get(served.http + "/metrics", headers=accept)
@@ -224,3 +228,47 @@ async def test_metrics_can_be_read_while_an_engine_closes(tmp_path: Path) -> Non
         finally:
             may_close.set()
         assert value(samples, "queue_rows", model="tiny") == 0
+
+
+async def test_the_latency_of_a_version_is_forgotten_when_it_is_unloaded(tmp_path: Path) -> None:
+    """Each version has 33 series, so versions must not add up."""
+    publish(tmp_path)
+    async with serve(tmp_path, load=loading(Mirror), bake_time_s=0.0) as served:
+        for number in range(1, 5):
+            answer = await served.classify(raw(1))
+            assert answer.version == number
+            publish(tmp_path)
+            await wait_for_states(served, {number: "UNLOADED", number + 1: "READY"})
+        await served.classify(raw(1))
+        samples = await scrape(served)
+        assert timed_versions(samples) == {"5"}
+        counted = {"model": "tiny", "method": "Classify", "code": "OK"}
+        for number in range(1, 6):  # a counter is small: it stays while the version exists
+            assert value(samples, "requests_total", **counted, version=str(number)) == 1
+
+
+async def test_no_series_of_a_deleted_version_stays_and_its_number_can_be_used_again(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    publish(tmp_path)
+    async with serve(tmp_path, load=loading(Mirror), bake_time_s=0.0) as served:
+        assert (await served.classify(raw(1))).version == 2
+        shutil.rmtree(tmp_path / "tiny" / "2")
+        while (await states(served)).keys() != {1}:
+            pass
+        samples = await scrape(served)
+        assert "2" not in {dict(labels).get("version") for _, labels in samples}
+        publish(tmp_path)
+        await wait_for_states(served, {2: "READY"})
+        assert (await served.classify(raw(1))).version == 2
+        samples = await scrape(served)
+        assert timed_versions(samples) == {"2"}
+        counted = {"model": "tiny", "version": "2", "method": "Classify", "code": "OK"}
+        assert value(samples, "requests_total", **counted) == 1
+
+
+def timed_versions(samples: Samples) -> set[str]:
+    """The versions in the latency histogram."""
+    name = "convserve_request_duration_seconds_count"
+    return {dict(labels)["version"] for known, labels in samples if known == name} - {""}
