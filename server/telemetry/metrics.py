@@ -52,6 +52,8 @@ ERRORS = (
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 
 
+ENGINE_LABELS = ("model", "version", "backend", "precision", "weights")
+
 # (model, version, code, if any) -> series with these labels bound. Binding them costs 1 us.
 BoundSeries = dict[tuple[str, ...], Any]
 
@@ -62,9 +64,8 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self._bound: list[BoundSeries] = []
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
-        GCCollector(registry=registry)
+        for collector in (ProcessCollector, PlatformCollector, GCCollector):
+            collector(registry=registry)
         registry.register(_DroppedLogLines())
 
         def counter(name: str, help: str, *labels: str) -> Counter:
@@ -115,8 +116,7 @@ class Metrics:
         text = "Periodic golden checks by outcome: passed, failed, skipped."
         self.golden_checks = counter("golden_checks", text, "model", "outcome")
         text = "1 for each engine in use. weights is trained or untrained."
-        labels = ("model", "version", "backend", "precision", "weights")
-        self.engine_info = gauge("engine_info", text, *labels)
+        self.engine_info = gauge("engine_info", text, *ENGINE_LABELS)
         text = "1 if a preferred engine of the version was skipped. backend is the one in use."
         self.engine_fallback = gauge("engine_fallback", text, "model", "version", "backend")
         text = "Time to load the engine: hashes, compilation, golden check, warm-up."
