@@ -111,7 +111,7 @@ def _entry(path: Path, links: Links) -> VersionEntry:
         manifest = read_manifest(path, links)
     except InvalidVersion as error:
         reason = str(error)
-    except OSError as error:  # it has gone, or its model's folder can't be searched
+    except OSError as error:  # it was removed, or its model's folder can't be searched
         reason = f"it can't be read: {error.strerror}"
     return VersionEntry(path.parent.name, int(path.name), path, manifest, reason, _stamp(path))
 
@@ -124,7 +124,7 @@ def _stamp(folder: Path) -> tuple[int, int]:
         for entry in entries:
             times.append(entry.stat(follow_symlinks=False).st_mtime_ns)
             if entry.is_symlink():
-                with suppress(OSError):  # it leads nowhere
+                with suppress(OSError):  # the target does not exist
                     times.append(entry.stat().st_mtime_ns)
     except OSError:
         return 0, 0
@@ -137,7 +137,7 @@ def _reason_to_ignore(home: Path, links: Links) -> str:
         is_folder = stat.S_ISDIR(links.real_path(home).stat().st_mode)
     except InvalidVersion as error:
         return str(error)
-    except OSError as error:  # it has gone
+    except OSError as error:  # it was removed
         return f"it can't be read: {error.strerror}"
     if not is_folder:
         return "it is not a folder"

@@ -1,8 +1,8 @@
 """Symbolic links in a repository: which are followed, and why others are not.
 
-Links may stand for a model, a version or a file. ConfigMaps of Kubernetes, DVC and the cache of
-Hugging Face are made of them. A link is followed if it leads into the repository, however it is
-mounted, or into a folder that the operator allows. So no link makes the server read other files.
+A model, a version or a file may be a link: ConfigMaps of Kubernetes, DVC and the cache of Hugging
+Face use them. A link is followed if it leads into the repository, however it is mounted, or into a
+folder that the operator allows. So no link makes the server read other files.
 """
 
 from __future__ import annotations
