@@ -34,6 +34,7 @@ from server.api.v2.shared_memory import SharedMemoryRegions
 from server.errors import CannotServe
 from server.execution.devices import Devices
 from server.images.input_spec import ImageLimits
+from server.images.memory import MemoryBudget
 from server.models.changes import ChangeNotifier
 from server.models.golden_monitor import GoldenMonitor
 from server.models.loader import EngineLoader, Loader
@@ -270,7 +271,11 @@ def build_operations(
 ) -> Operations:
     """The operations that all protocols share."""
     max_images = settings.max_images_per_call
-    limits = ImageLimits(encoded_bytes=settings.max_image_bytes, pixels=settings.max_image_pixels)
+    limits = ImageLimits(
+        encoded_bytes=settings.max_image_bytes,
+        pixels=settings.max_image_pixels,
+        memory=MemoryBudget(settings.max_decoding_bytes),
+    )
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
     decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
     inference = Inference(models.registry, decoders, max_images=max_images)

@@ -123,7 +123,7 @@ class Settings:
     max_bytes_in_progress: int = option(
         1 << 30,
         "bytes of all requests in progress, those still being received included; further requests "
-        "are refused; the process needs about four times as much memory",
+        "are refused; without images to decode, the process needs about four times as much memory",
         minimum=4096,
     )
     max_image_bytes: int = option(20 << 20, "bytes of one encoded image", minimum=64)
@@ -132,6 +132,12 @@ class Settings:
         "pixels of one encoded image; its header is checked before decoding",
         minimum=1,
         maximum=89_478_485,  # the decoder's own limit, see server.images.decode
+    )
+    max_decoding_bytes: int = option(
+        1 << 30,
+        "bytes of memory for images that are decoded at the same time; further images wait, and an "
+        "image that alone needs more is refused",
+        minimum=1 << 20,
     )
     max_calls: int = option(
         4096, "calls in progress; further calls are refused", minimum=1, maximum=2**31 - 1

@@ -15,6 +15,7 @@ NUMBERS = {
     "queue_rows": 700,
     "max_bytes_in_progress": 2_000_000_000,
     "max_message_bytes": 5000,
+    "max_decoding_bytes": 2_000_000,
     "trace_ratio": 1,
 }
 

@@ -10,6 +10,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -18,6 +20,7 @@ from server.engines.base import RowSource
 from server.errors import InvalidInput, Overloaded
 from server.images.decode import batch_from_pixels, decode, from_pixels
 from server.images.input_spec import ImageLimits, InputSpec, Pixels
+from server.images.memory import UNLIMITED, MemoryNeeded
 from server.models.version import LoadedModel
 from server.telemetry.clock import clock
 
@@ -25,7 +28,7 @@ Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # index of a row, fun
 
 
 class Decoders:
-    """Threads that make pixels, with a limit on the images that wait for them.
+    """Threads that make pixels, with limits on the images that wait and on the memory they take.
 
     Used on the event loop's thread only.
     """
@@ -34,8 +37,9 @@ class Decoders:
         self.limits = limits
         self._executor = executor
         self._max_waiting = max_waiting
-        self._waiting = 0  # images that are decoded or wait for a thread
+        self._waiting = 0  # images that are decoded, or wait for a thread or for memory
         self._image_s = 0.0  # moving average for one image while all threads are busy
+        self._reserved = replace(limits, memory=UNLIMITED)  # for work that holds its memory already
 
     async def rows(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
         """[N, H, W, C] from the rows; `work` makes those that are None. Raises Overloaded."""
@@ -66,14 +70,35 @@ class Decoders:
             for _, function, arguments in work
         ]
         try:
-            for (index, _, _), future in zip(work, futures, strict=True):
-                rows[index] = await future
+            for (index, function, arguments), future in zip(work, futures, strict=True):
+                try:
+                    rows[index] = await future
+                except MemoryNeeded as error:
+                    rows[index] = await self._run_later(error.needed, function, arguments)
             self._image_s += 0.1 * ((clock() - began_s) / self._waiting - self._image_s)
         finally:
             self._waiting -= images
             for future in futures:  # not needed if one failed, or if the caller cancelled
                 if not future.cancel() and not future.cancelled():
                     future.exception()
+
+    async def _run_later(
+        self, needed: int, function: Callable[..., Pixels], arguments: tuple[Any, ...]
+    ) -> Pixels:
+        """Waits for memory, then runs the work in a thread. If the caller leaves, both end."""
+        memory, loop = self.limits.memory, asyncio.get_running_loop()
+        granted = asyncio.Event()
+        waiter = memory.wait(needed, partial(loop.call_soon_threadsafe, granted.set))
+        try:
+            await granted.wait()
+        except BaseException:
+            memory.leave(waiter)
+            raise
+        # The work runs with limits that do not reserve the memory a second time.
+        arguments = tuple(self._reserved if given is self.limits else given for given in arguments)
+        running = self._executor.submit(function, *arguments)
+        running.add_done_callback(lambda _: memory.release(needed))  # also if it never starts
+        return await asyncio.wrap_future(running)
 
 
 class Content(ABC):

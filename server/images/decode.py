@@ -12,6 +12,7 @@ The functions have no shared state; any number of threads may call them.
 """
 
 import warnings
+from contextlib import AbstractContextManager, ExitStack
 from io import BytesIO
 
 import numpy as np
@@ -27,8 +28,11 @@ from PIL import (
 )
 
 from server.errors import InvalidInput
+from server.images.decoding_cost import decoding_bytes, raw_bytes
 from server.images.formats import EncodedImage, UnreadableImage, first_image
 from server.images.input_spec import DEFAULT_LIMITS, ImageLimits, InputSpec, Pixels
+from server.images.memory import MemoryNeeded
+from server.images.resize import array, fit
 
 # Import the plugins now. Otherwise the first request makes Pillow search for them.
 PLUGINS = (BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin)
@@ -42,20 +46,9 @@ ALLOWED = "a JPEG, PNG, WebP, BMP or GIF file"
 # Limit for run-length encoded BMPs, for pixels and for bytes: Pillow decodes them in Python and
 # needs up to 0.8 s a MiB.
 MAX_RLE_BYTES = 1 << 20
-# Largest resized image, in pixels, from which the crop is cut. Above it, only the cropped region is
-# computed. That takes half of the time, but Pillow then changes the order of its two passes, which
-# changes pixels by one level, and by up to 19 levels for noise with bicubic interpolation.
-MAX_WHOLE_RESIZE = 16 << 20
-
 # Least and greatest alpha of an image without a visible pixel. Many programs write BMP files so:
 # they reserve the alpha channel and do not use it.
 NOTHING_VISIBLE = (0, 0)
-
-RESAMPLING = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-}
 
 UPRIGHT = {  # the operation that undoes each Exif orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -76,7 +69,8 @@ def decode(
 ) -> Pixels:
     """Decodes an image file to [H, W, C]; the array is C-contiguous and may be read-only.
 
-    Needs up to about 20 bytes of memory a pixel. Raises InvalidInput for every fault of the file.
+    Raises InvalidInput for every fault of the file, and MemoryNeeded if `limits.memory` has too
+    little free.
     """
     if not encoded:
         raise InvalidInput(field, f"is empty; {ALLOWED} is needed")
@@ -84,12 +78,19 @@ def decode(
         raise InvalidInput(
             field, f"has {len(encoded):,} bytes; at most {limits.encoded_bytes:,} are allowed"
         )
-    try:
-        image = _load(first_image(encoded), spec.channels, limits)
-    except UnreadableImage as error:
-        given = f"the file of {len(encoded):,} bytes {error}"
-        raise InvalidInput(field, f"{given}; {ALLOWED} is needed") from error
-    return _array(_fit(image, spec))
+    needed, reason = 0, ""
+    with ExitStack() as memory:
+        try:
+            return _decoded(encoded, spec, limits, memory)
+        except MemoryNeeded as error:
+            needed = error.needed
+        except UnreadableImage as error:
+            reason = str(error)
+    # Raise new errors: the tracebacks of the caught ones keep copies of the image in memory.
+    if needed:
+        raise MemoryNeeded(needed)
+    given = f"the file of {len(encoded):,} bytes {reason}"
+    raise InvalidInput(field, f"{given}; {ALLOWED} is needed")
 
 
 def from_pixels(
@@ -107,7 +108,7 @@ def from_pixels(
     """
     _check_raw(len(data), None, (height, width, channels), limits, field)
     pixels = np.frombuffer(data, np.uint8).reshape(1, height, width, channels)
-    return _fit_raw(pixels, spec).reshape(spec.shape)
+    return _fit_raw(pixels, spec, limits).reshape(spec.shape)
 
 
 def batch_from_pixels(
@@ -134,7 +135,7 @@ def batch_from_pixels(
             f"at most {limits.resized_bytes:,} are allowed",
         )
     pixels = np.frombuffer(data, np.uint8).reshape(count, height, width, channels)
-    return _fit_raw(pixels, spec)
+    return _fit_raw(pixels, spec, limits)
 
 
 def _check_size(width: int, height: int, limits: ImageLimits) -> None:
@@ -149,8 +150,17 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
         )
 
 
-def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image:
-    """Decodes the whole image, upright, in mode "L" or "RGB". Raises UnreadableImage."""
+def _decoded(encoded: bytes, spec: InputSpec, limits: ImageLimits, memory: ExitStack) -> Pixels:
+    return array(fit(_load(first_image(encoded), spec, limits, memory), spec))
+
+
+def _load(
+    file: EncodedImage, spec: InputSpec, limits: ImageLimits, memory: ExitStack
+) -> Image.Image:
+    """Decodes the whole image, upright, in mode "L" or "RGB", and reserves memory for that.
+
+    Raises UnreadableImage and MemoryNeeded.
+    """
     if file.size:
         _check_size(*file.size, limits)
     name = file.format
@@ -160,12 +170,15 @@ def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image
             codec = image.tile[0] if image.tile else None  # a WebP image has no tile before load()
             if codec and codec.codec_name == "bmp_rle":
                 _check_run_length(len(file.content), image)
+            memory.enter_context(_reserved(image, file, spec, limits))
             image.load()
             if codec and codec.args == "RGB;16B" and "transparency" in image.info:
                 # Pillow reduces the pixels to 8 bits, but not the transparent colour.
                 image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
-            plain = _blend_with_white(image, channels)
-    except (UnreadableImage, MemoryError):
+            plain = _blend_with_white(image, spec.channels)
+        del image  # frees its pixels before the next copy is made
+        return plain.transpose(UPRIGHT[file.orientation]) if file.orientation in UPRIGHT else plain
+    except (UnreadableImage, MemoryNeeded, MemoryError):
         raise  # lack of memory is the server's fault, not the client's
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UnreadableImage(f"is a {name} of more than {limits.pixels:,} pixels") from None
@@ -174,7 +187,20 @@ def _load(file: EncodedImage, channels: int, limits: ImageLimits) -> Image.Image
     except Exception as error:  # Pillow has no common exception for damaged files
         reason = str(error)[:200] or type(error).__name__
         raise UnreadableImage(f"is a {name} that can't be decoded: {reason}") from error
-    return plain.transpose(UPRIGHT[file.orientation]) if file.orientation in UPRIGHT else plain
+
+
+def _reserved(
+    image: ImageFile.ImageFile, file: EncodedImage, spec: InputSpec, limits: ImageLimits
+) -> AbstractContextManager[None]:
+    """Holds the memory that decoding takes. Raises UnreadableImage if it can never be free."""
+    needed = decoding_bytes(image, file, spec)
+    if needed > limits.memory.limit_bytes:
+        raise UnreadableImage(
+            f"is a {file.format} of {image.width:,} x {image.height:,} pixels, which takes "
+            f"{needed:,} bytes of memory to decode; at most {limits.memory.limit_bytes:,} "
+            "are allowed"
+        )
+    return limits.memory.hold(needed)
 
 
 def _check_run_length(file_bytes: int, image: Image.Image) -> None:
@@ -197,44 +223,13 @@ def _blend_with_white(image: ImageFile.ImageFile, channels: int) -> Image.Image:
         return Image.fromarray(grey).convert(mode)
     if not image.has_transparency_data:
         return image if image.mode == mode else image.convert(mode)
-    layered = image.convert("RGBA")
+    layered = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
     alpha = layered.getchannel("A")
     if alpha.getextrema() in ((255, 255), NOTHING_VISIBLE):
         return layered.convert(mode)
     white = Image.new("RGB", layered.size, "white")
     white.paste(layered, mask=alpha)
-    return white.convert(mode)
-
-
-def _fit(image: Image.Image, spec: InputSpec) -> Image.Image:
-    """Resizes and crops to the model's height and width."""
-    method = RESAMPLING[spec.interpolation]
-    if not spec.resize:
-        return image.resize((spec.width, spec.height), method)
-    shorter, longer = sorted(image.size)
-    long_side = int(spec.resize * longer / shorter)
-    resized = (spec.resize, long_side) if image.width <= image.height else (long_side, spec.resize)
-    left, top = _crop_start(resized[0], spec.width), _crop_start(resized[1], spec.height)
-    right, bottom = left + spec.width, top + spec.height
-    if resized[0] * resized[1] <= MAX_WHOLE_RESIZE:
-        return image.resize(resized, method).crop((left, top, right, bottom))
-    # Compute only the crop: the whole of a resized 1 x 50,000 image would take gigabytes.
-    x0, y0 = max(left, 0), max(top, 0)
-    x1, y1 = min(right, resized[0]), min(bottom, resized[1])
-    across, down = image.width / resized[0], image.height / resized[1]
-    box = (x0 * across, y0 * down, min(x1 * across, image.width), min(y1 * down, image.height))
-    part = image.resize((x1 - x0, y1 - y0), method, box)
-    return part.crop((left - x0, top - y0, right - x0, bottom - y0))  # adds zeros outside
-
-
-def _crop_start(resized: int, wanted: int) -> int:
-    """First pixel of torchvision's centre crop; negative if the crop starts with padding."""
-    return int(round((resized - wanted) / 2.0)) if resized > wanted else -((wanted - resized) // 2)
-
-
-def _array(image: Image.Image) -> Pixels:
-    pixels: Pixels = np.asarray(image)
-    return pixels[:, :, np.newaxis] if pixels.ndim == 2 else pixels
+    return white if mode == "RGB" else white.convert(mode)
 
 
 def _check_raw(
@@ -268,8 +263,17 @@ def _check_raw(
         )
 
 
-def _fit_raw(pixels: Pixels, spec: InputSpec) -> Pixels:
-    """Resizes [N, h, w, c] to the model's [N, H, W, C]."""
+def _fit_raw(pixels: Pixels, spec: InputSpec, limits: ImageLimits) -> Pixels:
+    """Resizes [N, h, w, c] to the model's [N, H, W, C]. Raises MemoryNeeded."""
+    if pixels.shape[1:] == spec.shape:
+        return pixels
+    count, height, width, channels = pixels.shape
+    needed = raw_bytes(count, height, width, channels, spec)
+    with limits.memory.hold(int(min(needed, limits.memory.limit_bytes))):
+        return _resized_raw(pixels, spec)
+
+
+def _resized_raw(pixels: Pixels, spec: InputSpec) -> Pixels:
     count, height, width, channels = pixels.shape
     if channels == 3 and spec.channels == 1:  # convert the batch as one tall image
         grey = Image.fromarray(pixels.reshape(-1, width, 3)).convert("L")
@@ -278,7 +282,7 @@ def _fit_raw(pixels: Pixels, spec: InputSpec) -> Pixels:
         fitted = np.empty((count, spec.height, spec.width, pixels.shape[3]), np.uint8)
         for row, image in zip(fitted, pixels, strict=True):
             plane = image.squeeze(2) if image.shape[2] == 1 else image
-            row[...] = _array(_fit(Image.fromarray(plane), spec))
+            row[...] = array(fit(Image.fromarray(plane), spec))
         pixels = fitted
     if pixels.shape[3] < spec.channels:
         pixels = np.repeat(pixels, spec.channels, axis=3)

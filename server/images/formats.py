@@ -40,6 +40,7 @@ class EncodedImage:
     content: bytes
     size: tuple[int, int] | None = None  # width, height in the header; None: only Pillow knows
     orientation: int = 0  # 1 to 8 as in Exif; 0: not given
+    coefficient_bytes: int = 0  # what a JPEG decoder stores if the image has more than one scan
 
 
 def first_image(encoded: bytes) -> EncodedImage:
@@ -64,6 +65,7 @@ def _jpeg(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:2]]
     size = exif = xmp = None
+    frame = b""
     scans = table_bytes = 0
     position = 2
     for _ in range(MAX_PARTS):
@@ -103,6 +105,7 @@ def _jpeg(encoded: bytes) -> EncodedImage:
             if marker in _SOF and not scans:
                 height, width = struct.unpack_from(">HH", encoded, start + 5)
                 size = width, height
+                frame = encoded[start:position]
             kept.append(view[start:position])
     else:
         raise UnreadableImage(f"is a JPEG with more than {MAX_PARTS:,} segments")
@@ -111,7 +114,20 @@ def _jpeg(encoded: bytes) -> EncodedImage:
             f"is a JPEG of {scans} scans of {size[0]:,} x {size[1]:,} pixels; "
             f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans are allowed"
         )
-    return EncodedImage("JPEG", b"".join(kept), size, exif or xmp or 0)
+    return EncodedImage(
+        "JPEG", b"".join(kept), size, exif or xmp or 0, _coefficient_bytes(frame, scans)
+    )
+
+
+def _coefficient_bytes(frame: bytes, scans: int) -> int:
+    """Two bytes for each sample, if the decoder must keep all of them until the last scan."""
+    if scans < 2 or len(frame) < 10:
+        return 0
+    height, width, components = struct.unpack_from(">HHB", frame, 5)
+    factors = [(byte >> 4, byte & 15) for byte in frame[11 : 10 + 3 * components : 3]]
+    across, down = max(h for h, _ in factors), max(v for _, v in factors)
+    samples = sum(h * v for h, v in factors) / (across * down or 1)
+    return int(2 * samples * (width + 8 * across) * (height + 8 * down))
 
 
 _PNG_KEPT = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from server.images.memory import UNLIMITED, MemoryBudget
+
 Pixels = NDArray[np.uint8]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
@@ -54,9 +56,10 @@ class ImageLimits:
     # The largest side of a JPEG. Pillow's resampling table takes 16 bytes for each pixel of a side.
     side: int = 65_535
     resized_bytes: int = 256 << 20  # a raw batch after resizing: many tiny images can become huge
+    memory: MemoryBudget = UNLIMITED  # for the images that are decoded at the same time
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in ("encoded_bytes", "pixels", "side", "resized_bytes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.pixels > MAX_PIXELS:

@@ -24,8 +24,9 @@ def test_an_invalid_spec_is_rejected(wrong: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("name", ["encoded_bytes", "pixels", "side", "resized_bytes"])
 def test_a_limit_of_zero_is_rejected(name: str) -> None:
+    limit: dict[str, Any] = {name: 0}
     with pytest.raises(ValueError, match=f"{name} must be at least 1, not 0"):
-        ImageLimits(**{name: 0})
+        ImageLimits(**limit)
 
 
 def test_a_limit_above_pillows_is_rejected() -> None:
