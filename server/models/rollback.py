@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 MIN_REQUESTS = 20  # with fewer requests the late ratio says nothing
 MAX_LATE_RATIO = 0.1  # above this a version misses its objective
-MAX_PREVIOUS_LATE_RATIO = 0.05  # up to this the previous version met its objective
+MAX_PREVIOUS_LATE_RATIO = 0.05  # at or below this the previous version met its objective
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from server.repository.text import decode_text
 from server.repository.writer import exclusive_lock, fsync
 
 SERVING_CONFIG_FILE = "serving.json"
-MAX_BYTES = 64 << 10  # of the file; a usual one has 100
+MAX_BYTES = 64 << 10  # of the file; it usually has about 100 bytes
 VERSION_LABELS = ("stable", "canary")
 Label = Literal["stable", "canary"]
 POLICIES = "latest:N, all, or named:N,N,..."

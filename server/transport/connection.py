@@ -279,9 +279,9 @@ class ServerConnection(asyncio.Protocol):
         elif not self._is_retiring:
             self._is_retiring = True
             self._write(_goaway(LAST_STREAM, NO_ERROR))
-            self._write(
-                _frame(PING, 0, 0, RETIRING)
-            )  # its ack follows all requests sent before the GOAWAY arrived
+            # The client acknowledges this ping after all requests that it sent before it got the
+            # GOAWAY.
+            self._write(_frame(PING, 0, 0, RETIRING))
 
     def close(self) -> None:
         """Closes the connection after the buffered bytes."""

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from hpack import Decoder
 from hpack.table import HeaderTable
 
-# Sizes as HTTP/2 counts them: the text and 32 bytes a header. A call above the first limit is
-# refused. A block above the second one ends the connection.
+# A call with larger headers is refused. Their size is the text, and 32 bytes for each header, as
+# HTTP/2 counts it.
 MAX_HEADERS_BYTES = 8 << 10
-MAX_HEADER_BLOCK_BYTES = 32 << 10
+MAX_HEADER_BLOCK_BYTES = 32 << 10  # as sent; a larger block ends the connection
 HEADER_OVERHEAD_BYTES = 32
 
 # Per connection. The bound matters where a header differs in each request.

@@ -1,4 +1,4 @@
-"""Promise: every supported format, colour mode and kind of transparency is decoded correctly."""
+"""Every supported format, colour mode and kind of transparency is decoded correctly."""
 
 import struct
 from io import BytesIO

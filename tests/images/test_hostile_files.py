@@ -1,4 +1,4 @@
-"""Promise: every file is decoded or rejected with a reason, in bounded time and memory."""
+"""Every file is decoded or rejected with a reason, in bounded time and memory."""
 
 import gc
 import random

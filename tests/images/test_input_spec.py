@@ -1,4 +1,4 @@
-"""Promise: an invalid input specification or limit is rejected when it is created."""
+"""An invalid input specification or limit is rejected when it is created."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Promise: the orientation in Exif or XMP is applied, and damaged metadata is ignored."""
+"""The orientation in Exif or XMP is applied, and damaged metadata is ignored."""
 
 import struct
 import time

@@ -1,4 +1,4 @@
-"""Promise: any bytes give pixels of the model's shape, or an InvalidInput that names the field."""
+"""Any bytes give pixels of the model's shape, or an InvalidInput that names the field."""
 
 from collections.abc import Callable
 from io import BytesIO

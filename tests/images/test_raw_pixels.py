@@ -1,4 +1,4 @@
-"""Promise: raw pixels become the model's pixels, without a copy if they have its shape."""
+"""Raw pixels become the model's pixels, without a copy if they have its shape."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Promise: images are resized and cropped exactly like torchvision does on Pillow images."""
+"""Images are resized and cropped exactly like torchvision does on Pillow images."""
 
 import time
 import tracemalloc

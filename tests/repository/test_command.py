@@ -1,4 +1,4 @@
-"""Promise: the command shows and verifies versions, deletes unused ones and sets labels."""
+"""The command shows and verifies versions, deletes unused ones and sets labels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: every entry of a repository is listed as valid, invalid or ignored, with a reason."""
+"""Every entry of a repository is listed as valid, invalid or ignored, with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: a reader sees all of a version or nothing, even if writers crash or run at once."""
+"""A reader sees all of a version or nothing, even if writers crash or run at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: links within the repository and the allowed folders are followed, others are refused."""
+"""Links within the repository and the allowed folders are followed, others are refused."""
 
 from __future__ import annotations
 

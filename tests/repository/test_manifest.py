@@ -1,4 +1,4 @@
-"""Promise: an invalid manifest is reported with a reason and affects no other version."""
+"""An invalid manifest is reported with a reason and affects no other version."""
 
 from __future__ import annotations
 

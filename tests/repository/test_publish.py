@@ -1,4 +1,4 @@
-"""Promise: publishing adds a complete, readable version with the next number, or nothing."""
+"""Publishing adds a complete, readable version with the next number, or nothing."""
 
 from __future__ import annotations
 

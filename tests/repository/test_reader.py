@@ -1,4 +1,4 @@
-"""Promise: changed or malformed files of a version are found before they are used."""
+"""Changed or malformed files of a version are found before they are used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Promise: serving.json is checked when it is read, and replaced in one step."""
+"""Serving.json is checked when it is read, and replaced in one step."""
 
 from __future__ import annotations
 

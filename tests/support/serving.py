@@ -299,7 +299,7 @@ async def until(channel: grpc.aio.Channel, name: str, status: Any) -> None:
 
 
 def raw(*classes: int, shape: tuple[int, int, int] = SHAPE, **fields: Any) -> pb.ClassifyRequest:
-    """A request with one row of pixels for each class that a Mirror shall return."""
+    """A request with a row of pixels for each class; a Mirror answers a row with its class."""
     height, width, channels = shape
     rows = np.zeros((len(classes), *shape), np.uint8)
     rows[:, 0, 0, 0] = classes

@@ -129,7 +129,7 @@ def _numbers(digits: _Bytes, field: str) -> _Bytes:
 
 
 def _brackets(shape: Sequence[int]) -> bytes:
-    """An array of that shape in JSON, without its numbers."""
+    """The brackets and commas of a JSON array of that shape, without the numbers."""
     inner = b""
     for size in reversed(shape):
         inner = b"[" + b",".join([inner] * size) + b"]"

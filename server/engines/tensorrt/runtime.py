@@ -264,7 +264,8 @@ def create_contexts(trt: Any, network: Any, name: str) -> tuple[list[Any], Any]:
     if hasattr(trt, "CudaGraphStrategy"):  # TensorRT-RTX
         strategy, config = config, network.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
-        # A graph keeps the kernels of its capture, so they must be specialised for the size then.
+        # A CUDA graph keeps the kernels that were captured. So kernels are specialised for a batch
+        # size at once, before the capture, and not in the background.
         config.dynamic_shapes_kernel_specialization_strategy = (
             trt.DynamicShapesKernelSpecializationStrategy.EAGER
         )
