@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from socket import socket
+from socket import AF_UNIX, socket
 from typing import NamedTuple
 
 from server.api.classify import Classifier
@@ -77,7 +77,7 @@ SERVICES = (CLASSIFIER.full_name, OPEN_INFERENCE.full_name)
 class Running:
     """A server that listens."""
 
-    port: int  # of gRPC
+    port: int  # of gRPC; 0 for a Unix socket
     http_port: int
     registry: ModelRegistry
     metrics: Metrics
@@ -171,8 +171,8 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                 state = ServingState()
                 api = build_api(settings, resources, telemetry, models, state)
                 server = Running(
-                    port=resources.grpc_socket.getsockname()[1],
-                    http_port=resources.http_socket.getsockname()[1],
+                    port=port_of(resources.grpc_socket),
+                    http_port=port_of(resources.http_socket),
                     registry=models.registry,
                     metrics=telemetry.metrics,
                     state=state,
@@ -180,7 +180,7 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                 )
                 http_task = await start(api, resources, background)
                 model_tasks = start_models(settings, models, contents, background)
-                log.info("listening", extra={"port": server.port, "http_port": server.http_port})
+                log.info("listening", extra=addresses(settings, server))
                 try:
                     yield server
                     await give_notice(settings, api, server)
@@ -202,10 +202,24 @@ def opened(settings: Settings) -> Iterator[Resources]:
     with (
         ThreadPoolExecutor(decoder_threads, "decode") as decoding,
         load_thread() as loading,
-        listening(settings.host, settings.port) as grpc_socket,
-        listening(settings.host, settings.http_port) as http_socket,
+        listening(settings.host, settings.port, settings.unix_socket) as grpc_socket,
+        listening(settings.host, settings.http_port, settings.http_unix_socket) as http_socket,
     ):
         yield Resources(decoding, loading, grpc_socket, http_socket)
+
+
+def port_of(listener: socket) -> int:
+    return 0 if listener.family == AF_UNIX else int(listener.getsockname()[1])
+
+
+def addresses(settings: Settings, server: Running) -> dict[str, str | int]:
+    """Where the server listens, for the log."""
+    found: dict[str, str | int] = {"port": server.port, "http_port": server.http_port}
+    if settings.unix_socket:
+        found["unix_socket"] = settings.unix_socket
+    if settings.http_unix_socket:
+        found["http_unix_socket"] = settings.http_unix_socket
+    return found
 
 
 def build_telemetry(settings: Settings) -> Telemetry:
@@ -340,7 +354,9 @@ def build_api(
     calls = HttpCalls(metrics, in_flight, after_response)
     limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)
     rest = Rest(calls, *operations, max_fields=in_flight.max_fields, limits=limits)
-    http_server = HttpServer(application(metrics, registry, state, models.devices, rest.routes()))
+    origins = settings.cors_origins()
+    app = application(metrics, registry, state, models.devices, rest.routes(), origins)
+    http_server = HttpServer(app, settings.http_keep_alive_s)
     return Api(grpc_server, http_server, calls, health, stopping, regions)
 
 

@@ -22,6 +22,8 @@ OTHER_VARIABLES = {"CACHE"}  # CONVSERVE_CACHE belongs to the build
 KUBERNETES = re.compile(r"(.*_)?(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT_\d+_(TCP|UDP|SCTP)(_.*)?)")
 KUBERNETES_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*")
 
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/?#@\s]+")
+
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -73,13 +75,31 @@ class Settings:
         minimum=0,
         maximum=86_400,
     )
-    host: str = option("0.0.0.0", "address to listen on")
+    host: str = option(
+        "0.0.0.0", "address or name to listen on; [::] is all addresses, IPv4 and IPv6"
+    )
     port: int = option(8001, "gRPC port; 0 takes a free port and logs it", minimum=0, maximum=65535)
     http_port: int = option(
         8000,
         "HTTP port for /v1, /v2, /metrics, /healthz and /readyz; 0 takes a free port",
         minimum=0,
         maximum=65535,
+    )
+    unix_socket: str = option("", "path of a Unix socket for gRPC, in place of --host and --port")
+    http_unix_socket: str = option(
+        "", "path of a Unix socket for HTTP, in place of --host and --http-port"
+    )
+    http_keep_alive_s: float = option(
+        3660.0,
+        "seconds after which an idle HTTP connection is closed; must be longer than the idle "
+        "timeout of the load balancer in front",
+        minimum=1,
+        maximum=86_400,
+    )
+    cors_origin: str = option(
+        "",
+        "origins whose web pages may call the HTTP port from a browser, separated by commas, for "
+        "example https://app.example; * allows all; empty allows none",
     )
     backend: str = option(
         "", "use only engines of this backend; empty takes the best one that works"
@@ -181,6 +201,12 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check(entry.name, getattr(self, entry.name), entry.type, entry.metadata)
+        for origin in self.cors_origins():
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"cors_origin has {origin!r}; an origin is scheme://host or scheme://host:port "
+                    "without a path, or *"
+                )
         if self.queue_rows < self.max_images_per_call:
             raise ValueError(
                 f"queue_rows is {self.queue_rows}; it must hold one call of max_images_per_call, "
@@ -197,6 +223,11 @@ class Settings:
 
     def allowed_root_folders(self) -> list[Path]:
         return [Path(name) for name in split_list(self.allowed_roots)]
+
+    def cors_origins(self) -> list[str]:
+        """The origins as browsers send them: in lower case, without a slash at the end."""
+        origins = (one.strip().removesuffix("/").lower() for one in self.cors_origin.split(","))
+        return [origin for origin in origins if origin]
 
     def serves(self, model: str) -> bool:
         """Whether to serve a model without a client's request to load it."""

@@ -10,7 +10,7 @@ import pytest
 from server.images.input_spec import ImageLimits
 from server.settings import PREFIX, Settings, parse
 
-TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b"}
+TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b", "cors_origin": "*"}
 NUMBERS = {
     "queue_rows": 700,
     "max_bytes_in_progress": 2_000_000_000,

@@ -96,7 +96,6 @@ class Metrics:
         text = "Predicted minus actual completion time."
         self.prediction_error = histogram("prediction_error_seconds", text, ERRORS, "model")
 
-        # Batches.
         self.batch_rows = histogram("batch_rows", "Images per batch.", ROWS, "model")
         text = "Rows computed only to fill a batch to a size that the engine has."
         self.padded_rows = counter("padded_rows", text, "model")

@@ -64,7 +64,10 @@ class GrpcServer:
     async def start(self, listener: socket.socket) -> None:
         """Accepts connections on the listening socket from now on."""
         loop = self._calls.loop
-        self._listener = await loop.create_server(self._new_connection, sock=listener)
+        if listener.family == socket.AF_UNIX:
+            self._listener = await loop.create_unix_server(self._new_connection, sock=listener)
+        else:
+            self._listener = await loop.create_server(self._new_connection, sock=listener)
         self._check_connections()
 
     async def stop(self, grace_s: float | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import runpy
@@ -10,9 +11,8 @@ import subprocess
 import sys
 import threading
 import tomllib
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -22,6 +22,7 @@ import pytest
 
 from server.settings import parse
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, copied_sources, stage
+from tests.support.serving import publish, serve
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -92,12 +93,13 @@ def test_the_serving_image_contains_everything_that_a_server_imports(tmp_path: P
 
 
 @contextmanager
-def readiness(status: int) -> Iterator[int]:
-    """Serves /readyz with that status; yields the port."""
+def probes(live: int, ready: int) -> Iterator[int]:
+    """Serves /healthz and /readyz with these statuses; yields the port."""
+    statuses = {"/healthz": live, "/readyz": ready}
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(status if self.path == "/readyz" else 404)
+            self.send_response(statuses.get(self.path, 404))
             self.send_header("Content-Length", "0")
             self.end_headers()
 
@@ -114,34 +116,66 @@ def readiness(status: int) -> Iterator[int]:
             thread.join()
 
 
-@pytest.mark.parametrize(("status", "healthy"), [(200, True), (503, False)])
-def test_the_health_check_reports_the_status_of_readyz(status: int, healthy: bool) -> None:
-    with readiness(status) as port:
-        environment = {
-            "CONVSERVE_HTTP_PORT": str(port),
-            "http_proxy": "http://127.0.0.1:1",  # must not be used
-        }
-        checked = subprocess.run(
-            [sys.executable, ROOT / "deploy/healthcheck.py"], env=environment, capture_output=True
-        )
-    assert (checked.returncode == 0) is healthy
+def check(*arguments: str, **environment: str) -> int:
+    """The exit status of the health check."""
+    proxy = {"http_proxy": "http://127.0.0.1:1"}  # must not be used
+    command = [sys.executable, str(ROOT / "deploy/healthcheck.py"), *arguments]
+    return subprocess.run(command, env=proxy | environment, capture_output=True).returncode
 
 
-@pytest.mark.parametrize("variable", ["", "tcp://10.0.0.1:8000"])
-def test_the_health_check_uses_the_same_port_as_the_server(
-    variable: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("arguments", "live", "ready", "status"),
+    [
+        ([], 200, 503, 0),  # models are loading, or the server drains: no reason for a restart
+        ([], 503, 200, 1),
+        (["live"], 200, 503, 0),
+        (["ready"], 200, 503, 1),
+        (["ready"], 200, 200, 0),
+        (["other"], 200, 200, 2),
+    ],
+)
+def test_the_health_check_asks_for_life_unless_it_is_told_otherwise(
+    arguments: list[str], live: int, ready: int, status: int
 ) -> None:
-    """Kubernetes sets the second value for a service called convserve-http."""
-    opened: list[str] = []
+    with probes(live, ready) as port:
+        assert check(*arguments, CONVSERVE_HTTP_PORT=str(port)) == status
+    assert check(*arguments, CONVSERVE_HTTP_PORT=str(port)) == (2 if status == 2 else 1)
 
-    class Opener:
-        def open(self, url: str, timeout: float) -> Any:
-            opened.append(url)
-            return nullcontext()
 
-    monkeypatch.setenv("CONVSERVE_HTTP_PORT", variable)
-    monkeypatch.setattr(urllib.request, "build_opener", lambda *_: Opener())
+def test_image_and_compose_check_life_and_not_readiness() -> None:
+    assert re.search(r'CMD \["python", "deploy/healthcheck.py"\]', DOCKERFILE)
+    for name in ("server-cpu", "server-gpu"):
+        test = COMPOSE["services"][name]["healthcheck"]["test"]
+        assert test == ["CMD", "python", "deploy/healthcheck.py"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "host", "port"),
+    [
+        ({}, "127.0.0.1", 8000),
+        ({"CONVSERVE_HTTP_PORT": "9000"}, "127.0.0.1", 9000),
+        # Kubernetes sets this for a service called convserve-http.
+        ({"CONVSERVE_HTTP_PORT": "tcp://10.0.0.1:8000"}, "127.0.0.1", 8000),
+        ({"CONVSERVE_HOST": "10.0.0.5"}, "10.0.0.5", 8000),
+        ({"CONVSERVE_HOST": "[::]"}, "127.0.0.1", 8000),
+        ({"CONVSERVE_HOST": "[::1]"}, "::1", 8000),
+        ({"CONVSERVE_HTTP_UNIX_SOCKET": "/run/http.sock"}, "/run/http.sock", 80),
+    ],
+)
+def test_the_health_check_connects_where_the_server_listens(
+    variables: dict[str, str], host: str, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
     module = runpy.run_path(str(ROOT / "deploy/healthcheck.py"))
-    assert module["main"]() == 0
-    port = parse([], {"CONVSERVE_HTTP_PORT": variable}).http_port
-    assert opened == [f"http://127.0.0.1:{port}/readyz"]
+    connection = module["connection"]()
+    assert (connection.host, connection.port) == (host, port)
+    if "CONVSERVE_HTTP_UNIX_SOCKET" not in variables:
+        assert parse([], variables).http_port == port
+
+
+async def test_the_health_check_works_through_a_unix_socket(tmp_path: Path) -> None:
+    publish(tmp_path / "repo")
+    path = str(tmp_path / "http.sock")
+    async with serve(tmp_path / "repo", http_unix_socket=path):
+        assert await asyncio.to_thread(check, "ready", CONVSERVE_HTTP_UNIX_SOCKET=path) == 0

@@ -8,32 +8,42 @@ from collections.abc import Sequence
 import h11
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.health import ServingState
 from server.api.http.problem import http_problem
+from server.api.http.routes import HEADER_LENGTH
 from server.execution.devices import Devices
 from server.models.registry import ModelRegistry
 from server.telemetry.metrics import Metrics
 
 HEAD_S = 20.0  # for the head of a request to arrive; the gRPC port waits as long
+CLOSE = (b"connection", b"close")
+CORS_MAX_AGE_S = 7200  # how long a browser may remember what is allowed; Chrome's maximum
 
 
 class HttpConnection(H11Protocol):
-    """Uvicorn's connection with a timeout for the head of a request.
+    """Uvicorn's connection with a timeout for the head of a request, and for a silent client.
 
-    Uvicorn waits without limit. A silent client would hold a file descriptor that other clients
-    need, those of the gRPC port too.
+    Uvicorn waits without limit for both. Such a client would hold a file descriptor that other
+    clients need, those of the gRPC port too. A connection without a single byte gets as much time
+    as one between two requests: proxies in Go open connections in advance, and a request that
+    arrives as the server closes one is lost.
     """
 
-    _head_timer: asyncio.TimerHandle | None = None  # runs while no request is in progress
+    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is incomplete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_timer()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -42,8 +52,16 @@ class HttpConnection(H11Protocol):
         elif self._head_timer is None:
             self._start_timer()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        has_begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
+        if has_begun and self._head_timer is None and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            self._start_timer()
+
     def connection_lost(self, error: Exception | None) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()
         super().connection_lost(error)
 
     def _start_timer(self) -> None:
@@ -55,14 +73,42 @@ class HttpConnection(H11Protocol):
             self._head_timer = None
 
 
+class Draining:
+    """Closes each connection after its next response once the server stops accepting requests.
+
+    Load balancers then open new connections, which they do to other servers. Connections that are
+    closed while they are idle may lose a request that is on its way.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServingState) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._state.is_accepting:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_and_close(message: Message) -> None:
+            if message["type"] == "http.response.start" and CLOSE not in message["headers"]:
+                message["headers"] = [*message["headers"], CLOSE]
+            await send(message)
+
+        await self._app(scope, receive, send_and_close)
+
+
 def application(
     metrics: Metrics,
     registry: ModelRegistry,
     state: ServingState,
     devices: Devices,
     routes: Sequence[Route],
+    cors_origins: Sequence[str],
 ) -> Starlette:
-    """The routes with /metrics, /healthz and /readyz."""
+    """The routes with /metrics, /healthz and /readyz.
+
+    Pages of the origins may call them, those of any origin if one is "*".
+    """
 
     async def read_metrics(request: Request) -> Response:
         text, content_type = metrics.render_for(request.headers.get("accept", ""))
@@ -103,4 +149,20 @@ def application(
             *routes,
         ],
         exception_handlers={HTTPException: on_http_error},
+        middleware=[Middleware(Draining, state=state), *_cors(cors_origins)],
     )
+
+
+def _cors(origins: Sequence[str]) -> list[Middleware]:
+    """What tells browsers that pages of the origins may call the server."""
+    if not origins:
+        return []
+    cors = Middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=(HEADER_LENGTH, "Retry-After"),
+        max_age=CORS_MAX_AGE_S,
+    )
+    return [cors]

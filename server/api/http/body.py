@@ -10,6 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from server.api.http.form import MAX_FORM_BYTES, is_form
 from server.api.in_flight import InFlightLimits
 from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput, ModelNotReady
@@ -47,12 +48,16 @@ class BodyReader:
 
     @asynccontextmanager
     async def read(self, request: Request, limit: int, deadline_s: float) -> AsyncIterator[bytes]:
-        """The body, of at most `limit` bytes. It counts as a call in progress until the end.
+        """The body, of at most `limit` bytes, a form of a few more.
+
+        It counts as a call in progress until the end.
 
         Raises TimeoutError when the deadline passes, HTTPException, InvalidInput, Overloaded, and
         ModelNotReady when the server stops.
         """
         held = _HeldBytes(self._in_flight)
+        if is_form(request):
+            limit += MAX_FORM_BYTES
         try:
             self._in_flight.begin()
             close = CLOSE if "expect" in request.headers else None

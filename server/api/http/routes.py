@@ -16,6 +16,7 @@ from starlette.routing import Route
 from server.api.content import ImageFile, ImageList
 from server.api.context import CallContext
 from server.api.http.calls import HttpCalls
+from server.api.http.form import is_form, parse_form
 from server.api.http.problem import JsonResponse
 from server.api.inference import (
     DEFAULT_TOP_K,
@@ -44,7 +45,7 @@ Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
 class IndexBody(msgspec.Struct):
     """The body of /v2/repository/index."""
 
-    ready: bool = False
+    ready: bool | None = None
 
 
 class RegionBody(msgspec.Struct):
@@ -52,13 +53,13 @@ class RegionBody(msgspec.Struct):
 
     key: str
     byte_size: Size
-    offset: Size = 0
+    offset: Size | None = None
 
 
 class ControlBody(msgspec.Struct):
     """The body of /v2/repository/models/NAME/load and /unload."""
 
-    parameters: dict[str, str | bool | int] = {}
+    parameters: dict[str, str | bool | int | None] | None = None
 
 
 class RegionStatus(msgspec.Struct):
@@ -70,9 +71,10 @@ class RegionStatus(msgspec.Struct):
     byte_size: int
 
 
-_CONTROL = msgspec.json.Decoder(ControlBody)
+# null means absent.
+_CONTROL = msgspec.json.Decoder(ControlBody | None)
 _REGION = msgspec.json.Decoder(RegionBody)
-_INDEX = msgspec.json.Decoder(IndexBody)
+_INDEX = msgspec.json.Decoder(IndexBody | None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ class Rest:
         return JsonResponse({"model_stats": found})
 
     async def _index(self, request: Request, body: bytes, context: CallContext) -> Response:
-        only_ready = decode_json(_INDEX, body).ready if body else False
+        given: IndexBody | None = decode_json(_INDEX, body) if body else None
+        only_ready = given is not None and given.ready is True
         return JsonResponse(self._metadata.index("", only_ready=only_ready))
 
     async def _load(self, request: Request, body: bytes, context: CallContext) -> Response:
@@ -185,11 +188,12 @@ class Rest:
         return Response(data, headers=headers, media_type="application/octet-stream")
 
     async def _classify(self, request: Request, body: bytes, context: CallContext) -> Response:
-        if request.headers.get("content-type", "").startswith("multipart/"):
-            raise InvalidInput(
-                "body", "is a form; send the image file itself, as curl's --data-binary does"
-            )
-        query = request.query_params
+        query: dict[str, str] = dict(request.query_params)
+        image = ImageFile(body, "body")
+        if is_form(request):
+            form = parse_form(body, request.headers["content-type"])
+            image = ImageFile(form.file, form.field)
+            query = form.texts | query
         if unknown := set(query) - set(QUERY):
             raise InvalidInput(
                 min(unknown)[:MAX_QUOTED],
@@ -204,7 +208,7 @@ class Rest:
                 choice.number,
                 choice.label,
                 query.get("request_id", ""),
-                ImageList([ImageFile(body, "body")]),
+                ImageList([image]),
                 context.deadline_s,
                 _whole_number("priority", query.get("priority"), MAX_U32) or 0,
                 top_k,
@@ -244,7 +248,7 @@ class _SharedMemoryRoutes:
     async def _register(self, request: Request, body: bytes, context: CallContext) -> Response:
         given: RegionBody = decode_json(_REGION, body)
         name = request.path_params["name"]
-        self._regions.register(name, given.key, given.offset, given.byte_size)
+        self._regions.register(name, given.key, given.offset or 0, given.byte_size)
         return JsonResponse({})
 
     async def _unregister(self, request: Request, body: bytes, context: CallContext) -> Response:
@@ -297,5 +301,6 @@ def _whole_number(field: str, text: str | None, most: int) -> int | None:
 
 def _control_parameters(body: bytes) -> list[str]:
     """The names of the parameters in a body. Their values have no effect."""
-    given: ControlBody = decode_json(_CONTROL, body) if body else ControlBody()
-    return list(given.parameters)
+    given: ControlBody | None = decode_json(_CONTROL, body) if body else None
+    parameters = given.parameters if given is not None else None
+    return [name for name, value in (parameters or {}).items() if value is not None]

@@ -16,7 +16,7 @@ CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
 class HttpServer(uvicorn.Server):
     """An HTTP server that leaves signals to its owner."""
 
-    def __init__(self, app: Starlette) -> None:
+    def __init__(self, app: Starlette, keep_alive_s: float) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -25,6 +25,7 @@ class HttpServer(uvicorn.Server):
                 access_log=False,
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+                timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # passed to call_later
             )
         )
 

@@ -28,6 +28,11 @@ BINARY_OUTPUT = "binary_data_output"  # parameter of a request
 
 MAX_SHAPE_BYTES = 256  # of a shape in JSON; real ones are shorter
 
+NULL = b"null"
+
+# Clients that fill every field of a class, such as KServe's, send null for a field that is absent.
+GivenParameters = dict[str, Parameter | None] | None
+
 
 class JsonInput(msgspec.Struct):
     """An input; its shape and its data are still JSON."""
@@ -35,7 +40,7 @@ class JsonInput(msgspec.Struct):
     name: str
     datatype: str
     shape: msgspec.Raw
-    parameters: dict[str, Parameter] = {}
+    parameters: GivenParameters = None
     data: msgspec.Raw = msgspec.Raw()
 
 
@@ -43,16 +48,16 @@ class JsonOutput(msgspec.Struct):
     """An output that the request asks for."""
 
     name: str
-    parameters: dict[str, Parameter] = {}
+    parameters: GivenParameters = None
 
 
 class JsonRequest(msgspec.Struct):
     """The JSON part of a request."""
 
     inputs: list[JsonInput]
-    id: str = ""
-    parameters: dict[str, Parameter] = {}
-    outputs: list[JsonOutput] = []
+    id: str | None = None
+    parameters: GivenParameters = None
+    outputs: list[JsonOutput] | None = None
 
 
 class DecodedRequest(NamedTuple):
@@ -89,18 +94,20 @@ def decode_request(
     if objects > max_fields or quotes > 4 * max_fields:
         raise InvalidInput("body", f"has more than {max_fields:,} fields; no request needs more")
     given: JsonRequest = decode_json(_REQUEST, text)
-    check_parameters("parameters", given.parameters)
-    for index, output in enumerate(given.outputs):
-        check_parameters(f"outputs[{index}].parameters", output.parameters)
+    parameters = present("parameters", given.parameters)
+    outputs = [
+        OutputRequest(output.name, present(f"outputs[{index}].parameters", output.parameters))
+        for index, output in enumerate(given.outputs or ())
+    ]
     request = TensorRequest(
         model,
         version,
-        given.id,
-        given.parameters,
+        given.id or "",
+        parameters,
         _inputs(given.inputs, binary),
-        [OutputRequest(output.name, output.parameters) for output in given.outputs],
+        outputs,
     )
-    return DecodedRequest(request, _binary_outputs(given))
+    return DecodedRequest(request, _binary_outputs(parameters, outputs))
 
 
 def encode_response(response: TensorResponse, binary_outputs: frozenset[str]) -> tuple[bytes, int]:
@@ -131,11 +138,13 @@ def encode_response(response: TensorResponse, binary_outputs: frozenset[str]) ->
     return b"".join([header, *binary]), len(header)
 
 
-def check_parameters(field: str, parameters: Mapping[str, Parameter]) -> None:
-    """Raises InvalidInput for a whole number of more than 64 bits."""
-    for name, value in parameters.items():
+def present(field: str, given: GivenParameters) -> dict[str, Parameter]:
+    """The parameters that are not null. Raises InvalidInput for a number of more than 64 bits."""
+    found = {name: value for name, value in (given or {}).items() if value is not None}
+    for name, value in found.items():
         if isinstance(value, int) and not -(1 << 63) <= value < 1 << 64:
             raise InvalidInput(f"{field}[{name[:MAX_QUOTED]}]", "is a number of more than 64 bits")
+    return found
 
 
 def _inputs(given: Sequence[JsonInput], binary: memoryview) -> list[InputTensor]:
@@ -143,8 +152,8 @@ def _inputs(given: Sequence[JsonInput], binary: memoryview) -> list[InputTensor]
     tensors = []
     for index, one in enumerate(given):
         shape = _shape(f"inputs[{index}].shape", one.shape)
-        check_parameters(f"inputs[{index}].parameters", one.parameters)
-        tensors.append(InputTensor(one.name, one.datatype, shape, one.parameters))
+        parameters = present(f"inputs[{index}].parameters", one.parameters)
+        tensors.append(InputTensor(one.name, one.datatype, shape, parameters))
     try:
         chosen = input_to_classify([tensor.name for tensor in tensors])
     except InvalidInput:
@@ -152,29 +161,32 @@ def _inputs(given: Sequence[JsonInput], binary: memoryview) -> list[InputTensor]
     left = binary
     for index, (tensor, one) in enumerate(zip(tensors, given, strict=True)):
         is_last = index == len(tensors) - 1
-        size = _binary_size(index, one, len(left), is_last=is_last)
+        has_data = bool(one.data) and memoryview(one.data) != NULL
+        size = _binary_size(index, tensor, len(left), has_data=has_data, is_last=is_last)
         if size is not None:
             tensor.data = RawData(f"inputs[{index}]", left[:size])
             left = left[size:]
-        elif one.data:
+        elif has_data:
             tensor.data = JsonData(f"inputs[{index}].data", memoryview(one.data))
         elif index == chosen and REGION not in tensor.parameters:
             raise InvalidInput(f"inputs[{index}].data", f"of {tensor.name!r} is missing")
     return tensors
 
 
-def _binary_size(index: int, given: JsonInput, left: int, *, is_last: bool) -> int | None:
+def _binary_size(
+    index: int, tensor: InputTensor, left: int, *, has_data: bool, is_last: bool
+) -> int | None:
     """How many of the bytes that are left belong to an input; None if it has no binary data.
 
     Raises InvalidInput.
     """
-    size = given.parameters.get(BINARY_SIZE)
+    size = tensor.parameters.get(BINARY_SIZE)
     field = f"inputs[{index}].parameters[{BINARY_SIZE}]"
     if size is None:
         if is_last and left:
             raise InvalidInput(field, f"is missing; {left:,} bytes follow the JSON")
         return None
-    if given.data:
+    if has_data:
         raise InvalidInput(field, "is given, and data too; give one of them")
     if (
         not isinstance(size, int)
@@ -200,14 +212,16 @@ def _shape(field: str, text: msgspec.Raw) -> tuple[int, ...]:
     raise InvalidInput(field, "must be an array of a few whole numbers")
 
 
-def _binary_outputs(given: JsonRequest) -> frozenset[str]:
+def _binary_outputs(
+    parameters: Mapping[str, Parameter], outputs: Sequence[OutputRequest]
+) -> frozenset[str]:
     """The names of the outputs that the response has as binary data."""
-    default = _boolean("parameters", given.parameters, BINARY_OUTPUT, default=False)
-    if not given.outputs:
+    default = _boolean("parameters", parameters, BINARY_OUTPUT, default=False)
+    if not outputs:
         return frozenset(OUTPUTS) if default else frozenset()
     return frozenset(
         output.name
-        for index, output in enumerate(given.outputs)
+        for index, output in enumerate(outputs)
         if _boolean(f"outputs[{index}].parameters", output.parameters, BINARY, default=default)
     )
 

@@ -6,7 +6,6 @@ they would take ten times as long and hold up all threads.
 
 from __future__ import annotations
 
-import binascii
 from collections.abc import Awaitable, Iterator, Sequence
 
 import msgspec
@@ -14,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.api.content import Decoders
+from server.api.v2.base64_text import NotBase64, decode_base64
 from server.api.v2.tensors import InputTensor, TensorData, check_size, decode_files
 from server.errors import InvalidInput
 from server.images.input_spec import InputSpec, Pixels
@@ -91,9 +91,9 @@ def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = Fals
     files = []
     for index, encoded in enumerate(texts):
         try:
-            files.append(binascii.a2b_base64(encoded.encode(), strict_mode=True))
-        except binascii.Error as error:
-            raise InvalidInput(f"{field}[{index}]", f"is not base64: {error}") from None
+            files.append(decode_base64(encoded))
+        except NotBase64 as error:
+            raise InvalidInput(f"{field}[{index}]", f"is {error}") from None
     return files
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -178,3 +179,60 @@ async def test_tritons_client_gets_by_http_what_it_gets_by_grpc(tmp_path: Path) 
                 given = tensor(rows(9), binary)
                 answer = await client.infer("tiny", given, request_compression_algorithm=encoding)
                 assert answer.as_numpy("classes")[0, 0] == 9
+
+
+async def test_null_means_absent(tmp_path: Path) -> None:
+    """Clients that fill every field of a class send null for a field that is absent."""
+    publish(tmp_path)
+    plain = image(rows(3))
+    (tensor,) = plain["inputs"]
+    (file,) = encoded(png(4))["inputs"]
+    absent = {"id": None, "parameters": None, "outputs": None}
+    empty = {"parameters": {"priority": None, "timeout": None, "binary_data_output": None}}
+    outputs = [{"name": "classes", "parameters": None}]
+    size = {"parameters": {"binary_data_size": None, "shared_memory_region": None}}
+    async with client_of(tmp_path) as (_, client):
+        for request, first in (
+            (plain | absent, 3),
+            (plain | empty | {"outputs": outputs}, 3),
+            ({"inputs": [tensor | {"parameters": None}]}, 3),
+            ({"inputs": [tensor | size]}, 3),
+            ({"inputs": [file | {"parameters": None}]}, 4),
+            ({"inputs": [tensor, file | {"data": None}]}, 3),
+        ):
+            answer = await client.post(INFER, json=request)
+            assert answer.status_code == 200, answer.text
+            (classes, *_) = answer.json()["outputs"]
+            assert classes["data"][0] == first
+        pixels = rows(3).tobytes()
+        text = json.dumps(
+            {"inputs": [tensor | {"data": None, "parameters": {"binary_data_size": len(pixels)}}]}
+        )
+        headers = {"Inference-Header-Content-Length": str(len(text))}
+        answer = await client.post(INFER, content=text.encode() + pixels, headers=headers)
+        assert answer.json()["outputs"][0]["data"][0] == 3
+        missing = await client.post(INFER, json={"inputs": [tensor | {"data": None}]})
+        assert "is missing" in missing.json()["detail"]
+        for body in ({"ready": None}, None):
+            index = await client.post(
+                "/v2/repository/index", json=body, headers={"content-type": "application/json"}
+            )
+            assert [one["name"] for one in index.json()] == ["tiny"]
+
+
+@pytest.mark.parametrize("form", ["wrapped", "unpadded", "url-safe", "data URL"])
+async def test_base64_is_read_in_every_usual_form(form: str, tmp_path: Path) -> None:
+    publish(tmp_path)
+    text = base64.b64encode(png(5)).decode()
+    given = {
+        "wrapped": base64.encodebytes(png(5)).decode(),
+        "unpadded": text.rstrip("="),
+        "url-safe": base64.urlsafe_b64encode(png(5)).decode(),
+        "data URL": "data:image/png;base64," + text,
+    }[form]
+    for nested in (False, True):
+        request = encoded(png(5), nested=nested)
+        request["inputs"][0]["data"] = [[given]] if nested else [given]
+        async with client_of(tmp_path) as (_, client):
+            answer = await client.post(INFER, json=request)
+            assert answer.json()["outputs"][0]["data"][0] == 5
