@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from socket import AF_UNIX, socket
+from socket import socket
 from typing import NamedTuple
 
 from server.api.classify import Classifier
@@ -54,7 +54,7 @@ from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
 from server.transport.calls_in_progress import TransportLimits
 from server.transport.grpc_server import GrpcServer
-from server.transport.listening import listening
+from server.transport.listening import address_fields, listening, port_of
 
 log = logging.getLogger(__name__)
 
@@ -170,17 +170,13 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                 models = build_models(settings, loader, resources, telemetry, background)
                 state = ServingState()
                 api = build_api(settings, resources, telemetry, models, state)
-                server = Running(
-                    port=port_of(resources.grpc_socket),
-                    http_port=port_of(resources.http_socket),
-                    registry=models.registry,
-                    metrics=telemetry.metrics,
-                    state=state,
-                    hurry=asyncio.Event(),
-                )
+                ports = port_of(resources.grpc_socket), port_of(resources.http_socket)
+                server = Running(*ports, models.registry, telemetry.metrics, state, asyncio.Event())
                 http_task = await start(api, resources, background)
                 model_tasks = start_models(settings, models, contents, background)
-                log.info("listening", extra=addresses(settings, server))
+                grpc_at = address_fields(resources.grpc_socket)
+                http_at = address_fields(resources.http_socket, "http_")
+                log.info("listening", extra=grpc_at | http_at)
                 try:
                     yield server
                     await give_notice(settings, api, server)
@@ -206,20 +202,6 @@ def opened(settings: Settings) -> Iterator[Resources]:
         listening(settings.host, settings.http_port, settings.http_unix_socket) as http_socket,
     ):
         yield Resources(decoding, loading, grpc_socket, http_socket)
-
-
-def port_of(listener: socket) -> int:
-    return 0 if listener.family == AF_UNIX else int(listener.getsockname()[1])
-
-
-def addresses(settings: Settings, server: Running) -> dict[str, str | int]:
-    """Where the server listens, for the log."""
-    found: dict[str, str | int] = {"port": server.port, "http_port": server.http_port}
-    if settings.unix_socket:
-        found["unix_socket"] = settings.unix_socket
-    if settings.http_unix_socket:
-        found["http_unix_socket"] = settings.http_unix_socket
-    return found
 
 
 def build_telemetry(settings: Settings) -> Telemetry:

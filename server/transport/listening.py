@@ -32,6 +32,18 @@ def listening(host: str, port: int, unix_socket: str = "") -> Iterator[socket.so
             yield listener
 
 
+def port_of(listener: socket.socket) -> int:
+    """The port; 0 for a Unix socket."""
+    return 0 if listener.family == socket.AF_UNIX else int(listener.getsockname()[1])
+
+
+def address_fields(listener: socket.socket, prefix: str = "") -> dict[str, str | int]:
+    """Where the socket listens, for the log: its port, or its path."""
+    if listener.family == socket.AF_UNIX:
+        return {f"{prefix}unix_socket": listener.getsockname()}
+    return {f"{prefix}port": port_of(listener)}
+
+
 @contextmanager
 def _tcp_listener(host: str, port: int) -> Iterator[socket.socket]:
     name = _name_of(host)

@@ -15,7 +15,7 @@ import uvloop
 from server.api.stubs import classify_pb2 as pb
 from server.app import running
 from server.errors import CannotServe
-from server.transport.listening import listening
+from server.transport.listening import address_fields, listening, port_of
 from tests.support.server_process import local_settings
 from tests.support.serving import SERVICE, Mirror, loading, publish, raw
 
@@ -82,7 +82,9 @@ def test_a_unix_socket_is_removed_at_the_end_and_after_a_crash(tmp_path: Path) -
     with socket.socket(socket.AF_UNIX) as crashed:
         crashed.bind(str(path))
     assert path.exists()
-    with listening("", 0, str(path)):
+    with listening("", 0, str(path)) as listener:
+        assert port_of(listener) == 0
+        assert address_fields(listener, "http_") == {"http_unix_socket": str(path)}
         with pytest.raises(CannotServe, match="another server"), listening("", 0, str(path)):
             pass
         with socket.socket(socket.AF_UNIX) as client:
