@@ -31,6 +31,7 @@ from server.engines.base import (
 from server.errors import EngineFailure
 from server.images.input_spec import Pixels
 from server.repository.manifest import EngineRecord
+from server.repository.writer import check_disk
 
 # When the OpenVINO package is imported, it sends a usage report from a forked process. If this
 # module can't be imported, OpenVINO uses a stub instead and sends nothing.
@@ -86,11 +87,16 @@ def compile(
         row = model.input().partial_shape
         row[0] = ov.Dimension(1, options.max_batch)
         model.reshape(row)
-        path = folder / f"openvino-{precision}.xml"
+    except RuntimeError as error:
+        raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
+    path = folder / f"openvino-{precision}.xml"
+    try:
         # bf16 weights are stored as fp16 too, which has three more significant bits than bf16.
         ov.save_model(model, path, compress_to_fp16=precision != "fp32")
     except RuntimeError as error:
-        raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
+        # OpenVINO deletes a file that it can't finish. The whole file is smaller than the ONNX.
+        check_disk(folder, onnx.stat().st_size, error)
+        raise EngineFailure(f"OpenVINO can't write {path.name}: {error}") from error
     files = [path.name, path.with_suffix(".bin").name]
     return CompiledEngine(path.stem, files, hardware(), version())
 

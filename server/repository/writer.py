@@ -10,6 +10,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ STAGING = ".staging-"  # start of the names of hidden folders
 # What this process has created and not finished yet, in this order: see discard_unfinished.
 _unfinished: list[Path] = []
 
+PROBE_BYTES = 64 << 10  # does not fit on a disk that a larger file has filled
+
 
 @contextmanager
 def staging(root: Path, model: str) -> Iterator[Path]:
@@ -41,7 +44,7 @@ def staging(root: Path, model: str) -> Iterator[Path]:
 
     Also removes the folders of writers that stopped early. If nothing was published, removes the
     folders of the model and the repository that it created. Raises ValueError if `model` is not a
-    valid name.
+    valid name. If the body fails on a full disk, raises OSError whatever the body raised.
     """
     if not MODEL_NAME.fullmatch(model):
         raise ValueError(f"model name {model!r} must match {MODEL_NAME.pattern}")
@@ -53,7 +56,14 @@ def staging(root: Path, model: str) -> Iterator[Path]:
     _unfinished.extend(created)
     try:
         with _staged_folder(home, staged):
-            yield staged
+            try:
+                yield staged
+            except OSError:
+                raise
+            except Exception as error:
+                for folder in (staged, Path(tempfile.gettempdir())):
+                    check_disk(folder, PROBE_BYTES, error)
+                raise
     finally:
         try:
             for path in reversed(created):
@@ -114,6 +124,18 @@ def _discard(path: Path) -> None:
             path.rmdir()
         else:
             path.unlink()
+
+
+def check_disk(folder: Path, bytes: int, cause: Exception) -> None:
+    """Raises OSError if the folder has no room for a file of this size.
+
+    Libraries report a full disk in words of their own: "basic_ios::clear: iostream error".
+    """
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, bytes)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror) from cause
 
 
 def publish(root: Path, staged: Path, manifest: Manifest) -> Manifest:

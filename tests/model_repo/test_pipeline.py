@@ -21,6 +21,7 @@ from server.repository import reader
 from server.repository.contents import list_versions
 from server.repository.manifest import Manifest
 from server.repository.reader import Golden
+from tests.support.small_disk import small_disk
 
 openvino = backend("openvino")
 UNTRAINED = "random:0"
@@ -57,6 +58,14 @@ def published(repo: Path) -> dict[str, Manifest]:
 def allow_no_deviation(monkeypatch: pytest.MonkeyPatch, precisions: Sequence[str]) -> None:
     for precision in precisions:
         monkeypatch.setitem(golden_check.MAX_DEVIATION, precision, 0.0)
+
+
+@pytest.mark.parametrize("kilobytes", [100, 300, 415])
+def test_a_full_disk_is_named_in_plain_words(tmp_path: Path, kilobytes: int) -> None:
+    """The ONNX file has 250 KB, the engine 125 KB: the export, the engine or a later step fails."""
+    with small_disk(tmp_path / "disk", kilobytes << 10) as repo:
+        message = failure(BuildOptions(repo=repo, weights=UNTRAINED))
+        assert message == f"No space left on device: {repo}"
 
 
 # --- the published version -------------------------------------------------------------------
