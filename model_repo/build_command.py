@@ -44,7 +44,7 @@ def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
             progress.finish_model(failed=name in failures)
             gc.collect()
     if results:
-        console.print(_table(results))
+        console.print(_table(results, options.repo))
     for name, reason in failures.items():
         print(f"{name} was not built: {reason}", file=sys.stderr)
     if failures and results:
@@ -63,9 +63,12 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
     if unknown := [name for name in names if name not in known]:
         parser.error(f"there is no card {', '.join(map(repr, unknown))}; cards: {', '.join(known)}")
     if given.weights and len(names) > 1:
-        parser.error(f"--weights is for one model, not for {len(names)}")
+        parser.error(f"--weights is for one model, not for {len(names)}; build them one by one")
     if given.weights and given.add_engine:
-        parser.error("--weights needs a new version; --add-engine uses the published network")
+        parser.error(
+            "--weights and --add-engine exclude each other: the new engine has the weights of the "
+            "published version"
+        )
     try:
         options = BuildOptions(
             repo=given.repo,
@@ -90,36 +93,52 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
 
 
 def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
+    command = sys.argv[0] if sys.argv[0] == "convserve build" else "python -m model_repo.build"
     parser = argparse.ArgumentParser(
-        prog="python -m model_repo.build",
-        description="Builds engines from model cards and publishes them to a model repository.",
+        prog=command,
+        usage=f"{command} NAME... | --all [OPTION ...]",
+        description="Builds models and publishes each as a new version in a model repository. "
+        "A model is described by a card, model_repo/cards/NAME.toml.",
         epilog=f"Cards: {', '.join(known)}.",
     )
     option = parser.add_argument
-    option("names", nargs="*", metavar="NAME", help="name of a card")
-    option("--all", action="store_true", help="build every card")
+    option("names", nargs="*", metavar="NAME", help="card of a model to build")
+    option("--all", action="store_true", help="build the models of all cards")
     option(
         "--repo",
         type=Path,
         default=Path("model_repo/engines"),
         metavar="DIR",
-        help="the model repository (%(default)s)",
+        help="model repository; it is created if it does not exist (%(default)s)",
     )
+    _add_weights_options(parser)
+    _add_engine_options(parser)
+    _add_gpu_options(parser)
+    return parser
+
+
+def _add_weights_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("weights").add_argument
     option(
         "--weights",
         metavar="SRC",
-        help=f"replaces the card's weights, for one model: {weights.SOURCES}",
+        help=f"use these weights and not those of the card, for one model: {weights.SOURCES}",
     )
+    option(
+        "--or-random",
+        action="store_true",
+        help="if the weights cannot be downloaded or found, publish an untrained network; the "
+        "server marks it as untrained",
+    )
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("engine").add_argument
     option(
         "--backend",
         default="openvino",
         metavar="B",
         help=f"{', '.join(BACKENDS)}, or several separated by commas (%(default)s)",
-    )
-    option(
-        "--add-engine",
-        action="store_true",
-        help="compile another engine for the newest published version; needs no weights",
     )
     option(
         "--precision",
@@ -129,13 +148,35 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
         help="fp32, bf16, fp16, or auto: the fastest that this machine supports natively "
         "(%(default)s)",
     )
-    _add_batch_options(parser)
+    option("--max-batch", type=int, metavar="N", help="largest batch (default: see the card)")
+    option(
+        "--add-engine",
+        action="store_true",
+        help="publish no new version, but add an engine to the newest one; needs no weights",
+    )
+
+
+def _add_gpu_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("GPU engines").add_argument
+    option(
+        "--opt-batch",
+        type=int,
+        metavar="N",
+        help="batch size that the engine is tuned for (default: see the card)",
+    )
+    option(
+        "--min-batch",
+        type=int,
+        default=1,
+        metavar="N",
+        help="smallest batch; smaller ones are padded (%(default)s)",
+    )
     option(
         "--compute-capability",
         default="",
         metavar="C",
-        help="GPUs to compile for, for example 8.9 or 89,120. Default: the GPU of this machine; "
-        "without one, every GPU from 8.0 on that TensorRT-RTX supports",
+        help="GPUs to compile for, for example 8.9 or 89,120 (default: the GPU of this machine; "
+        "without one, every GPU from 8.0 on that TensorRT-RTX supports)",
     )
     option(
         "--tensorrt-variant",
@@ -143,34 +184,10 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
         default="auto",
         help="tensorrt (datacenter GPUs) or rtx; auto takes the first one that is installed",
     )
-    option(
-        "--or-random",
-        action="store_true",
-        help="if weights are unavailable, publish an untrained network and mark it as untrained",
-    )
-    return parser
 
 
-def _add_batch_options(parser: argparse.ArgumentParser) -> None:
-    option = parser.add_argument
-    option("--max-batch", type=int, metavar="N", help="largest batch; default: the card's")
-    option(
-        "--opt-batch",
-        type=int,
-        metavar="N",
-        help="batch size that a GPU engine is tuned for; default: the card's",
-    )
-    option(
-        "--min-batch",
-        type=int,
-        default=1,
-        metavar="N",
-        help="smallest batch of a GPU engine; smaller ones are padded (%(default)s)",
-    )
-
-
-def _table(results: dict[str, BuildResult]) -> Table:
-    table = Table(title="published", title_justify="left")
+def _table(results: dict[str, BuildResult], repo: Path) -> Table:
+    table = Table(title=f"published to {repo}", title_justify="left")
     for title in ("model", "version", "weights", "engine"):
         table.add_column(title)
     for title in ("deviation at batch", "allowed", "MB", "peak MB", "seconds"):

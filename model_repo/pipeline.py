@@ -78,21 +78,21 @@ class BuildOptions:
     def __post_init__(self) -> None:
         highest = self.max_batch or MAX_BATCH
         for name, rows, limit in (
-            ("max_batch", self.max_batch, MAX_BATCH),
-            ("opt_batch", self.opt_batch, highest),
-            ("min_batch", self.min_batch, self.opt_batch or highest),
+            ("--max-batch", self.max_batch, MAX_BATCH),
+            ("--opt-batch", self.opt_batch, highest),
+            ("--min-batch", self.min_batch, self.opt_batch or highest),
         ):
             if rows is not None and not 1 <= rows <= limit:
                 raise ValueError(f"{name} must be 1 to {limit}, not {rows}")
         names = self.backends
         if unknown := [name for name in names if name not in BACKENDS]:
             raise ValueError(
-                f"backend {', '.join(map(repr, unknown))} is unknown; choose one of "
+                f"--backend {', '.join(map(repr, unknown))} is unknown; choose one of "
                 f"{', '.join(BACKENDS)}"
             )
         if len(names) > 1 and ("null" in names or len(set(names)) < len(names)):
             raise ValueError(
-                f"backend is {self.backend!r}; several backends must differ, "
+                f"--backend is {self.backend!r}; several backends must differ, "
                 "and null must be the only one"
             )
         if self.add_engine and "null" in names:
@@ -144,6 +144,14 @@ def _build_version(name: str, options: BuildOptions, progress: BuildProgress) ->
     card = cards.load(name)
     for label, indices in repeated_names(card.labels).items():
         progress.warn(f"classes {', '.join(map(str, indices))} have the same name, {label!r}")
+    # The folder comes before the weights: if it cannot be created, nothing is downloaded in vain.
+    with writer.staging(options.repo, name) as staged:
+        return _build_staged(card, options, progress, staged)
+
+
+def _build_staged(
+    card: Card, options: BuildOptions, progress: BuildProgress, staged: Path
+) -> Manifest:
     precisions = {each: _precisions_to_try(each, options) for each in options.backends}
     pixels = options.images(card.input)
 
@@ -156,34 +164,33 @@ def _build_version(name: str, options: BuildOptions, progress: BuildProgress) ->
         probabilities = served(torch.from_numpy(pixels))[2].numpy()
     golden = Golden(pixels, probabilities)
 
-    with writer.staging(options.repo, name) as staged:
-        progress.stage("export")
-        onnx = staged / ONNX_FILE
-        export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
+    progress.stage("export")
+    onnx = staged / ONNX_FILE
+    export(served, onnx, shape=card.input.shape, max_batch=MAX_BATCH)
 
-        records = []
-        for backend_name in options.backends:
-            compile_options = _compile_options(backend_name, options, card)
-            # The trace is limited to this engine's largest batch: at 1,024 rows a layer of VGG-16
-            # has more values than a 32-bit index can count.
-            program = partial(trace, served, card.input.shape, compile_options.max_batch)
-            job = CompileJob(
-                backend=backend_name,
-                options=compile_options._replace(program=program),
-                onnx=onnx,
-                staged=staged,
-                shape=card.input.shape,
-                progress=progress,
-            )
-            record, golden = compile_engine(job, precisions[backend_name], golden)
-            records.append(record)
+    records = []
+    for backend_name in options.backends:
+        compile_options = _compile_options(backend_name, options, card)
+        # The trace is limited to this engine's largest batch: at 1,024 rows a layer of VGG-16 has
+        # more values than a 32-bit index can count.
+        program = partial(trace, served, card.input.shape, compile_options.max_batch)
+        job = CompileJob(
+            backend=backend_name,
+            options=compile_options._replace(program=program),
+            onnx=onnx,
+            staged=staged,
+            shape=card.input.shape,
+            progress=progress,
+        )
+        record, golden = compile_engine(job, precisions[backend_name], golden)
+        records.append(record)
 
-        progress.stage("publish")
-        writer.write_golden(staged / GOLDEN_FILE, golden)
-        labels = "".join(f"{label}\n" for label in card.labels)
-        (staged / LABELS_FILE).write_text(labels, "utf-8")
-        manifest = _manifest(card, loaded, staged, tuple(records))
-        return writer.publish(options.repo, staged, manifest)
+    progress.stage("publish")
+    writer.write_golden(staged / GOLDEN_FILE, golden)
+    labels = "".join(f"{label}\n" for label in card.labels)
+    (staged / LABELS_FILE).write_text(labels, "utf-8")
+    manifest = _manifest(card, loaded, staged, tuple(records))
+    return writer.publish(options.repo, staged, manifest)
 
 
 def _add_engines(name: str, options: BuildOptions, progress: BuildProgress) -> Manifest:
@@ -191,7 +198,8 @@ def _add_engines(name: str, options: BuildOptions, progress: BuildProgress) -> M
     progress.stage("card")
     card = cards.load(name)
     precisions = {each: _precisions_to_try(each, options) for each in options.backends}
-    versions = [version for version in list_versions(options.repo) if version.model == name]
+    found = list_versions(options.repo) if options.repo.is_dir() else []
+    versions = [version for version in found if version.model == name]
     valid = [version for version in versions if version.manifest is not None]
     if not valid:
         raise BuildError(

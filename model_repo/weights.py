@@ -101,7 +101,8 @@ def load(
         return _from_checkpoint(card, redacted(source), path)
     if kind == "file" and rest:
         return _from_checkpoint(card, source, _existing_file(rest))
-    raise WeightsError(f"weights {source!r} are unknown; use {SOURCES}")
+    hint = f"; for a file, write file:{source}" if "." in source and "://" not in source else ""
+    raise WeightsError(f"{source!r} is not a source of weights; use {SOURCES}{hint}")
 
 
 def _existing_file(name: str) -> Path:

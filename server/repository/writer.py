@@ -13,6 +13,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from errno import ENOTDIR
 from pathlib import Path
 
 import msgspec
@@ -78,9 +79,7 @@ def _staged_folder(home: Path, staged: Path) -> Iterator[None]:
     """Creates the folder and locks it, which shows other writers that this one is at work."""
     while True:
         for folder in (home.parent, home):
-            if not folder.is_dir():
-                folder.mkdir(parents=True, exist_ok=True)
-                folder.chmod(0o755)  # ignores the umask: the server may run as another user
+            _create_folder(folder)
         with ExitStack() as locked:
             try:
                 with exclusive_lock(home):
@@ -94,6 +93,16 @@ def _staged_folder(home: Path, staged: Path) -> Iterator[None]:
             staged.chmod(0o755)
             yield
             return
+
+
+def _create_folder(folder: Path) -> None:
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), str(folder)) from None
+    folder.chmod(0o755)  # ignores the umask: the server may run as another user
 
 
 def _remove_abandoned(home: Path) -> None:

@@ -48,8 +48,8 @@ def test_adding_an_engine_needs_a_published_version(tmp_path: Path) -> None:
         ({"backend": "null,tensorrt"}, "null must be the only one"),
         ({"backend": "tensorrt,tensorrt"}, "several backends must differ"),
         ({"backend": "null", "add_engine": True}, "cannot be added"),
-        ({"opt_batch": 9, "max_batch": 8}, "opt_batch must be 1 to 8, not 9"),
-        ({"min_batch": 5, "opt_batch": 4}, "min_batch must be 1 to 4, not 5"),
+        ({"opt_batch": 9, "max_batch": 8}, "--opt-batch must be 1 to 8, not 9"),
+        ({"min_batch": 5, "opt_batch": 4}, "--min-batch must be 1 to 4, not 5"),
     ],
 )
 def test_invalid_options_are_rejected(fields: dict[str, Any], reason: str) -> None:

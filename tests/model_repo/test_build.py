@@ -50,7 +50,7 @@ def test_the_other_models_are_built_if_one_fails(
             "backend 'abacus' is unknown; choose one of openvino, tensorrt, inductor, null",
         ),
         (["lenet5", "--precision", "fp7"], "invalid choice: 'fp7'"),
-        (["lenet5", "--max-batch", "0"], "max_batch must be 1 to 1024, not 0"),
+        (["lenet5", "--max-batch", "0"], "--max-batch must be 1 to 1024, not 0"),
     ],
 )
 def test_wrong_usage_prints_the_reason_and_exits_with_2(
@@ -60,3 +60,18 @@ def test_wrong_usage_prints_the_reason_and_exits_with_2(
         build.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_repository_that_cannot_be_written_fails_before_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    assert build.main(["lenet5", "--repo", str(tmp_path / "file")]) == 1
+    printed = capsys.readouterr()
+    assert "weights" not in printed.out
+    assert f"lenet5 was not built: Not a directory: {tmp_path}/file" in printed.err
+
+
+def test_a_path_as_weights_is_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert build.main(["lenet5", "--repo", str(tmp_path), "--weights", "my/net.pth"]) == 1
+    assert "for a file, write file:my/net.pth" in capsys.readouterr().err
