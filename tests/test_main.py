@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import pytest
 from grpc import StatusCode
 from PIL import Image
 
@@ -68,6 +69,24 @@ async def test_sigterm_lets_accepted_requests_finish_and_exits_with_status_0(
             response = pb.ClassifyResponse.FromString(await call)
         assert len(response.results) == 24
         await next_event(server, "stopped")
+        assert await server.wait() == 0
+
+
+@pytest.mark.parametrize("utf8", ["0", "1"])
+async def test_a_repository_with_blanks_and_umlauts_is_served_in_the_c_locale(
+    tmp_path: Path, utf8: str
+) -> None:
+    """Without UTF-8 mode, Python can't pass the path to the file watch. It polls then."""
+    repo = tmp_path / "größe und mehr"
+    publish(repo)
+    locale = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": utf8, "PYTHONUTF8": utf8}
+    async with server_process("--repo", str(repo), **locale) as server:
+        port = (await next_event(server, "listening"))["http_port"]
+        await next_event(server, "version_loaded")
+        if utf8 == "0":
+            await next_event(server, "watch_fell_back_to_polling")
+        assert (await get(f"http://127.0.0.1:{port}/readyz")).status_code == 200
+        server.send_signal(signal.SIGTERM)
         assert await server.wait() == 0
 
 

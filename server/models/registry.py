@@ -215,6 +215,7 @@ class ModelRegistry:
         model.update(published, config)
         if not model.versions:
             del self._models[name]
+            self._metrics.forget_model(name)
 
     async def _reconcile_all(self) -> None:
         for model in list(self._models.values()):

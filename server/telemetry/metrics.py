@@ -22,6 +22,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.platform_collector import PlatformCollector
 from prometheus_client.process_collector import ProcessCollector
 
@@ -138,6 +139,15 @@ class Metrics:
         """Deletes all series that count the requests of a version that is gone."""
         self._forget(self.request_duration, model, version)
         self._forget(self.requests, model, version)
+
+    def forget_model(self, model: str) -> None:
+        """Deletes all series of a model that is gone."""
+        for instrument in vars(self).values():
+            if isinstance(instrument, MetricWrapperBase) and "model" in instrument._labelnames:
+                instrument.remove_by_labels({"model": model})
+        for bound in self._bound:
+            for key in [key for key in bound if key[0] == model]:
+                del bound[key]
 
     def _forget(self, instrument: Counter | Histogram, model: str, version: str) -> None:
         instrument.remove_by_labels({"model": model, "version": version})

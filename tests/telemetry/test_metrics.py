@@ -15,6 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from server.api.stubs import classify_pb2 as pb
+from server.errors import ModelNotFound
+from server.repository.contents import list_contents
 from server.telemetry.metrics import PHASES, ROWS, SECONDS, Metrics
 from tests.benchmarks.metrics import call_cost_s
 from tests.support.serving import (
@@ -265,6 +267,32 @@ async def test_no_series_of_a_deleted_version_stays_and_its_number_can_be_used_a
         samples = await scrape(served)
         assert timed_versions(samples) == {"2"}
         counted = {"model": "tiny", "version": "2", "method": "Classify", "code": "OK"}
+        assert value(samples, "requests_total", **counted) == 1
+
+
+async def test_no_series_of_a_deleted_model_stays_and_its_name_can_be_used_again(
+    tmp_path: Path,
+) -> None:
+    publish(tmp_path)
+    publish(tmp_path, "other")
+    async with serve(tmp_path, load=loading(Mirror), model_control="explicit") as served:
+        await served.classify(raw(1))
+        await served.classify(raw(1, model="other"))
+        await served.server.registry.unload("tiny")
+        shutil.rmtree(tmp_path / "tiny")
+        with pytest.raises(ModelNotFound):
+            await served.server.registry.load("tiny", [], None)
+        samples = await scrape(served)
+        assert {dict(labels).get("model") for _, labels in samples} == {"other", "", None}
+        publish(tmp_path)
+        contents = list_contents(tmp_path)
+        entry = next(one for one in contents.versions if one.model == "tiny")
+        await served.server.registry.load("tiny", [entry], None)
+        await served.classify(raw(1, 1))
+        samples = await scrape(served)
+        assert value(samples, "images_total", model="tiny") == 2
+        assert value(samples, "phase_duration_seconds_count", model="tiny", phase="queue") == 1
+        counted = {"model": "tiny", "version": "1", "method": "Classify", "code": "OK"}
         assert value(samples, "requests_total", **counted) == 1
 
 
