@@ -17,7 +17,7 @@ from server.engines.golden_check import (
 )
 from server.images.input_spec import Pixels
 from server.repository.reader import Golden
-from tests.support.function_engine import SHAPE, FunctionEngine, outputs
+from tests.support.fakes.function_engine import SHAPE, FunctionEngine, outputs
 
 Probabilities = NDArray[np.float32]
 CLASSES = 20

@@ -20,7 +20,7 @@ from server.engines.golden_check import (
 from server.images.input_spec import Pixels
 from server.repository import reader
 from server.repository.manifest import EngineRecord, FileRecord
-from tests.support.function_engine import MAX_BATCH, FunctionEngine, outputs
+from tests.support.fakes.function_engine import MAX_BATCH, FunctionEngine, outputs
 
 openvino = backend("openvino")
 

@@ -19,7 +19,7 @@ from tests.gpu.measuring import checks, machine
 from tests.gpu.measuring.measurement_run import MeasurementRun
 from tests.gpu.measuring.speed import multiplications_of
 from tests.gpu.options import lane_parser
-from tests.support.cuda_recorder import CudaRecorder
+from tests.support.fakes.cuda_recorder import CudaRecorder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

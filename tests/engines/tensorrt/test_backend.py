@@ -18,7 +18,7 @@ from server.errors import EngineFailure
 from server.repository import reader
 from server.repository.manifest import ONNX_FILE, EngineRecord, Manifest
 from tests.support.exported_graph import exported_graph
-from tests.support.fake_tensorrt import (
+from tests.support.fakes.fake_tensorrt import (
     SHAPE,
 )
 

@@ -15,7 +15,7 @@ from server.engines.tensorrt.cuda import Gpu
 from server.engines.tensorrt.libraries import import_library
 from server.errors import EngineFailure
 from server.repository.manifest import ONNX_FILE
-from tests.support.fake_tensorrt import (
+from tests.support.fakes.fake_tensorrt import (
     FakeTensorRt,
 )
 

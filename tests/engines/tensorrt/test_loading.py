@@ -12,8 +12,8 @@ from server.engines.tensorrt import backend, libraries
 from server.engines.tensorrt.runtime import INSTANCES, TensorRtEngine
 from server.errors import DeviceLost, EngineFailure
 from server.repository.manifest import FileRecord
-from tests.support.cuda_recorder import CudaRecorder
-from tests.support.fake_tensorrt import (
+from tests.support.fakes.cuda_recorder import CudaRecorder
+from tests.support.fakes.fake_tensorrt import (
     CLASSES,
     SHAPE,
     FakeTensorRt,

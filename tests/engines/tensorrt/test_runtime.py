@@ -13,8 +13,8 @@ from server.engines.base import Outputs, graph_sizes, infer
 from server.engines.tensorrt.cuda import CudaError
 from server.engines.tensorrt.runtime import TensorRtEngine
 from server.errors import DeviceLost, EngineFailure
-from tests.support.cuda_recorder import CudaRecorder
-from tests.support.fake_tensorrt import (
+from tests.support.fakes.cuda_recorder import CudaRecorder
+from tests.support.fakes.fake_tensorrt import (
     CLASSES,
     SHAPE,
     FakeContext,

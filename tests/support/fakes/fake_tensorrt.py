@@ -14,7 +14,7 @@ import numpy as np
 from server.engines.tensorrt.libraries import import_library
 from server.images.input_spec import Pixels
 from server.repository.manifest import EngineRecord
-from tests.support.cuda_recorder import CudaRecorder
+from tests.support.fakes.cuda_recorder import CudaRecorder
 
 trt: Any = import_library("rtx")
 
