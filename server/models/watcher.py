@@ -13,7 +13,7 @@ from watchfiles import Change, awatch
 
 from server.errors import ModelNotReady
 from server.models.registry import ModelRegistry
-from server.repository.contents import RepositoryContents, list_contents
+from server.repository.contents import IgnoredEntry, RepositoryContents, list_contents
 from server.repository.manifest import MODEL_NAME
 from server.telemetry.clock import clock
 
@@ -24,9 +24,9 @@ WATCH_TIMEOUT_S = 0.5  # changes from before the watch began are seen after the 
 STEP_MS = 100  # changes within this time are one change
 DEBOUNCE_MS = 500
 
-REPOSITORY_UNREADABLE = "repository_unreadable"
+UNREADABLE = "repository_unreadable"
 KUBERNETES_LINK = "..data"
-MAX_LOGGED = 1000  # warnings that are remembered, so that they are not repeated
+MAX_FAILURES = 100  # that are remembered
 
 
 class RepositoryWatcher:
@@ -49,7 +49,8 @@ class RepositoryWatcher:
         self._file_thread = file_thread
         self._is_served = is_served
         self._allowed_roots = allowed_roots
-        self._logged: set[str] = set()  # warnings about the repository that were logged
+        self._failures: set[str] = set()  # that were logged
+        self._ignored: set[IgnoredEntry] = set()  # that were logged and are still there
         self._pending: dict[str, object] = {}  # the latest load request of each model, not begun
         self._tasks: set[asyncio.Task[None]] = set()  # load and unload requests in progress
 
@@ -114,30 +115,30 @@ class RepositoryWatcher:
                 self._file_thread, partial(list_contents, self._root, self._allowed_roots)
             )
         except OSError as error:
-            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), str(error.strerror or error))
+            self._fail(UNREADABLE, str(error.strerror or error))
             return None
         except Exception as error:  # our own bug; the loaded models keep serving
             reason = f"{type(error).__name__}: {error}"
-            self._warn_once(REPOSITORY_UNREADABLE, str(self._root), reason, error)
+            self._fail(UNREADABLE, reason, error)
             return None
-        self._logged = {one for one in self._logged if not one.startswith(REPOSITORY_UNREADABLE)}
-        for entry in found.ignored:
-            self._warn_once("entry_ignored", str(entry.path), entry.reason)
+        self._failures = {one for one in self._failures if not one.startswith(UNREADABLE)}
+        for path, reason in set(found.ignored) - self._ignored:
+            log.warning("entry_ignored", extra={"path": str(path), "reason": reason})
+        self._ignored = set(found.ignored)
         return found
 
     def _on_watch_failed(self, reason: str) -> None:
-        self._warn_once("watch_fell_back_to_polling", str(self._root), reason)
+        self._fail("watch_fell_back_to_polling", reason)
 
-    def _warn_once(
-        self, event: str, path: str, reason: str, error: Exception | None = None
-    ) -> None:
-        key = f"{event} {path} {reason}"
-        if key in self._logged:
+    def _fail(self, event: str, reason: str, error: Exception | None = None) -> None:
+        """Logs a failure, unless it was logged for the same reason before."""
+        failure = f"{event} {reason}"
+        if failure in self._failures:
             return
-        if len(self._logged) >= MAX_LOGGED:
-            self._logged.clear()
-        self._logged.add(key)
-        log.warning(event, extra={"path": path, "reason": reason}, exc_info=error)
+        if len(self._failures) >= MAX_FAILURES:  # a reason may hold the name of a file
+            self._failures.clear()
+        self._failures.add(failure)
+        log.warning(event, extra={"path": str(self._root), "reason": reason}, exc_info=error)
 
 
 async def changes(root: Path, on_failure: Callable[[str], None]) -> AsyncIterator[None]:

@@ -21,7 +21,7 @@ from server.repository import reader
 from server.repository.contents import list_versions
 from server.repository.manifest import Manifest
 from server.repository.reader import Golden
-from tests.support.small_disk import small_disk
+from tests.repository.small_disk import small_disk
 
 openvino = backend("openvino")
 UNTRAINED = "random:0"

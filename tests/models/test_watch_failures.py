@@ -118,6 +118,33 @@ async def test_a_repository_that_can_not_be_listed_keeps_its_models(
             await asyncio.sleep(0.01)
         await wait_for_states(served, {1: "READY"})
         monkeypatch.undo()
-    (record,) = [one for one in caplog.records if one.msg == watcher.REPOSITORY_UNREADABLE]
+    (record,) = [one for one in caplog.records if one.msg == watcher.UNREADABLE]
     assert vars(record)["reason"] == "ValueError: a bug"
     assert record.exc_info
+
+
+@pytest.mark.usefixtures("fast_polling")
+async def test_an_ignored_entry_is_logged_once_while_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    publish(tmp_path)
+
+    def logged() -> list[str]:
+        return [vars(one)["path"] for one in caplog.records if one.msg == "entry_ignored"]
+
+    async with serve(tmp_path, bake_time_s=0.0) as served:
+        entries = [tmp_path / f"Not A Model {number}" for number in range(watcher.MAX_FAILURES * 2)]
+        for entry in entries:
+            entry.mkdir()
+        publish(tmp_path)
+        await wait_for_states(served, {2: "READY"})
+        publish(tmp_path)
+        await wait_for_states(served, {3: "READY"})
+        assert sorted(logged()) == sorted(map(str, entries))
+        entries[0].rmdir()
+        publish(tmp_path)
+        await wait_for_states(served, {4: "READY"})
+        entries[0].mkdir()
+        publish(tmp_path)
+        await wait_for_states(served, {5: "READY"})
+        assert len(logged()) == len(entries) + 1

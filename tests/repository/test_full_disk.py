@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from server.repository.writer import publish, staging
+from tests.repository.small_disk import small_disk
 from tests.repository.versions import write_version
-from tests.support.small_disk import small_disk
 
 
 def fill(path: Path) -> None:
