@@ -68,7 +68,10 @@ TENSOR = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
         ("\u00e4".encode() * 5000, "is text, not a checkpoint; choose the file"),
         (b"", "is empty; download it again"),
         (bytes(10_000), "starts with zero bytes, so its content was never written; download it"),
-        (gzip.compress(b"content"), "is a gzip archive, not a checkpoint; unpack it first"),
+        (
+            gzip.compress(b"content", mtime=0),
+            "is a gzip archive, not a checkpoint; unpack it first",
+        ),
         (tarred("net.pth"), "is a tar archive, not a checkpoint; unpack it first"),
         (zipped("net.pth"), "is a zip archive that contains net.pth, not a checkpoint; unpack it"),
         (zipped("notes.txt"), "is a zip archive without parameters, not a checkpoint; choose"),
