@@ -28,9 +28,10 @@ from PIL import (
 )
 
 from server.errors import InvalidInput
-from server.images.decoding_cost import decoding_bytes, raw_bytes
+from server.images.decoding_cost import Header, decoding_bytes, raw_bytes
 from server.images.formats import EncodedImage, UnreadableImage, first_image
 from server.images.input_spec import DEFAULT_LIMITS, ImageLimits, InputSpec, Pixels
+from server.images.jpeg import MODES, decode_jpeg
 from server.images.memory import MemoryNeeded
 from server.images.resize import array, fit
 
@@ -151,18 +152,37 @@ def _check_size(width: int, height: int, limits: ImageLimits) -> None:
 
 
 def _decoded(encoded: bytes, spec: InputSpec, limits: ImageLimits, memory: ExitStack) -> Pixels:
-    return array(fit(_load(first_image(encoded), spec, limits, memory), spec))
+    image = fit(_load(first_image(encoded), spec, limits, memory), spec)
+    return array(image.convert("RGB") if image.mode == "RGBX" else image)
 
 
 def _load(
     file: EncodedImage, spec: InputSpec, limits: ImageLimits, memory: ExitStack
 ) -> Image.Image:
-    """Decodes the whole image, upright, in mode "L" or "RGB", and reserves memory for that.
+    """Decodes the whole image, upright, in mode "L", "RGB" or "RGBX", and reserves memory for that.
 
     Raises UnreadableImage and MemoryNeeded.
     """
     if file.size:
         _check_size(*file.size, limits)
+    plain = None
+    if file.size and file.components in MODES:
+        header = Header(MODES[file.components], *file.size)
+        memory.enter_context(_reserved(header, file, spec, limits))
+        plain = decode_jpeg(file)
+        if plain is None:
+            memory.close()
+        elif plain.mode[:3] != (mode := "RGB" if spec.channels == 3 else "L"):
+            plain = plain.convert(mode)
+    if plain is None:
+        plain = _load_with_pillow(file, spec, limits, memory)
+    return plain.transpose(UPRIGHT[file.orientation]) if file.orientation in UPRIGHT else plain
+
+
+def _load_with_pillow(
+    file: EncodedImage, spec: InputSpec, limits: ImageLimits, memory: ExitStack
+) -> Image.Image:
+    """Decodes the whole image as it is stored, in mode "L" or "RGB"."""
     name = file.format
     try:
         with Image.open(BytesIO(file.content), formats=[name]) as image:
@@ -170,14 +190,13 @@ def _load(
             codec = image.tile[0] if image.tile else None  # a WebP image has no tile before load()
             if codec and codec.codec_name == "bmp_rle":
                 _check_run_length(len(file.content), image)
-            memory.enter_context(_reserved(image, file, spec, limits))
+            header = Header(image.mode, *image.size, image.has_transparency_data)
+            memory.enter_context(_reserved(header, file, spec, limits))
             image.load()
             if codec and codec.args == "RGB;16B" and "transparency" in image.info:
                 # Pillow reduces the pixels to 8 bits, but not the transparent colour.
                 image.info["transparency"] = tuple(v >> 8 for v in image.info["transparency"])
-            plain = _blend_with_white(image, spec.channels)
-        del image  # frees its pixels before the next copy is made
-        return plain.transpose(UPRIGHT[file.orientation]) if file.orientation in UPRIGHT else plain
+            return _blend_with_white(image, spec.channels)
     except (UnreadableImage, MemoryNeeded, MemoryError):
         raise  # lack of memory is the server's fault, not the client's
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -190,7 +209,7 @@ def _load(
 
 
 def _reserved(
-    image: ImageFile.ImageFile, file: EncodedImage, spec: InputSpec, limits: ImageLimits
+    image: Header, file: EncodedImage, spec: InputSpec, limits: ImageLimits
 ) -> AbstractContextManager[None]:
     """Holds the memory that decoding takes. Raises UnreadableImage if it can never be free."""
     needed = decoding_bytes(image, file, spec)

@@ -5,7 +5,7 @@ again. Most of them are copies in Pillow, which stores one byte for a sample of 
 index, and four for everything else.
 """
 
-from PIL import ImageFile
+from typing import NamedTuple
 
 from server.images.formats import EncodedImage
 from server.images.input_spec import InputSpec
@@ -18,8 +18,17 @@ FILE_COPIES = {"JPEG": 1, "PNG": 1, "GIF": 1, "WEBP": 2, "BMP": 0}
 SIXTEEN_BITS = 8  # a copy of the samples, their upper halves, grey, a mask
 
 
-def decoding_bytes(image: ImageFile.ImageFile, file: EncodedImage, spec: InputSpec) -> int:
-    """Peak memory of decoding a file that is open but not loaded."""
+class Header(NamedTuple):
+    """What the header of a file says about its pixels."""
+
+    mode: str  # Pillow's
+    width: int
+    height: int
+    has_transparency: bool = False
+
+
+def decoding_bytes(image: Header, file: EncodedImage, spec: InputSpec) -> int:
+    """Peak memory of decoding a file."""
     pixels = image.width * image.height
     colour = 4 if spec.channels == 3 else 1
     loaded = 1 if image.mode in ONE_BYTE else 4
@@ -37,11 +46,11 @@ def decoding_bytes(image: ImageFile.ImageFile, file: EncodedImage, spec: InputSp
     return decoded + copies + fit_bytes(image.width, image.height, spec)
 
 
-def _conversion(image: ImageFile.ImageFile, colour: int) -> int:
+def _conversion(image: Header, colour: int) -> int:
     """Bytes a pixel to make grey or RGB from the loaded image."""
     if image.mode.startswith("I"):
         return SIXTEEN_BITS
-    if image.has_transparency_data:
+    if image.has_transparency:
         layered = 0 if image.mode in ("RGBA", "LA") else 4
         alpha, white, grey = 1, 4, 1 if colour == 1 else 0
         return layered + alpha + white + grey

@@ -8,7 +8,7 @@ over the file, in bounded time. Of the metadata it reads only the orientation, E
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from zlib import crc32
 
@@ -40,6 +40,8 @@ class EncodedImage:
     content: bytes
     size: tuple[int, int] | None = None  # width, height in the header; None: only Pillow knows
     orientation: int = 0  # 1 to 8 as in Exif; 0: not given
+    components: int = 0  # of a JPEG: 1 grey, 3 colour, 4 CMYK
+    scans: int = 0  # of a JPEG
     coefficient_bytes: int = 0  # what a JPEG decoder stores if the image has more than one scan
 
 
@@ -59,12 +61,14 @@ _JPEG_MARKER = re.compile(rb"\xff[\x02-\xcf\xd8-\xfe]")
 _SOI, _EOI, _SOS, _COM = 0xD8, 0xD9, 0xDA, 0xFE
 _APP0, _APP1, _APP14, _APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 _SOF = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # without DHT, JPG, DAC
+_SEQUENTIAL = (b"\xc0", b"\xc1", b"\xc9")
+_PROGRESSIVE = (0xC2, 0xCA)
 
 
 def _jpeg(encoded: bytes) -> EncodedImage:
     view = memoryview(encoded)
     kept = [view[:2]]
-    size = exif = xmp = None
+    exif = xmp = None
     frame = b""
     scans = table_bytes = 0
     position = 2
@@ -73,7 +77,7 @@ def _jpeg(encoded: bytes) -> EncodedImage:
         if found is None:
             if not scans:
                 raise UnreadableImage("is a JPEG that ends before its first scan")
-            break  # only the end marker may be missing; the decoder finds missing pixels
+            break  # the decoder refuses a file without end marker
         start, marker = found.start(), encoded[found.start() + 1]
         position = start + 2
         if marker == _EOI:
@@ -103,20 +107,71 @@ def _jpeg(encoded: bytes) -> EncodedImage:
                     f"is a JPEG with more than {MAX_JPEG_TABLE_BYTES:,} bytes of tables"
                 )
             if marker in _SOF and not scans:
-                height, width = struct.unpack_from(">HH", encoded, start + 5)
-                size = width, height
                 frame = encoded[start:position]
             kept.append(view[start:position])
     else:
         raise UnreadableImage(f"is a JPEG with more than {MAX_PARTS:,} segments")
-    if size and scans > 1 and scans * size[0] * size[1] > MAX_JPEG_SCAN_PIXELS:
-        raise UnreadableImage(
-            f"is a JPEG of {scans} scans of {size[0]:,} x {size[1]:,} pixels; "
-            f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans are allowed"
-        )
+    return _jpeg_image(kept, frame, exif or xmp or 0)
+
+
+def _jpeg_image(parts: Sequence[memoryview], frame: bytes, orientation: int) -> EncodedImage:
+    """The image of these segments; `frame` is the one that describes the pixels."""
+    scans = [part for part in parts if part[1] == _SOS]
+    size = None
+    if frame:
+        height, width = struct.unpack_from(">HH", frame, 5)
+        size = width, height
+        if len(scans) > 1 and len(scans) * width * height > MAX_JPEG_SCAN_PIXELS:
+            raise UnreadableImage(
+                f"is a JPEG of {len(scans)} scans of {width:,} x {height:,} pixels; "
+                f"at most {MAX_JPEG_SCAN_PIXELS:,} in all scans are allowed"
+            )
+        _check_scans(frame, scans)
     return EncodedImage(
-        "JPEG", b"".join(kept), size, exif or xmp or 0, _coefficient_bytes(frame, scans)
+        "JPEG",
+        b"".join(_with_known_values(part, frame) for part in parts),
+        size,
+        orientation,
+        components=frame[9] if frame else 0,
+        scans=len(scans),
+        coefficient_bytes=_coefficient_bytes(frame, len(scans)),
     )
+
+
+def _check_scans(frame: bytes, scans: Sequence[memoryview]) -> None:
+    """Raises UnreadableImage if the scans do not bring every coefficient with all its bits.
+
+    libjpeg does not warn of that. A progressive file that was cut between two scans looks blurred.
+    """
+    missing = {frame[at]: bytearray(b"\xff" * 64) for at in range(10, len(frame) - 2, 3)}
+    for scan in scans:
+        count = scan[4]
+        first, last, bits = 0, 63, 0
+        if frame[1] in _PROGRESSIVE:
+            first, last, bits = struct.unpack_from("BBB", scan, 5 + 2 * count)
+            last, bits = min(last, 63), bits & 15
+        for component in scan[5 : 5 + 2 * count : 2]:
+            if component in missing and first <= last:
+                missing[component][first : last + 1] = bytes([bits]) * (last + 1 - first)
+    if any(map(any, missing.values())):
+        raise UnreadableImage("is a damaged JPEG: scans are missing")
+
+
+def _with_known_values(part: memoryview, frame: bytes) -> bytes | memoryview:
+    """Replaces harmless values that libjpeg warns of, by the values that it assumes for them.
+
+    It reports only the first warning, and later ones can be serious.
+    """
+    marker, name, at, known = part[1], bytes(part[4:9]), 0, b""
+    if marker == _APP0 and name == b"JFIF\0":
+        at, known = 9, b"\1"  # major version
+    elif marker == _APP14 and name == b"Adobe" and max(part[15:16], default=0) > 2:
+        at, known = 15, b"\2" if frame[9:10] == b"\4" else b"\1"  # colour transform: YCCK, YCbCr
+    elif marker == _SOS and frame[1:2] in _SEQUENTIAL:
+        at, known = 5 + 2 * part[4], b"\0\x3f\0"  # first and last coefficient, bits
+    if not known or part[at : at + len(known)] == known:
+        return part
+    return b"".join((part[:at], known, part[at + len(known) :]))
 
 
 def _coefficient_bytes(frame: bytes, scans: int) -> int:

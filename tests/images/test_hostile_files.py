@@ -89,7 +89,7 @@ def test_a_file_with_too_many_parts_is_rejected_quickly(name: str) -> None:
 def test_a_jpeg_with_too_many_scans_is_rejected() -> None:
     file = encoded(noise(64, 64), "JPEG", progressive=True)
     last = file.rindex(b"\xff\xda")
-    assert decode(file[:-2] + file[last:-2] * 20 + file[-2:], IMAGENET).shape == (224, 224, 3)
+    assert "Inconsistent progression" in rejection(file[:-2] + file[last:-2] * 20 + file[-2:])
     assert "64 scans" in rejection(file[:-2] + file[last:-2] * 100 + file[-2:])
     large = file.replace(struct.pack(">HH", 64, 64), struct.pack(">HH", 7000, 7000))
     assert "in all scans" in rejection(large[:-2] + file[last:-2] * 20 + large[-2:])
