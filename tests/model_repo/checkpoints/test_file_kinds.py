@@ -94,6 +94,7 @@ TENSOR = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
         ),
         (safetensors(TENSOR)[:30], "is incomplete: it ends after 30 bytes; download it again"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",  # the same in every process
 )
 def test_a_file_that_cannot_be_a_checkpoint_is_recognised(
     tmp_path: Path, content: bytes, message: str
