@@ -42,6 +42,7 @@ from server.models.registry import ModelRegistry
 from server.models.startup import models_to_serve, version_policy
 from server.models.watcher import RepositoryWatcher
 from server.process.cores import available_cores
+from server.process.early_signals import STOP_SIGNALS
 from server.process.load_thread import load_thread, wait_until_idle
 from server.repository.contents import RepositoryContents
 from server.scheduling.base import Scheduler
@@ -143,7 +144,7 @@ async def serve(settings: Settings) -> None:
     """
     loop = asyncio.get_running_loop()
     signals: asyncio.Queue[str] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in STOP_SIGNALS:
         if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
             loop.add_signal_handler(number, signals.put_nowait, number.name)
     async with running(settings) as server:

@@ -28,7 +28,7 @@ class Waiter:
 class MemoryBudget:
     """Bytes that decoders may use at once. Any thread may call it.
 
-    Waiters get memory in their order. While one waits, nobody overtakes it: otherwise small images
+    Waiters get memory in their order. While one waits, none overtakes it: otherwise small images
     could keep a large one waiting for ever.
     """
 
