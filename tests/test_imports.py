@@ -32,6 +32,7 @@ FORBIDDEN = {
 # A room of the server imports only from rooms of earlier layers. This includes imports for types.
 LAYERS = (
     {"errors", "settings", "process", "telemetry"},
+    {"security"},
     {"images", "scheduling", "transport"},
     {"repository"},
     {"engines"},

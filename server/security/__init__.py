@@ -1,0 +1,1 @@
+"""Identity and permission: principals, their tokens and certificates, and what they may do."""
