@@ -16,6 +16,7 @@ from typing import NamedTuple
 from server.api.classify import Classifier
 from server.api.content import Decoders
 from server.api.context import DeferredCallbacks
+from server.api.field_limit import max_fields
 from server.api.handlers import CallSupport, grpc_methods
 from server.api.health import HEALTH, Health, ServingState, health_methods
 from server.api.http.app import application
@@ -54,15 +55,11 @@ from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
 from server.transport.calls_in_progress import TransportLimits
+from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.listening import address_fields, listening, port_of
 
 log = logging.getLogger(__name__)
-
-# Fields of one request message: its own, and for each image up to six (the image, its raw pixels
-# and their four fields). Twice as many are allowed, for later versions of the contract.
-MAX_REQUEST_FIELDS = 64
-MAX_FIELDS_PER_IMAGE = 12
 
 MAX_DECODING_IMAGES = 512  # that wait for a decoder: 1 to 3 s of work
 
@@ -95,6 +92,7 @@ class Resources(NamedTuple):
 
     decoding: ThreadPoolExecutor
     loading: ThreadPoolExecutor
+    inflater: Inflater
     grpc_socket: socket
     http_socket: socket
 
@@ -199,10 +197,11 @@ def opened(settings: Settings) -> Iterator[Resources]:
     with (
         ThreadPoolExecutor(decoder_threads, "decode") as decoding,
         load_thread() as loading,
+        Inflater() as inflater,
         listening(settings.host, settings.port, settings.unix_socket) as grpc_socket,
         listening(settings.host, settings.http_port, settings.http_unix_socket) as http_socket,
     ):
-        yield Resources(decoding, loading, grpc_socket, http_socket)
+        yield Resources(decoding, loading, inflater, grpc_socket, http_socket)
 
 
 def build_telemetry(settings: Settings) -> Telemetry:
@@ -304,7 +303,7 @@ def build_api(
     """The two servers, each with its protocols."""
     registry, metrics = models.registry, telemetry.metrics
     in_flight = InFlightLimits(
-        max_fields=MAX_REQUEST_FIELDS + MAX_FIELDS_PER_IMAGE * settings.max_images_per_call,
+        max_fields=max_fields(settings.max_images_per_call),
         max_calls=settings.max_calls,
         max_bytes=settings.max_bytes_in_progress,
     )
@@ -334,7 +333,7 @@ def build_api(
     )
     grpc_server = GrpcServer(methods, transport_limits, telemetry.loop_lag)
 
-    calls = HttpCalls(metrics, in_flight, after_response)
+    calls = HttpCalls(metrics, in_flight, after_response, resources.inflater)
     limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)
     rest = Rest(calls, *operations, max_fields=in_flight.max_fields, limits=limits)
     origins = settings.cors_origins()

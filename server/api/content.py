@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -24,7 +24,9 @@ from server.images.memory import UNLIMITED, MemoryNeeded
 from server.models.version import LoadedModel
 from server.telemetry.clock import clock
 
-Work = tuple[int, Callable[..., Pixels], tuple[Any, ...]]  # index of a row, function, arguments
+T = TypeVar("T")
+
+Work = tuple[int, Callable[..., Any], tuple[Any, ...]]  # index of a row, function, arguments
 
 
 class Decoders:
@@ -48,13 +50,13 @@ class Decoders:
         made = cast(list[Pixels], rows)
         return made[0][np.newaxis] if len(made) == 1 else np.stack(made)
 
-    async def batch(self, images: int, function: Callable[..., Pixels], *arguments: Any) -> Pixels:
-        """Calls the function in a thread; it makes `images` rows at once. Raises Overloaded."""
-        made: list[Pixels | None] = [None]
+    async def batch(self, images: int, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls the function in a thread; it works on `images` images. Raises Overloaded."""
+        made: list[T | None] = [None]
         await self._run([(0, function, arguments)], made, images)
-        return cast(Pixels, made[0])
+        return cast(T, made[0])
 
-    async def _run(self, work: Sequence[Work], rows: list[Pixels | None], images: int) -> None:
+    async def _run(self, work: Sequence[Work], rows: list[Any], images: int) -> None:
         """Runs the work in threads and stores each result in `rows`."""
         if self._waiting and self._waiting + images > self._max_waiting:
             raise Overloaded(
@@ -83,8 +85,8 @@ class Decoders:
                     future.exception()
 
     async def _run_later(
-        self, needed: int, function: Callable[..., Pixels], arguments: tuple[Any, ...]
-    ) -> Pixels:
+        self, needed: int, function: Callable[..., Any], arguments: tuple[Any, ...]
+    ) -> Any:
         """Waits for memory, then runs the work in a thread. If the caller leaves, both end."""
         memory, loop = self.limits.memory, asyncio.get_running_loop()
         granted = asyncio.Event()
@@ -150,7 +152,6 @@ class ImageFile(NamedTuple):
     field: str  # its name in the request
 
     def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
-        """The function that makes its row, with the arguments."""
         return decode, (self.data, spec, limits, self.field)
 
     def has_shape(self, spec: InputSpec) -> bool:
@@ -171,7 +172,6 @@ class RawImage(NamedTuple):
         return from_pixels, (self.data, *size, spec, limits, self.field)
 
     def has_shape(self, spec: InputSpec) -> bool:
-        """Whether the pixels have the model's size already."""
         return (self.height, self.width, self.channels) == (spec.height, spec.width, spec.channels)
 
 
@@ -187,12 +187,22 @@ class EmptyImage(NamedTuple):
         return False
 
 
+class OneImage(Protocol):
+    """An image of a request, in one of its forms."""
+
+    def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
+        """The function that makes its row, with the arguments. Raises InvalidInput."""
+
+    def has_shape(self, spec: InputSpec) -> bool:
+        """Whether it has the pixels of the model's size already."""
+
+
 class ImageList(Content):
     """Images one by one, each a file or pixels."""
 
     __slots__ = ("_images",)
 
-    def __init__(self, images: Sequence[ImageFile | RawImage | EmptyImage]) -> None:
+    def __init__(self, images: Sequence[OneImage]) -> None:
         self._images = images
 
     def count(self, model: LoadedModel, max_images: int) -> int:

@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, ServiceDescriptor
-from google.protobuf.empty_pb2 import Empty
+from google.protobuf.descriptor import Descriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
-from google.protobuf.unknown_fields import UnknownFieldSet
 from grpc import StatusCode
 
 from server.api.context import CallContext, DeferredCallbacks
-from server.api.field_limit import has_more_fields
+from server.api.field_limit import check_fields, text_that_is_not_utf8
 from server.api.in_flight import InFlightLimits
 from server.api.method_metrics import MethodMetrics
 from server.api.status import INTERNAL_ERROR, STATUS, abort_busy, abort_for, message_of
@@ -178,29 +176,13 @@ class _StreamHandler:
 
 
 def _parse(request_class: type[Message], data: bytes, max_fields: int) -> Message:
-    """Raises InvalidInput for bytes that are not the message, or have more than `max_fields`."""
-    if has_more_fields(data, cast(Descriptor, request_class.DESCRIPTOR), max_fields):
-        raise InvalidInput("request", f"has more than {max_fields:,} fields; no request needs more")
+    """Raises InvalidInput for bytes that are not the message, or cost too much to parse."""
+    descriptor = cast(Descriptor, request_class.DESCRIPTOR)
+    check_fields(data, descriptor, max_fields)
     try:
         return request_class.FromString(data)
     except DecodeError as error:
-        raise _parse_error(request_class, data, error) from None
-
-
-def _parse_error(request_class: type[Message], data: bytes, error: DecodeError) -> InvalidInput:
-    """Names the field that is not UTF-8, if that is the error."""
-    descriptor = request_class.DESCRIPTOR
-    try:
-        present: Any = UnknownFieldSet(Empty.FromString(data))
-        for entry in present:
-            known = descriptor.fields_by_number.get(entry.field_number)
-            if known is not None and known.type == FieldDescriptor.TYPE_STRING:
-                try:
-                    entry.data.decode("utf-8")
-                except (UnicodeDecodeError, AttributeError):
-                    return InvalidInput(known.name, "is text, and must be valid UTF-8")
-    except DecodeError:
-        pass
-    return InvalidInput(
-        "request", f"{len(data)} bytes that are not a {descriptor.full_name}: {error}"
-    )
+        if name := text_that_is_not_utf8(data, descriptor, max_fields):
+            raise InvalidInput(name, "is text, and must be valid UTF-8") from None
+        message = f"{len(data)} bytes that are not a {descriptor.full_name}: {error}"
+        raise InvalidInput("request", message) from None

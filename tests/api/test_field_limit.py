@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import time
+
+import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.api.field_limit import SMALL_BYTES, has_more_fields
+from server.api.field_limit import (
+    MAX_SLOW_BYTES,
+    SMALL_BYTES,
+    check_fields,
+    text_that_is_not_utf8,
+)
 from server.api.stubs import classify_pb2 as pb
+from server.api.stubs import open_inference_pb2 as oip
+from server.errors import InvalidInput
 
 REQUEST = pb.ClassifyRequest.DESCRIPTOR
-FILLER = b"\x0a" + b"\x80\x80\x01" + b"m" * SMALL_BYTES  # a model's name: one field, long enough
+INFER = oip.ModelInferRequest.DESCRIPTOR
+FILLER = b"\x0a" + b"\x80\x80\x01" + b"m" * (16 << 10)  # a model's name: one field, long enough
 
 
 def images(count: int) -> bytes:
@@ -19,10 +30,18 @@ def images(count: int) -> bytes:
     return FILLER + pb.ClassifyRequest(images=[raw] * count).SerializeToString()
 
 
+def has_more_fields(data: bytes, limit: int) -> bool:
+    try:
+        check_fields(data, REQUEST, limit)
+    except InvalidInput:
+        return True
+    return False
+
+
 def counted(data: bytes) -> int:
     """The number of fields, by trying limits."""
     limit = 0
-    while has_more_fields(data, REQUEST, limit):
+    while has_more_fields(data, limit):
         limit += 1
     return limit
 
@@ -47,15 +66,15 @@ def test_every_kind_of_unknown_field_counts_as_one() -> None:
 
 
 def test_small_messages_are_not_counted() -> None:
-    assert not has_more_fields(b"\x1a\x00" * (SMALL_BYTES // 2), REQUEST, 1)
-    assert has_more_fields(b"\x1a\x00" * SMALL_BYTES, REQUEST, 1)
+    assert not has_more_fields(b"\x1a\x00" * (SMALL_BYTES // 2), 1)
+    assert has_more_fields(b"\x1a\x00" * SMALL_BYTES, 1)
 
 
 def test_counting_ends_where_the_bytes_are_not_a_message() -> None:
     for broken in (b"\x78" + b"\xff" * 100, b"\x1a\x7f", b"\x7f\x00", b"\x79\x00"):
         assert counted(FILLER + broken) == 2
     endless = b"\x78" + b"\xff" * (1 << 20)
-    assert not has_more_fields(endless, REQUEST, 1)
+    assert not has_more_fields(endless, 1)
 
 
 @given(st.binary(max_size=300))
@@ -67,3 +86,67 @@ def test_every_image_of_a_valid_message_is_counted(tail: bytes) -> None:
     except DecodeError:
         return
     assert fields >= 1 + len(request.images)
+
+
+def tensor(**contents: list[int] | list[float]) -> bytes:
+    """A request with typed contents, as clients without raw contents send them."""
+    inputs = [
+        oip.ModelInferRequest.InferInputTensor(
+            name="image",
+            datatype="FP32",
+            shape=[1, 224, 224, 3],
+            contents=oip.InferTensorContents(**contents),  # type: ignore[arg-type]
+        )
+    ]
+    return oip.ModelInferRequest(model_name="tiny", inputs=inputs).SerializeToString()
+
+
+def test_typed_contents_of_usual_size_pass() -> None:
+    check_fields(tensor(fp32_contents=[0.5] * (64 * 150_528)), INFER, 100)  # 64 images
+    check_fields(tensor(uint_contents=[255] * (16 * 150_528)), INFER, 100)
+
+
+def test_numbers_that_take_long_to_parse_are_refused() -> None:
+    numbers = tensor(uint_contents=[1] * (MAX_SLOW_BYTES // 2))
+    check_fields(numbers, INFER, 100)
+    with pytest.raises(InvalidInput, match="uint_contents: makes more than 8,388,608 bytes"):
+        check_fields(numbers + numbers, INFER, 100)
+    name = pb.ClassifyRequest(model="m" * (MAX_SLOW_BYTES + 1)).SerializeToString()
+    with pytest.raises(InvalidInput, match="model: makes more than"):
+        check_fields(name, REQUEST, 100)
+
+
+def test_the_first_text_that_is_not_utf8_is_found_in_nested_messages_too() -> None:
+    broken = tensor().replace(b"FP32", b"FP3\xff")
+    assert text_that_is_not_utf8(broken, INFER, 100) == "datatype"
+    assert text_that_is_not_utf8(broken, INFER, 2) == ""
+    assert text_that_is_not_utf8(tensor(), INFER, 100) == ""
+    assert text_that_is_not_utf8(b"\x1a\x05\x0a\xff", REQUEST, 100) == ""
+
+
+def test_a_broken_message_costs_what_it_costs_to_see_that_it_is_broken() -> None:
+    """It took 9 s once: the rest of the message was read as unknown fields."""
+    rest = b"\x1a\x00" * (8 << 20)
+    nested = b""
+    for _ in range(3000):
+        size = len(nested)
+        nested = b"\x1a" + bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14]) + nested
+    began_s = time.thread_time()
+    for data in (
+        b"\x1a\x02\x0a\x50" + rest,
+        rest + b"\x1a\x02\x0a\x50",
+        nested,
+        b"\x7b" * (1 << 24),
+    ):
+        check_refused(data)
+    assert time.thread_time() - began_s < 0.5
+
+
+def check_refused(data: bytes) -> None:
+    try:
+        check_fields(data, REQUEST, 3000)
+        pb.ClassifyRequest.FromString(data)
+    except DecodeError:
+        text_that_is_not_utf8(data, REQUEST, 3000)
+    except InvalidInput:
+        pass

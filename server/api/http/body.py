@@ -15,7 +15,12 @@ from server.api.in_flight import InFlightLimits
 from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput, ModelNotReady
 from server.telemetry.clock import clock
-from server.transport.compression import WINDOW_BITS, DecompressionError, TooLargeError, inflate
+from server.transport.compression import (
+    WINDOW_BITS,
+    DecompressionError,
+    Inflater,
+    TooLargeError,
+)
 
 MAX_BODY_S = 30.0  # for a body to arrive; it counts as a call in progress meanwhile
 IDENTITY = "identity"
@@ -30,8 +35,9 @@ CLOSE = {"Connection": "close"}
 class BodyReader:
     """Reads bodies and counts their bytes as in flight. Used on the event loop's thread only."""
 
-    def __init__(self, in_flight: InFlightLimits) -> None:
+    def __init__(self, in_flight: InFlightLimits, inflater: Inflater) -> None:
         self._in_flight = in_flight
+        self._inflater = inflater
         self._receiving: set[asyncio.Task[Any]] = set()
         self._is_stopped = False
 
@@ -67,8 +73,7 @@ class BodyReader:
                 raise _too_large(limit, close)
             body = await self._receive(request, limit, deadline_s, held)
             if encoding != IDENTITY:
-                body = await _inflated(body, encoding, limit)
-                held.add(len(body))
+                body = await self._inflate(body, encoding, limit, held)
             yield body
         finally:
             self._in_flight.end(held.size)
@@ -102,6 +107,17 @@ class BodyReader:
             self._receiving.discard(task)
         return b"".join(parts)
 
+    async def _inflate(self, body: bytes, encoding: str, limit: int, held: _HeldBytes) -> bytes:
+        """Raises InvalidInput, Overloaded, and HTTPException for more than `limit` bytes."""
+        try:
+            inflated = await self._inflater.inflate(body, encoding, limit, held.add)
+        except TooLargeError as error:
+            raise HTTPException(413, f"the body {error}") from None
+        except DecompressionError as error:
+            raise InvalidInput("body", str(error)) from None
+        held.remove(len(body))
+        return inflated
+
 
 class _HeldBytes:
     """The bytes of one body that are counted as in flight."""
@@ -114,6 +130,10 @@ class _HeldBytes:
         """Raises Overloaded; the bytes are counted anyway, until the call ends."""
         self.size += size
         self._in_flight.add_bytes(size)
+
+    def remove(self, size: int) -> None:
+        self.size -= size
+        self._in_flight.remove_bytes(size)
 
 
 def _encoding(request: Request, close: Mapping[str, str] | None) -> str:
@@ -128,16 +148,3 @@ def _encoding(request: Request, close: Mapping[str, str] | None) -> str:
 def _too_large(limit: int, headers: Mapping[str, str] | None = None) -> HTTPException:
     message = f"the body has more than {limit:,} bytes; no more are allowed"
     return HTTPException(413, message, headers)
-
-
-async def _inflated(body: bytes, encoding: str, limit: int) -> bytes:
-    """Inflates in a thread: a small body may become a large one.
-
-    Raises InvalidInput, and HTTPException for more than `limit` bytes.
-    """
-    try:
-        return await asyncio.to_thread(inflate, body, encoding, limit)
-    except TooLargeError as error:
-        raise HTTPException(413, f"the body {error}") from None
-    except DecompressionError as error:
-        raise InvalidInput("body", str(error)) from None

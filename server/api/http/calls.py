@@ -29,6 +29,7 @@ from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput, ModelNotReady, Overloaded, ServingError
 from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
+from server.transport.compression import Inflater
 from server.transport.metadata import timeout_s
 
 DEADLINE = "Grpc-Timeout"
@@ -41,11 +42,15 @@ class HttpCalls:
     """Makes routes for calls, and stops them. Used on the event loop's thread only."""
 
     def __init__(
-        self, metrics: Metrics, in_flight: InFlightLimits, after_response: DeferredCallbacks
+        self,
+        metrics: Metrics,
+        in_flight: InFlightLimits,
+        after_response: DeferredCallbacks,
+        inflater: Inflater,
     ) -> None:
         self._metrics = metrics
         self._after_response = after_response
-        self._bodies = BodyReader(in_flight)
+        self._bodies = BodyReader(in_flight, inflater)
         self._working: set[asyncio.Task[Response]] = set()
         self._is_stopping = False
         self._is_stopped = False  # calls in progress get no more time

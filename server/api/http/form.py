@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
+from server.api.content import ImageFile, OneImage
 from server.api.v2.base64_text import NotBase64, decode_base64
 from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput
+from server.images.decode import decode
+from server.images.input_spec import ImageLimits, InputSpec, Pixels
 
 MULTIPART = "multipart/"
 FORM_DATA = b"multipart/form-data"
@@ -20,11 +24,23 @@ MAX_TEXT_BYTES = 1024
 
 
 class Form(NamedTuple):
-    """The file of a form, the name of its field, and the other fields."""
+    """The image file of a form, and the other fields."""
 
-    field: str
-    file: bytes
+    image: OneImage
     texts: dict[str, str]
+
+
+class Base64File(NamedTuple):
+    """An image file in base64."""
+
+    text: bytes
+    field: str  # its name in the form
+
+    def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
+        return _decode_base64_file, (self.text, spec, limits, self.field)
+
+    def has_shape(self, spec: InputSpec) -> bool:
+        return False
 
 
 def is_form(request: Request) -> bool:
@@ -57,7 +73,16 @@ def parse_form(body: bytes, content_type: str) -> Form:
         given = f"has {len(files)} files" if files else "has no file"
         raise InvalidInput("body", f"is a form that {given}; send one, as in -F image=@cat.jpg")
     (file,) = files
-    return Form(file.name, file.content(), {p.name: p.text() for p in found if p is not file})
+    return Form(file.image(), {p.name: p.text() for p in found if p is not file})
+
+
+def _decode_base64_file(text: bytes, spec: InputSpec, limits: ImageLimits, field: str) -> Pixels:
+    """Raises as `decode` does."""
+    try:
+        file = decode_base64(text.decode("latin-1"))
+    except NotBase64 as error:
+        raise InvalidInput(field, f"is {error}") from None
+    return decode(file, spec, limits, field)
 
 
 class _Part:
@@ -75,19 +100,16 @@ class _Part:
         self.name = options.get(b"name", b"").decode("latin-1")[:MAX_QUOTED] or "file"
         self.is_file = b"filename" in options
 
-    def content(self) -> bytes:
-        """The bytes of the file. Raises InvalidInput."""
+    def image(self) -> OneImage:
+        """The image in this part. Raises InvalidInput."""
         encoding = self.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding == "base64":
-            try:
-                return decode_base64(self.data.decode("latin-1"))
-            except NotBase64 as error:
-                raise InvalidInput(self.name, f"is {error}") from None
+            return Base64File(bytes(self.data), self.name)
         if encoding not in ("binary", "8bit", "7bit"):
             given = encoding[:MAX_QUOTED]
             message = f"has the Content-Transfer-Encoding {given!r}; binary or base64 is allowed"
             raise InvalidInput(self.name, message)
-        return bytes(self.data)
+        return ImageFile(bytes(self.data), self.name)
 
     def text(self) -> str:
         """The value of a field that is no file. Raises InvalidInput."""

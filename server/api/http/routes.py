@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from server.api.content import ImageFile, ImageList
+from server.api.content import ImageFile, ImageList, OneImage
 from server.api.context import CallContext
 from server.api.http.calls import HttpCalls
 from server.api.http.form import is_form, parse_form
@@ -189,11 +189,10 @@ class Rest:
 
     async def _classify(self, request: Request, body: bytes, context: CallContext) -> Response:
         query: dict[str, str] = dict(request.query_params)
-        image = ImageFile(body, "body")
+        image: OneImage = ImageFile(body, "body")
         if is_form(request):
             form = parse_form(body, request.headers["content-type"])
-            image = ImageFile(form.file, form.field)
-            query = form.texts | query
+            image, query = form.image, form.texts | query
         if unknown := set(query) - set(QUERY):
             raise InvalidInput(
                 min(unknown)[:MAX_QUOTED],

@@ -39,10 +39,11 @@ class JsonData(TensorData):
         arguments = self._text, tensor.shape, self._field
         return decoders.batch(tensor.shape[0], numbers_from_json, *arguments)
 
-    def decode(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Awaitable[Pixels]:
-        files = files_from_json(self._text, self._field, nested=len(tensor.shape) > 1)
+    async def decode(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Pixels:
+        images, is_nested = tensor.shape[0], len(tensor.shape) > 1
+        files = await decoders.batch(images, files_from_json, self._text, self._field, is_nested)
         check_size(self._field, "elements", len(files), tensor, tensor.shape[0])
-        return decode_files(files, self._field, spec, decoders)
+        return await decode_files(files, self._field, spec, decoders)
 
 
 def numbers_from_json(
@@ -74,7 +75,7 @@ def numbers_from_json(
     return numbers.reshape(shape)
 
 
-def files_from_json(text: bytes | memoryview, field: str, *, nested: bool = False) -> list[bytes]:
+def files_from_json(text: bytes | memoryview, field: str, nested: bool = False) -> list[bytes]:
     """The files in an array of base64 texts; if `nested`, each may be in an array of its own.
 
     Raises InvalidInput.

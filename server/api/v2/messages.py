@@ -26,6 +26,8 @@ from server.api.v2.tensors import (
 from server.errors import InvalidInput
 from server.images.input_spec import InputSpec, Pixels
 
+MAX_DIMENSIONS = 32  # of a shape; a packed field of 8 MiB may have millions
+
 
 class TypedContents(TensorData):
     """Elements in the typed fields of a message."""
@@ -115,7 +117,7 @@ def _input(field: str, tensor: pb.ModelInferRequest.InferInputTensor) -> InputTe
     data = None
     if tensor.HasField("contents"):
         data = TypedContents(f"{field}.contents", tensor.contents)
-    shape = tuple(tensor.shape)
+    shape = tuple(tensor.shape[: MAX_DIMENSIONS + 1])  # one too many is enough to know
     return InputTensor(
         tensor.name, tensor.datatype, shape, _plain_parameters(tensor.parameters), data
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import random
 import zlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -129,6 +130,22 @@ async def test_compressed_bodies_are_read_up_to_the_limit(tmp_path: Path) -> Non
             assert refused.status_code == status
             assert words in problem(refused)["detail"]
         assert (await post(gzip.compress(file), "gzip")).status_code == 200
+
+
+async def test_an_inflated_body_counts_as_in_progress_while_it_grows(tmp_path: Path) -> None:
+    publish(tmp_path)
+    limit = 1 << 20
+    limits = {"max_image_bytes": limit, "max_message_bytes": limit, "max_bytes_in_progress": limit}
+    noise = gzip.compress(random.Random(5).randbytes(600_000), mtime=0)
+    async with client_of(tmp_path, **limits) as (_, client):
+        for _ in range(3):  # the bytes of a refused body do not stay counted
+            answer = await client.post(
+                CLASSIFY, content=noise, headers={"content-encoding": "gzip"}
+            )
+            assert answer.status_code == 429
+            assert "requests in progress hold" in problem(answer)["detail"]
+        answer = await client.post(CLASSIFY, content=noise)
+        assert answer.status_code == 400  # it is no image
 
 
 async def test_a_refused_expect_100_continue_closes_the_connection(tmp_path: Path) -> None:
