@@ -7,7 +7,7 @@ from server.process.early_signals import STOP_SIGNALS, exit_on
 
 def main() -> int:
     exit_on(STOP_SIGNALS, status=0)
-    from server.run import run  # imports everything else, so it comes after the signal handlers
+    from server.app.run import run  # imports everything else, so it comes after the signal handlers
 
     return run()
 

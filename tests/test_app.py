@@ -15,7 +15,7 @@ from grpc import StatusCode
 from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import running
+from server.app.lifecycle import running
 from server.errors import CannotServe, DeviceLost, EngineFailure
 from server.models.loader import LoadedEngine
 from server.repository.contents import VersionEntry

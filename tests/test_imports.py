@@ -40,7 +40,6 @@ LAYERS = (
     {"models"},
     {"api"},
     {"app"},
-    {"run"},
     {"__main__", "cli"},
 )
 
@@ -182,7 +181,7 @@ def test_a_room_of_the_server_imports_only_from_layers_below() -> None:
 
 
 def test_only_the_edges_of_the_server_import_transport_libraries() -> None:
-    above = ("server/api/", "server/transport/", "server/app.py", "server/run.py")
+    above = ("server/api/", "server/transport/", "server/app/")
     for source in sources("server"):
         if not name_of(source).startswith(above):
             assert not roots(source) & TRANSPORT, name_of(source)
@@ -205,7 +204,7 @@ def test_a_library_is_imported_by_one_file_only(library: str) -> None:
 def test_only_the_edges_of_the_server_import_generated_stubs() -> None:
     for source in sources("server"):
         stubs = any(name.startswith("server.api.stubs") for name in imported(source))
-        assert not stubs or name_of(source).startswith(("server/api/", "server/app.py"))
+        assert not stubs or name_of(source).startswith(("server/api/", "server/app/"))
 
 
 def test_only_the_command_reads_the_environment() -> None:
@@ -216,7 +215,7 @@ def test_only_the_command_reads_the_environment() -> None:
             if isinstance(node, ast.Attribute)
         }
         reads = names & {"environ", "getenv", "environb"}
-        assert not reads or name_of(source) == "server/run.py", name_of(source)
+        assert not reads or name_of(source) == "server/app/run.py", name_of(source)
 
 
 def test_serving_needs_no_package_of_the_build(built_repository: Path) -> None:

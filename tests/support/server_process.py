@@ -14,7 +14,7 @@ import grpc
 import httpx
 from grpc import StatusCode
 
-from server.app import Running, running
+from server.app.lifecycle import Running, running
 from server.models.loader import Loader
 from server.settings import Settings
 from tests.support.serving import SERVICE, Served, raw

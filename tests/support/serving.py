@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import Running, running
+from server.app.lifecycle import Running, running
 from server.engines import null
 from server.engines.base import Engine, Instance, OnDone, Outputs
 from server.execution.device import profile_groups

@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from server.api.stubs import classify_pb2 as pb
-from server.app import running
+from server.app.lifecycle import running
 from server.errors import CannotServe
 from server.transport.listening import address_fields, listening, port_of
 from tests.support.server_process import local_settings

@@ -7,7 +7,7 @@ import sys
 
 import uvloop
 
-from server.app import serve
+from server.app.lifecycle import serve
 from server.errors import CannotServe
 from server.process import allocator
 from server.process.load_thread import is_still_loading

@@ -1,0 +1,1 @@
+"""Puts the server together, starts and stops it, and runs it as a process."""
