@@ -2,6 +2,8 @@
 
 ServingError
 +-- InvalidInput          the request is wrong: correct it
++-- Unauthenticated       no valid credential: send one
++-- Forbidden             the caller lacks a permission: ask the operator
 +-- ModelNotFound         there is no such model or version: choose another
 +-- ModelNotReady         the model is loading, draining or failed its check: try again later
 +-- Overloaded            the queue can't meet the deadline: try again after the given time
@@ -24,6 +26,21 @@ class InvalidInput(ServingError):
         super().__init__(f"{field}: {description}")
         self.field = field
         self.description = description
+
+
+class Unauthenticated(ServingError):
+    """The request has no valid credential. `reason` is the word for metrics and logs.
+
+    The message never says which part of a credential is wrong, nor what would be right.
+    """
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Forbidden(ServingError):
+    """The caller may not do this; the message says which permission is missing."""
 
 
 class ModelNotFound(ServingError):

@@ -16,11 +16,13 @@ from server.errors import (
     DeadlineUnreachable,
     DeviceLost,
     EngineFailure,
+    Forbidden,
     InvalidInput,
     ModelNotFound,
     ModelNotReady,
     Overloaded,
     ServingError,
+    Unauthenticated,
 )
 from server.transport.methods import Abort
 
@@ -28,6 +30,8 @@ log = logging.getLogger(__name__)
 
 STATUS: dict[type[ServingError], StatusCode] = {
     InvalidInput: StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: StatusCode.UNAUTHENTICATED,
+    Forbidden: StatusCode.PERMISSION_DENIED,
     ModelNotFound: StatusCode.NOT_FOUND,
     ModelNotReady: StatusCode.UNAVAILABLE,
     Overloaded: StatusCode.RESOURCE_EXHAUSTED,
@@ -37,6 +41,8 @@ STATUS: dict[type[ServingError], StatusCode] = {
 }
 HTTP_STATUS = {
     StatusCode.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
+    StatusCode.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    StatusCode.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
     StatusCode.NOT_FOUND: HTTPStatus.NOT_FOUND,
     StatusCode.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
     StatusCode.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -1,0 +1,169 @@
+"""Finds the principal of a request from its headers and its connection."""
+
+from __future__ import annotations
+
+import hmac
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import NoReturn
+
+from server.errors import Unauthenticated
+from server.security.auth_file import Identities
+from server.security.caller import Caller
+from server.security.failure_limit import FailureLimit
+from server.security.peer import Peer, PeerCertificate
+from server.security.principal import LOCAL_CALLER, REMOTE_CALLER, Principal
+from server.security.tokens import token_of
+
+AUTHORIZATION = b"authorization"
+
+# Values of the label `reason` of convserve_auth_failures.
+MISSING, MALFORMED, EXPIRED, LIMITED = "missing", "malformed", "expired", "limited"
+UNKNOWN_TOKEN, UNKNOWN_CERTIFICATE = "unknown_token", "unknown_certificate"
+UNKNOWN_USER, FORBIDDEN = "unknown_user", "forbidden"
+FAILURES = (
+    *(MISSING, MALFORMED, EXPIRED, LIMITED),
+    *(UNKNOWN_TOKEN, UNKNOWN_CERTIFICATE, UNKNOWN_USER, FORBIDDEN),
+)
+
+# A proxy on this machine forwards requests of other machines, and a browser those of web pages.
+FORWARDING = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip", b"origin"})
+
+MAX_VERIFIED = 4096  # Authorization values that are kept, about 2 MB
+NO_DIGEST = bytes(32)  # compared with for an unknown id, so that it takes as long as a known one
+
+Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
+
+
+class Authenticator(ABC):
+    """Used on the event loop's thread only."""
+
+    generation = 0  # changes when earlier answers may be wrong
+
+    @abstractmethod
+    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+        """The headers that `identify` looks at. Equal ones of one connection mean one caller."""
+
+    @abstractmethod
+    def identify(self, relevant: Headers, peer: Peer) -> Caller:
+        """The caller. Raises Unauthenticated."""
+
+
+class OpenAuthenticator(Authenticator):
+    """Without an auth file: every caller is anonymous. Only local ones may change something."""
+
+    def __init__(self, *, allow_remote_admin: bool) -> None:
+        self._allow_remote_admin = allow_remote_admin
+
+    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+        return tuple(header for header in headers if header[0] in FORWARDING)
+
+    def identify(self, relevant: Headers, peer: Peer) -> Caller:
+        is_local = peer.is_local and not any(name in FORWARDING for name, _ in relevant)
+        may_change = is_local or self._allow_remote_admin
+        return Caller(LOCAL_CALLER if may_change else REMOTE_CALLER, peer)
+
+
+class FileAuthenticator(Authenticator):
+    """Knows the principals of an auth file."""
+
+    def __init__(
+        self, identities: Identities, limit: FailureLimit, count: Callable[[str], None]
+    ) -> None:
+        self._limit = limit
+        self._count = count
+        self.replace(identities)
+
+    def replace(self, identities: Identities) -> None:
+        """Uses another content of the auth file from now on."""
+        self._identities = identities
+        proxy = identities.proxy
+        self._headers = {AUTHORIZATION, proxy.header} if proxy else {AUTHORIZATION}
+        self._verified: dict[bytes, tuple[Principal, float]] = {}
+        self.generation += 1
+
+    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+        names = self._headers
+        return tuple(header for header in headers if header[0] in names)
+
+    def identify(self, relevant: Headers, peer: Peer) -> Caller:
+        """A trusted proxy's header counts first, then a token, then a client certificate."""
+        proxy = self._identities.proxy
+        if proxy is not None and proxy.trusts(peer):
+            users = [value for name, value in relevant if name == proxy.header]
+            if users:
+                return self._of_user(users, proxy.users.get(users[0]), peer)
+        values = [value for name, value in relevant if name == AUTHORIZATION]
+        if values:
+            return self._of_token(values, peer)
+        if peer.certificate is not None:
+            return self._of_certificate(peer.certificate, peer)
+        self._count(MISSING)
+        raise Unauthenticated(
+            "a credential is missing: send the header 'authorization: Bearer TOKEN' or a client "
+            "certificate",
+            MISSING,
+        )
+
+    def _of_user(self, users: list[bytes], principal: Principal | None, peer: Peer) -> Caller:
+        """The proxy is trusted, so its failures are not limited."""
+        if principal is None or len(users) > 1:
+            reason = UNKNOWN_USER if principal is None else MALFORMED
+            self._count(reason)
+            raise Unauthenticated("the proxy's header names no principal of this server", reason)
+        return Caller(principal, peer)
+
+    def _of_token(self, values: list[bytes], peer: Peer) -> Caller:
+        if len(values) > 1:
+            self._fail(MALFORMED, "authorization: is given several times; give it once", peer)
+        value = values[0]
+        known = self._verified.get(value)
+        if known is None:
+            known = self._verify(value, peer)
+        principal, expires_s = known
+        if expires_s != math.inf and expires_s <= time.time():
+            self._fail(EXPIRED, "authorization: the token has expired", peer)
+        return Caller(principal, peer, expires_s)
+
+    def _verify(self, value: bytes, peer: Peer) -> tuple[Principal, float]:
+        self._check_limit(peer)
+        given = token_of(value)
+        if given is None:
+            self._fail(MALFORMED, "authorization: is not 'Bearer TOKEN' with a whole token", peer)
+        stored = self._identities.tokens.get(given.id)
+        digest = NO_DIGEST if stored is None else stored.digest
+        if not hmac.compare_digest(given.digest, digest) or stored is None:
+            self._fail(UNKNOWN_TOKEN, "authorization: the token is not valid", peer)
+        if len(self._verified) >= MAX_VERIFIED:
+            self._verified.clear()
+        known = self._verified[value] = stored.principal, stored.expires_s
+        return known
+
+    def _of_certificate(self, certificate: PeerCertificate, peer: Peer) -> Caller:
+        principals = self._identities.principals_of(certificate)
+        if len(principals) != 1:
+            self._check_limit(peer)
+            self._fail(
+                UNKNOWN_CERTIFICATE,
+                "no token is given, and the client certificate belongs to "
+                f"{'several principals' if principals else 'no principal'} of this server",
+                peer,
+            )
+        return Caller(principals.pop(), peer)
+
+    def _check_limit(self, peer: Peer) -> None:
+        wait_s = self._limit.wait_s(peer.host)
+        if wait_s:
+            self._count(LIMITED)
+            raise Unauthenticated(
+                "too many wrong credentials came from this address; try again in "
+                f"{math.ceil(wait_s)} s",
+                LIMITED,
+            )
+
+    def _fail(self, reason: str, message: str, peer: Peer) -> NoReturn:
+        self._count(reason)
+        self._limit.failed(peer.host)
+        raise Unauthenticated(message, reason)

@@ -1,0 +1,24 @@
+"""The caller of a request: who it is, and where it comes from."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from server.security.peer import Peer
+from server.security.principal import LOCAL_CALLER, Principal
+
+
+class Caller(NamedTuple):
+    """A principal at the other end of a connection."""
+
+    principal: Principal
+    peer: Peer
+    expires_s: float = math.inf  # Unix time when its credential ends
+
+
+# A caller without valid credentials may call the open methods, and sees no model.
+STRANGER = Principal(name="", roles=frozenset(), models=())
+
+# The caller of requests that come from no connection.
+IN_PROCESS = Caller(LOCAL_CALLER, Peer("", True, None))
