@@ -26,7 +26,7 @@ COMMANDS = {
     "serve": Subcommand("server.__main__", "serve the models of a repository"),
     "build": Subcommand("model_repo.build", "build models into a repository (needs torch)"),
     "repo": Subcommand("server.repository.__main__", "list, verify, clean up, label versions"),
-    "token": Subcommand("server.security.token_command", "make bearer tokens for callers"),
+    "token": Subcommand("server.security.identity.token_command", "make bearer tokens for callers"),
     "classify": Subcommand("convserve_client.classify", "classify image files"),
     "bench": Subcommand("convserve_client.bench", "measure a server under load"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from server.security.tokens import NewToken, new_token
+from server.security.identity.tokens import NewToken, new_token
 
 PROXY_HEADER = "x-forwarded-user"
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import pytest
 
-from server.security.auth_file import Identities, InvalidAuthFile, parse_auth_file
+from server.security.identity.auth_file import Identities, InvalidAuthFile, parse_auth_file
 from server.security.principal import Role
 from tests.security.credentials import TEAM_A, auth_file, token_lines
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from server import cli
-from server.security.auth_file import Identities, parse_auth_file
-from server.security.tokens import token_of
+from server.security.identity.auth_file import Identities, parse_auth_file
+from server.security.identity.tokens import token_of
 
 TOKEN = re.compile(r"cs_[0-9a-f]{16}_[0-9a-f]{64}")
 

@@ -6,16 +6,16 @@ import hmac
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NoReturn
 
 from server.errors import Unauthenticated
-from server.security.auth_file import Identities
 from server.security.caller import Caller
-from server.security.failure_limit import FailureLimit
+from server.security.identity.auth_file import Identities
+from server.security.identity.failure_limit import FailureLimit
+from server.security.identity.tokens import token_of
 from server.security.peer import Peer, PeerCertificate
 from server.security.principal import LOCAL_CALLER, REMOTE_CALLER, Principal
-from server.security.tokens import token_of
 
 AUTHORIZATION = b"authorization"
 
@@ -69,11 +69,8 @@ class OpenAuthenticator(Authenticator):
 class FileAuthenticator(Authenticator):
     """Knows the principals of an auth file."""
 
-    def __init__(
-        self, identities: Identities, limit: FailureLimit, count: Callable[[str], None]
-    ) -> None:
+    def __init__(self, identities: Identities, limit: FailureLimit) -> None:
         self._limit = limit
-        self._count = count
         self.replace(identities)
 
     def replace(self, identities: Identities) -> None:
@@ -100,7 +97,6 @@ class FileAuthenticator(Authenticator):
             return self._of_token(values, peer)
         if peer.certificate is not None:
             return self._of_certificate(peer.certificate, peer)
-        self._count(MISSING)
         raise Unauthenticated(
             "a credential is missing: send the header 'authorization: Bearer TOKEN' or a client "
             "certificate",
@@ -111,7 +107,6 @@ class FileAuthenticator(Authenticator):
         """The proxy is trusted, so its failures are not limited."""
         if principal is None or len(users) > 1:
             reason = UNKNOWN_USER if principal is None else MALFORMED
-            self._count(reason)
             raise Unauthenticated("the proxy's header names no principal of this server", reason)
         return Caller(principal, peer)
 
@@ -144,19 +139,17 @@ class FileAuthenticator(Authenticator):
     def _of_certificate(self, certificate: PeerCertificate, peer: Peer) -> Caller:
         principals = self._identities.principals_of(certificate)
         if len(principals) != 1:
-            self._check_limit(peer)
-            self._fail(
-                UNKNOWN_CERTIFICATE,
+            # Not limited: a CA has signed the certificate, so nobody can try many of them.
+            raise Unauthenticated(
                 "no token is given, and the client certificate belongs to "
                 f"{'several principals' if principals else 'no principal'} of this server",
-                peer,
+                UNKNOWN_CERTIFICATE,
             )
         return Caller(principals.pop(), peer)
 
     def _check_limit(self, peer: Peer) -> None:
         wait_s = self._limit.wait_s(peer.host)
         if wait_s:
-            self._count(LIMITED)
             raise Unauthenticated(
                 "too many wrong credentials came from this address; try again in "
                 f"{math.ceil(wait_s)} s",
@@ -164,6 +157,5 @@ class FileAuthenticator(Authenticator):
             )
 
     def _fail(self, reason: str, message: str, peer: Peer) -> NoReturn:
-        self._count(reason)
         self._limit.failed(peer.host)
         raise Unauthenticated(message, reason)

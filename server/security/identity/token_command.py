@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from server.security.auth_file import NAME, InvalidAuthFile, parse_auth_file
+from server.security.identity.auth_file import NAME, InvalidAuthFile, parse_auth_file
+from server.security.identity.tokens import NewToken, new_token
 from server.security.principal import ANONYMOUS, Role
-from server.security.tokens import NewToken, new_token
 
 
 def main(argv: Sequence[str] | None = None) -> int:

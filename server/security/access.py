@@ -1,0 +1,64 @@
+"""Decides from the head of a request who calls, and whether the method may run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from server.errors import Forbidden, Unauthenticated
+from server.security.audit import AuditLog
+from server.security.caller import STRANGER, Caller
+from server.security.identity.authenticator import FORBIDDEN, Authenticator, Headers
+from server.security.peer import Peer
+from server.security.permissions import OPEN_METHODS, check_role, is_change
+
+
+class AccessControl:
+    """The same decision for every protocol. Used on the event loop's thread only."""
+
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        audit: AuditLog,
+        report: Callable[[str, str], None],
+    ) -> None:
+        self._authenticator = authenticator
+        self._audit = audit
+        self._report = report
+
+    @property
+    def generation(self) -> int:
+        """Changes when earlier decisions may be wrong."""
+        return self._authenticator.generation
+
+    def admit(self, method: str, headers: Headers, peer: Peer) -> Caller:
+        """The caller of a method. Raises Unauthenticated, Forbidden."""
+        if method in OPEN_METHODS:
+            return self.caller_or_stranger(headers, peer)
+        authenticator = self._authenticator
+        try:
+            caller = authenticator.identify(authenticator.relevant(headers), peer)
+        except Unauthenticated as error:
+            self._report(error.reason, peer.host)
+            self._deny(method, Caller(STRANGER, peer), Unauthenticated)
+            raise
+        try:
+            check_role(method, caller)
+        except Forbidden:
+            self._report(FORBIDDEN, peer.host)
+            self._deny(method, caller, Forbidden)
+            raise
+        return caller
+
+    def caller_or_stranger(self, headers: Headers, peer: Peer) -> Caller:
+        """The caller of an open method, which tells strangers less."""
+        relevant = self._authenticator.relevant(headers)
+        try:
+            return self._authenticator.identify(relevant, peer)
+        except Unauthenticated as error:
+            if relevant:  # otherwise it is a probe without credentials
+                self._report(error.reason, peer.host)
+            return Caller(STRANGER, peer)
+
+    def _deny(self, method: str, caller: Caller, error: type[Exception]) -> None:
+        if is_change(method):
+            self._audit.denied(caller, method, error.__name__)
