@@ -51,7 +51,7 @@ LIBRARIES = {  # each library is imported by one file only
     "cuda": "server/engines/tensorrt/cuda.py",
     "pynvml": "server/telemetry/nvml.py",
     "opentelemetry": "server/telemetry/tracing.py",
-    "hpack": "server/transport/metadata.py",
+    "ngh2": "server/transport/connection.py",
 }
 
 TRANSPORT = {"grpc", "grpc_health", "grpc_reflection", "google", "starlette", "uvicorn"}

@@ -24,6 +24,7 @@ from server.errors import (
     ServingError,
     Unauthenticated,
 )
+from server.transport.metadata import Header
 from server.transport.methods import Abort
 
 log = logging.getLogger(__name__)
@@ -65,7 +66,7 @@ def abort_for(error: ServingError, method: str) -> Abort:
     code = STATUS[type(error)]
     message = message_of(error, method)
     if isinstance(error, Overloaded):
-        return Abort.of_block(_overloaded(message, math.ceil(error.retry_after_s * 1e3)))
+        return Abort.of_trailers(_overloaded(message, math.ceil(error.retry_after_s * 1e3)))
     trailers: list[tuple[str, str | bytes]] = []
     if isinstance(error, InvalidInput):
         status = Status(code=code.value[0], message=message)
@@ -95,7 +96,7 @@ def shortened(text: str) -> str:
 
 # Overload refuses many calls with the same few messages. Building one takes 40 us.
 @lru_cache(maxsize=1024)
-def _overloaded(message: str, wait_ms: int) -> bytes:
+def _overloaded(message: str, wait_ms: int) -> tuple[Header, ...]:
     code = STATUS[Overloaded]
     status = Status(code=code.value[0], message=message)
     wait = Duration()
@@ -105,7 +106,7 @@ def _overloaded(message: str, wait_ms: int) -> bytes:
         ("grpc-retry-pushback-ms", str(wait_ms)),
         ("grpc-status-details-bin", status.SerializeToString()),
     ]
-    return Abort(code, message, trailers).block
+    return Abort(code, message, trailers).trailers
 
 
 @lru_cache(maxsize=1024)

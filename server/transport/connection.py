@@ -1,30 +1,39 @@
-"""The server's end of an HTTP/2 connection (RFC 9113), as far as gRPC needs it.
+"""The server's end of an HTTP/2 connection (RFC 9113), by libnghttp2 through ngh2.
 
-It reads frames, passes them to their streams, and sends what the client's windows allow. It does
-not push and ignores priorities. A protocol error ends its stream. If the rest of the connection can
-no longer be understood or bounded, it ends the connection, with an error code and a reason.
+The library reads and writes frames, decodes headers, keeps windows and stream states, and limits
+what a client may do. This module connects it to the event loop: bytes in, streams, bytes out.
 
-Bounds: size of header blocks, number of streams, unread bytes per stream. While a client does not
-read its responses, the server reads nothing more from it.
+One connection never holds the loop for long: it reads for at most TURN_BUDGET_S, then pauses and
+continues in a later turn of the loop. While a client does not read its responses, the server reads
+nothing more from it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import struct
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
-from server.transport.metadata import (
-    MAX_HEADER_BLOCK_BYTES,
-    MAX_HEADERS_BYTES,
-    HeaderError,
-    HeaderReader,
-    RequestHead,
+from ngh2 import Configuration, Connection, Role
+from ngh2.enums import ErrorCode, Setting
+from ngh2.events import (
+    ConnectionClosed,
+    DataReceived,
+    Event,
+    PingAcknowledged,
+    RequestReceived,
+    StreamClosed,
+    TrailersReceived,
+    WindowUpdated,
 )
+from ngh2.exceptions import ConnectionStateError, DenialOfServiceError, NGH2Error
 
-RETIRING = b"retiring"  # payload of the ping that follows the GOAWAY
+from server.transport.metadata import MAX_HEADERS_BYTES, Header, RequestHead, RequestHeads
+
+RETIRING = b"retiring"  # payload of the ping that follows the first GOAWAY
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 HTTP1_ANSWER = (
     b"HTTP/1.1 505 HTTP Version Not Supported\r\n"
@@ -32,83 +41,40 @@ HTTP1_ANSWER = (
     b"This port speaks gRPC, over HTTP/2. REST, /metrics and /readyz are at the HTTP port.\n"
 )
 
-# Frames
-DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
-CONTINUATION = 9
-END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
-FRAME_HEAD = 9
-
-# Error codes
-NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0, 1, 2, 3
-STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 5, 6, 7, 8, 9
-ENHANCE_YOUR_CALM = 11
-
-# Settings
-(
-    HEADER_TABLE_SIZE,
-    ENABLE_PUSH,
-    MAX_CONCURRENT_STREAMS,
-    INITIAL_WINDOW_SIZE,
-    MAX_FRAME_SIZE,
-    MAX_HEADER_LIST_SIZE,
-) = range(1, 7)
-DEFAULT_TABLE_SIZE = 4096
-NO_TABLE = b"\x20"  # dynamic table size update to 0, at the start of a header block
-
-DEFAULT_WINDOW, DEFAULT_FRAME_SIZE, MAX_WINDOW = 65_535, 16_384, (1 << 31) - 1
-
-# Our settings. A stream's window bounds its unread bytes; a usual image fits without an update.
-STREAM_WINDOW = 1 << 20
+STREAM_WINDOW = 1 << 20  # a usual image fits without a window update
 CONNECTION_WINDOW = 16 << 20
-FRAME_BYTES = 256 << 10
-# Read bytes are granted again in steps of at least this size, because each grant is a frame.
-GRANT_BYTES = 256 << 10  # per stream
-CONNECTION_GRANT_BYTES = 4 << 20  # per connection
+FRAME_BYTES = 256 << 10  # the largest DATA frame a client may send
 
-LAST_STREAM = MAX_WINDOW
+# Header blocks above these limits end the connection, because the library stops decoding there. A
+# call above MAX_HEADERS_BYTES, which clients are told, is refused alone.
+MAX_HEADER_BLOCK_BYTES = 32 << 10
+MAX_HEADER_FIELDS = 400
 
-# Makes the stream of a request, or returns a header block that is the whole response.
-MakeStream = Callable[["ServerConnection", int, RequestHead], "Stream | bytes"]
+TURN_BUDGET_S = 0.002
+SLICE_BYTES = 16 << 10  # of input, after which the budget is checked
+EVENTS_PER_CHECK = 16
+LAST_OF_CHECK = EVENTS_PER_CHECK - 1
 
-_window = struct.Struct(">I").unpack_from
-_setting = struct.Struct(">HI")
+GOAWAY_HEAD = b"\x07\0\0\0\0\0"  # type, flags, stream
 
-
-class ProtocolError(Exception):
-    """The client broke the protocol; the connection ends."""
-
-    def __init__(self, code: int, why: str) -> None:
-        super().__init__(why)
-        self.code = code
+# Makes the stream of a request, or returns the trailers of a call that is refused.
+MakeStream = Callable[["ServerConnection", int, RequestHead], "Stream | Sequence[Header]"]
 
 
 class Stream(ABC):
     """A request and its response. Methods run on the loop's thread and do not block."""
 
-    __slots__ = (
-        "connection",
-        "ended",
-        "granted",
-        "open",
-        "stream_id",
-        "trailers",
-        "unsent",
-        "sent_credit",
-    )
+    __slots__ = ("connection", "ended", "open", "stream_id")
 
     def __init__(self, connection: ServerConnection, stream_id: int) -> None:
         self.connection = connection
         self.stream_id = stream_id
-        self.sent_credit = 0  # added to `first_window`: bytes the client lets us send
-        self.granted = STREAM_WINDOW  # bytes that the client may still send
-        self.unsent = memoryview(b"")  # waits for the client's windows
-        self.trailers: bytes | None = None  # header block to send after `unsent`
         self.ended = False  # the client has sent the whole request
-        self.open = True  # something is still to be sent or received
+        self.open = True  # a response may still be sent
 
     @abstractmethod
-    def received(self, data: bytes, start: int, end: int) -> None:
-        """Handles the bytes data[start:end] of the request's body."""
+    def received(self, data: bytes) -> None:
+        """Handles bytes of the request's body. The stream must `consume` them at some time."""
 
     @abstractmethod
     def request_ended(self) -> None:
@@ -123,7 +89,7 @@ class Stream(ABC):
         """Releases what the stream holds. Called once, however it ended."""
 
     def sent(self) -> None:  # noqa: B027  optional
-        """Called when `unsent` has become empty."""
+        """Called after a `send` that returned False, when its data has been sent."""
 
 
 class ServerConnection(asyncio.Protocol):
@@ -145,34 +111,22 @@ class ServerConnection(asyncio.Protocol):
         self._max_streams = max_streams
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
-        self._header_reader = HeaderReader()
+        self._http2 = Connection(Role.SERVER, CONFIGURATION)
+        self._heads = RequestHeads()
         self.streams: dict[int, Stream] = {}
         self.was_heard = True  # bytes arrived since the server last cleared this
         self.is_greeted = False
-        self._settled = False  # the client's first SETTINGS have arrived
-        self._incomplete = b""  # start of a frame whose rest has not arrived
-        self._missing = 0  # bytes still to come of a DATA frame whose start was passed on
-        self._missing_stream: Stream | None = None
-        self._missing_ends = False
-        self._block: bytearray | None = None  # header block that is not complete
-        self._block_stream = 0
-        self._block_ends = False
-        self._last = 0  # highest stream id
-        self._read_bytes = 0  # bytes read and not granted again yet
-        self._window = DEFAULT_WINDOW
-        self.first_window = DEFAULT_WINDOW
-        self._frame_limit = DEFAULT_FRAME_SIZE
-        self._blocked: dict[Stream, None] = {}  # streams with unsent data, in sending order
-        self._is_send_scheduled = False
-        self._table_is_off = False  # we told the client that our encoder uses no table
-        self._table_update = b""  # to be sent at the start of the next header block
-        self._out: list[bytes] = []
-        self._unread_streams: set[int] = set()  # answered before their request ended
+        self._preface = b""  # its start, until it is complete
+        self._unread = memoryview(b"")  # bytes that a later turn reads
+        self._events: Iterator[Event] | None = None  # events that a later turn handles
+        self._is_flush_scheduled = False
+        self._is_writable = True  # the transport's buffer is not full
+        self._waiting: set[int] = set()  # streams that wait for `sent`
+        self._early: set[int] = set()  # streams whose response ends before their request
         self._is_retiring = False
-        self._is_refusing = False  # new streams are ignored: the last GOAWAY named the last one
         self._is_closed = False
 
-    # --- the loop's calls --------------------------------------------------------------------
+    # --- for the loop ------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
@@ -180,113 +134,145 @@ class ServerConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_closed = True
-        streams = list(self.streams.values())
-        self.streams.clear()
-        self._blocked.clear()
-        self._out.clear()
-        for stream in streams:
-            stream.open = False
-            stream.gone()
-            stream.aborted()
+        self._end_streams()
         self._closed(self)
 
     def data_received(self, data: bytes) -> None:
         if self._is_closed:
             return
         self.was_heard = True
-        if self._incomplete:
-            data = self._incomplete + data
-            self._incomplete = b""
-        try:
-            at = self._read_frames(data, 0 if self.is_greeted else self._preface(data))
-        except ProtocolError as fault:
-            self._fail(fault)
-            return
-        for stream_id in self._unread_streams:
-            self._reset(stream_id, NO_ERROR)  # the rest is not read
-        self._unread_streams.clear()
-        if at < len(data) and not self._is_closed:
-            self._incomplete = data[at:]
+        if not self.is_greeted:
+            data = self._greet(data)
+        if self._unread or self._events is not None:  # a turn of the loop is to continue
+            self._unread = memoryview(bytes(self._unread) + data)
+        elif data:
+            self._read(memoryview(data))
 
     def eof_received(self) -> bool:
         return False  # a half-closed connection is closed
 
     def pause_writing(self) -> None:
         """Stops reading while the client does not read its responses."""
+        self._is_writable = False
         if not self._is_closed:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
+        self._is_writable = True
         if not self._is_closed:
             self.was_heard = True  # the client is alive: it reads, if slowly
-            self._transport.resume_reading()
+            self._flush()
+            if not self._unread and self._events is None and not self._is_closed:
+                self._transport.resume_reading()
 
-    # --- sending -----------------------------------------------------------------------------
+    # --- for streams -------------------------------------------------------------------------
+    #
+    # The library may have closed a stream before its event is handled here, so a send can fail. The
+    # event follows and ends the stream.
 
-    def answer(self, stream: Stream, head: bytes, body: bytes, trailers: bytes) -> None:
-        """Sends a whole response: header block, body, trailer block."""
-        size = len(body)
-        room = min(self.first_window + stream.sent_credit, self._window, self._frame_limit)
-        if size > room:
-            self.begin(stream, head)
-            self.send(stream, body, trailers)
+    def answer(
+        self, stream: Stream, head: Sequence[Header], body: bytes, trailers: Sequence[Header]
+    ) -> None:
+        """Sends a whole response."""
+        if self._is_closed:
             return
-        stream.sent_credit -= size
-        self._window -= size
-        head = self._with_table_update(head)
         stream_id = stream.stream_id
-        self._write(
-            _frame(HEADERS, END_HEADERS, stream_id, head)
-            + _frame(DATA, 0, stream_id, body)
-            + _frame(HEADERS, END_HEADERS | END_STREAM, stream_id, trailers)
-        )
+        try:
+            self._http2.send_response(stream_id, head)
+            self._http2.send_data(stream_id, body)
+            self._http2.send_trailers(stream_id, trailers)
+        except NGH2Error:
+            return
         self._finish(stream)
-        if not self.streams:
+        if len(self.streams) == 1:
             self._flush()  # no other response could share the write
 
-    def begin(self, stream: Stream, head: bytes, *, end: bool = False) -> None:
+    def begin(self, stream: Stream, head: Sequence[Header], *, end: bool = False) -> None:
         """Sends the headers of a response; with `end` they are all of it."""
-        self._headers_out(stream, head, end)
+        if self._is_closed:
+            return
+        try:
+            self._http2.send_response(stream.stream_id, head, end_stream=end)
+        except NGH2Error:
+            return
         if end:
             self._finish(stream)
+        self._flush_soon()
 
-    def send(self, stream: Stream, data: bytes, trailers: bytes | None = None) -> None:
-        """Sends a part of a response's body, then its trailers. Calls `stream.sent` when done."""
-        stream.unsent = memoryview(bytes(stream.unsent) + data if stream.unsent else data)
-        stream.trailers = trailers
-        self._blocked[stream] = None
-        self._send_blocked()
+    def send(self, stream: Stream, data: bytes) -> bool:
+        """Sends a part of a response's body.
 
-    def reset(self, stream: Stream, code: int) -> None:
-        """Ends a stream with an HTTP/2 error code."""
-        self._drop(stream)
-        self._reset(stream.stream_id, code)
+        Returns False if an earlier part waits for the client. Then `stream.sent` is called when all
+        parts have been sent.
+        """
+        if self.has_unsent(stream):
+            self._flush()
+        waits = self.has_unsent(stream)
+        if self._is_closed or not stream.open:
+            return True
+        try:
+            self._http2.send_data(stream.stream_id, data)
+        except NGH2Error:
+            return True
+        if waits:
+            self._waiting.add(stream.stream_id)
+        self._flush_soon()
+        return not waits
 
-    def grant(self, stream: Stream, size: int) -> None:
-        """Lets the client send `size` more bytes of a request."""
-        if stream.open and not stream.ended:
-            stream.granted += size
-            self._grant(stream.stream_id, size)
+    def end(self, stream: Stream, trailers: Sequence[Header]) -> None:
+        """Sends the trailers of a response, after its body."""
+        if self._is_closed:
+            return
+        try:
+            self._http2.send_trailers(stream.stream_id, trailers)
+        except NGH2Error:
+            return
+        self._finish(stream)
+
+    def has_unsent(self, stream: Stream) -> bool:
+        """Whether a part of the response's body waits to be sent."""
+        return not self._is_closed and self._http2.queued_body_size(stream.stream_id) > 0
+
+    def cancel(self, stream: Stream) -> None:
+        """Resets a stream whose response the client does not read."""
+        stream.open = False
+        if not self._is_closed:
+            self._http2.reset_stream(stream.stream_id, ErrorCode.CANCEL)
+            self._flush_soon()
+
+    def consume(self, stream_id: int, size: int) -> None:
+        """Lets the client send `size` more bytes."""
+        if size and not self._is_closed:
+            try:
+                self._http2.acknowledge_received_data(size, stream_id)
+            except NGH2Error:  # the session is terminating
+                return
+            self._flush_soon()
+
+    # --- for the server ----------------------------------------------------------------------
 
     def ping(self) -> None:
         """Sends a ping, to see whether the client is alive."""
-        self._write(_frame(PING, 0, 0, b"keepaliv"))
+        self._http2.ping(b"keepaliv")
+        self._flush_soon()
 
     def retire(self) -> None:
         """Sends GOAWAY and finishes the requests in flight."""
         if not self.is_greeted:
             self.close()
-        elif not self._is_retiring:
+        elif not self._is_retiring and not self._is_closed:
             self._is_retiring = True
-            self._write(_goaway(LAST_STREAM, NO_ERROR))
+            self._http2.send_shutdown_notice()
             # The client acknowledges this ping after all requests that it sent before it got the
             # GOAWAY.
-            self._write(_frame(PING, 0, 0, RETIRING))
+            self._http2.ping(RETIRING)
+            self._flush_soon()
 
     def close(self) -> None:
         """Closes the connection after the buffered bytes."""
         if not self._is_closed:
             self._flush()
+        if not self._is_closed:
             self._is_closed = True
             self._transport.close()
 
@@ -295,405 +281,218 @@ class ServerConnection(asyncio.Protocol):
         self._is_closed = True
         self._transport.abort()
 
-    # --- receiving ---------------------------------------------------------------------------
+    # --- reading -----------------------------------------------------------------------------
 
-    def _preface(self, data: bytes) -> int:
+    def _greet(self, data: bytes) -> bytes:
+        """Checks the connection preface. Returns the bytes for the library, once it is complete."""
+        data = self._preface + data
         if not data.startswith(PREFACE[: len(data)]):
             if data[:1].isalpha():
-                self._write(HTTP1_ANSWER)
-            self.close()
-            return len(data)
+                self._transport.write(HTTP1_ANSWER)
+            self._is_closed = True
+            self._transport.close()
+            return b""
         if len(data) < len(PREFACE):
-            return 0
+            self._preface = data
+            return b""
         self.is_greeted = True
-        self._greet()
-        return len(PREFACE)
-
-    def _greet(self) -> None:
-        settings = (
-            (MAX_CONCURRENT_STREAMS, self._max_streams),
-            (INITIAL_WINDOW_SIZE, STREAM_WINDOW),
-            (MAX_FRAME_SIZE, FRAME_BYTES),
-            (MAX_HEADER_LIST_SIZE, MAX_HEADERS_BYTES),
+        self._preface = b""
+        self._http2.initiate_connection(
+            {
+                Setting.MAX_CONCURRENT_STREAMS: self._max_streams,
+                Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+                Setting.MAX_FRAME_SIZE: FRAME_BYTES,
+                Setting.MAX_HEADER_LIST_SIZE: MAX_HEADERS_BYTES,
+            }
         )
-        self._write(_frame(SETTINGS, 0, 0, b"".join(_setting.pack(*one) for one in settings)))
-        self._grant(0, CONNECTION_WINDOW - DEFAULT_WINDOW)
+        self._http2.set_local_window_size(CONNECTION_WINDOW)
+        self._flush_soon()
+        return data
 
-    def _read_frames(self, data: bytes, at: int) -> int:
-        """Reads complete frames, and DATA as far as it has come. Returns where the rest starts."""
-        if not self.is_greeted:
-            return at
-        end = len(data)
-        if self._missing:
-            at = self._continue_data(data, end)
-        while end - at >= FRAME_HEAD and not self._is_closed:
-            size = int.from_bytes(data[at : at + 3], "big")
-            kind, flags = data[at + 3], data[at + 4]
-            stream_id = int.from_bytes(data[at + 5 : at + 9], "big") & LAST_STREAM
-            if size > FRAME_BYTES:
-                raise ProtocolError(
-                    FRAME_SIZE_ERROR, f"a frame of {size} bytes; {FRAME_BYTES} are allowed"
-                )
-            start = at + FRAME_HEAD
-            after = start + size
-            if self._block is not None and (kind, stream_id) != (CONTINUATION, self._block_stream):
-                raise ProtocolError(PROTOCOL_ERROR, "headers must go on before anything else comes")
-            if not self._settled:
-                if kind != SETTINGS or flags & ACK:
-                    raise ProtocolError(PROTOCOL_ERROR, "settings must come first")
-                self._settled = after <= end
-            if kind == DATA and not flags & PADDED:
-                stream = self._body(stream_id, size)
-                if after > end:
-                    self._missing, self._missing_stream = after - end, stream
-                    self._missing_ends = bool(flags & END_STREAM)
-                    after = end
-                if stream is not None:
-                    stream.received(data, start, after)
-                    if flags & END_STREAM and not self._missing:
-                        self._end(stream)
-                elif flags & END_STREAM and not self._missing:
-                    self._unread_streams.discard(stream_id)
-            elif after > end:
-                break
-            else:
-                self._frame(kind, flags, stream_id, data[start:after])
-            at = after
-        return at
+    def _read(self, data: memoryview) -> None:
+        """Reads bytes until the turn's budget is used up."""
+        # A flush that is scheduled now would run before the tasks of the calls that start here.
+        was_scheduled, self._is_flush_scheduled = self._is_flush_scheduled, True
+        is_done = self._read_slices(data)
+        self._is_flush_scheduled = was_scheduled
+        if not self._is_closed:
+            self._flush_soon()
+            if not is_done:
+                self._transport.pause_reading()
+                self._loop.call_soon(self._continue)
 
-    def _continue_data(self, data: bytes, end: int) -> int:
-        """Reads more of a DATA frame whose start was passed on."""
-        take = min(self._missing, end)
-        self._missing -= take
-        stream = self._missing_stream
-        if stream is not None and stream.open:
-            stream.received(data, 0, take)
-            if not self._missing and self._missing_ends:
-                self._end(stream)
-        if not self._missing:
-            self._missing_stream = None
-        return take
+    def _read_slices(self, data: memoryview) -> bool:
+        """Returns whether all was read; if not, `_unread` and `_events` hold the rest."""
+        until_s = time.monotonic() + TURN_BUDGET_S
+        start, size = 0, len(data)
+        while not self._is_closed:
+            if self._events is None:
+                if start >= size:
+                    return True
+                try:
+                    self._http2.receive_data(data[start : start + SLICE_BYTES])
+                except ConnectionStateError:  # it is closing: the library ignores the client
+                    return True
+                except NGH2Error as error:
+                    self._fail(error)
+                    return True
+                start += SLICE_BYTES
+                self._events = iter(self._http2.events())
+            for number, event in enumerate(self._events):
+                self._handle(event)
+                if number % EVENTS_PER_CHECK == LAST_OF_CHECK and time.monotonic() > until_s:
+                    self._unread = memoryview(bytes(data[start:]))  # the loop reuses its buffer
+                    return False
+            self._events = None
+            if start < size and time.monotonic() > until_s:
+                self._unread = memoryview(bytes(data[start:]))
+                return False
+        return True
 
-    def _frame(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
-        if kind == HEADERS:
-            self._on_headers(flags, stream_id, payload)
-        elif kind == WINDOW_UPDATE:
-            self._on_window_update(stream_id, payload)
-        elif kind == RST_STREAM:
-            self._on_rst_stream(stream_id, payload)
-        elif kind == PING:
-            self._on_ping(flags, stream_id, payload)
-        elif kind == SETTINGS:
-            self._on_settings(flags, stream_id, payload)
-        elif kind == DATA:
-            self._on_padded_data(flags, stream_id, payload)
-        elif kind == CONTINUATION:
-            self._on_continuation(flags, stream_id, payload)
-        elif kind == PRIORITY:
-            if len(payload) != 5 or not stream_id:
-                raise ProtocolError(FRAME_SIZE_ERROR if stream_id else PROTOCOL_ERROR, "PRIORITY")
-        elif kind == GOAWAY:
-            if stream_id or len(payload) < 8:
-                raise ProtocolError(PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR, "GOAWAY")
-        elif kind == PUSH_PROMISE:
-            raise ProtocolError(PROTOCOL_ERROR, "only servers push")
-        # Other types are extensions and ignored (RFC 9113, 5.5).
+    def _continue(self) -> None:
+        if self._is_closed:
+            return
+        unread, self._unread = self._unread, memoryview(b"")
+        self._read(unread)
+        if not self._unread and self._events is None and self._is_writable and not self._is_closed:
+            self._transport.resume_reading()
 
-    def _body(self, stream_id: int, size: int) -> Stream | None:
-        """Counts `size` bytes of DATA against the windows. Returns the stream if it is open."""
-        self._read_bytes += size
-        if self._read_bytes >= CONNECTION_GRANT_BYTES:
-            self._grant(0, self._read_bytes)
-            self._read_bytes = 0
+    def _handle(self, event: Any) -> None:  # its kind decides which attributes it has
+        kind = type(event)
+        if kind is DataReceived:
+            self._on_data(event.stream_id, event.data, event.end_stream)
+        elif kind is RequestReceived:
+            self._on_request(event.stream_id, event.headers, event.end_stream)
+        elif kind is StreamClosed:
+            self._on_stream_closed(event.stream_id)
+        elif kind is TrailersReceived:
+            stream = self.streams.get(event.stream_id)
+            if stream is not None:
+                self._end_request(stream)
+        elif kind is WindowUpdated:
+            self._flush_soon()
+        elif kind is PingAcknowledged:
+            if event.opaque_data == RETIRING and self._is_retiring:
+                self._http2.send_goaway()
+                self._close_if_retired()
+        elif kind is ConnectionClosed:
+            self._loop.call_soon(self.close)
+
+    def _on_request(self, stream_id: int, headers: tuple[Header, ...], end_stream: bool) -> None:
+        stream = self._make(self, stream_id, self._heads.read(headers))
+        if not isinstance(stream, Stream):
+            with suppress(NGH2Error):
+                self._http2.send_response(stream_id, stream, end_stream=True)
+            if not end_stream:
+                self._early.add(stream_id)
+            self._flush_soon()
+            return
+        self.streams[stream_id] = stream
+        if end_stream:
+            self._end_request(stream)
+
+    def _on_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
         stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_was_open(stream_id, "DATA")
-            return None
-        if stream.ended:
-            self._stream_error(stream, STREAM_CLOSED)
-            return None
-        if size > stream.granted:
-            self._stream_error(stream, FLOW_CONTROL_ERROR)
-            return None
-        stream.granted -= size
-        return stream
-
-    def _on_padded_data(self, flags: int, stream_id: int, payload: bytes) -> None:
-        stream = self._body(stream_id, len(payload))
-        start, end = _within_padding(flags, payload)
-        if stream is not None:
-            self.grant(
-                stream, len(payload) - (end - start)
-            )  # the padding counts against the window
-            stream.received(payload, start, end)
-            if flags & END_STREAM:
-                self._end(stream)
-
-    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if not stream_id & 1:
-            raise ProtocolError(PROTOCOL_ERROR, f"a request on stream {stream_id}")
-        start, end = _within_padding(flags, payload)
-        if flags & WITH_PRIORITY:
-            start += 5
-            if start > end:
-                raise ProtocolError(FRAME_SIZE_ERROR, "HEADERS without all of its priority")
-        if end - start > MAX_HEADER_BLOCK_BYTES:
-            raise ProtocolError(
-                ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes"
-            )
-        if flags & END_HEADERS:
-            block = payload[start:end] if flags & (PADDED | WITH_PRIORITY) else payload
-            self._on_header_block(stream_id, block, bool(flags & END_STREAM))
+        if stream is None or not stream.open:
+            self.consume(stream_id, len(data))  # not read, but the connection's window counts it
         else:
-            self._block = bytearray(payload[start:end])
-            self._block_stream, self._block_ends = stream_id, bool(flags & END_STREAM)
+            stream.received(data)
+        if end_stream:
+            self._early.discard(stream_id)
+            if stream is not None:
+                self._end_request(stream)
 
-    def _on_continuation(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if self._block is None:
-            raise ProtocolError(PROTOCOL_ERROR, "CONTINUATION of nothing")
-        if not payload and not flags & END_HEADERS:
-            raise ProtocolError(ENHANCE_YOUR_CALM, "CONTINUATION with nothing in it")
-        self._block += payload
-        if len(self._block) > MAX_HEADER_BLOCK_BYTES:
-            raise ProtocolError(
-                ENHANCE_YOUR_CALM, f"headers of more than {MAX_HEADER_BLOCK_BYTES} bytes"
-            )
-        if flags & END_HEADERS:
-            block, self._block = bytes(self._block), None
-            self._on_header_block(stream_id, block, self._block_ends)
-
-    def _on_header_block(self, stream_id: int, block: bytes, ends: bool) -> None:
-        try:
-            head = self._header_reader.read(
-                block
-            )  # even if the stream is ignored: HPACK state must stay in step
-        except HeaderError as error:
-            raise ProtocolError(COMPRESSION_ERROR, str(error)) from None
-        stream = self.streams.get(stream_id)
-        if stream is not None:
-            if not ends:
-                self._stream_error(stream, PROTOCOL_ERROR)  # trailers must end the request
-            elif stream.ended:
-                self._stream_error(stream, STREAM_CLOSED)
-            else:
-                self._end(stream)
-        elif stream_id > self._last:
-            if self._is_refusing:
-                return
-            self._last = stream_id
-            if head.malformed:
-                self._reset(stream_id, PROTOCOL_ERROR)
-            elif len(self.streams) >= self._max_streams:
-                self._reset(stream_id, REFUSED_STREAM)
-            else:
-                self._begin(stream_id, head, ends)
-
-    def _begin(self, stream_id: int, head: RequestHead, ends: bool) -> None:
-        stream = self._make(self, stream_id, head)
-        if isinstance(stream, bytes):
-            self._write(
-                _frame(
-                    HEADERS, END_HEADERS | END_STREAM, stream_id, self._with_table_update(stream)
-                )
-            )
-            if not ends:
-                self._unread_streams.add(stream_id)
-        elif stream.open:  # its constructor may have refused it
-            self.streams[stream_id] = stream
-            if ends:
-                self._end(stream)
-
-    def _end(self, stream: Stream) -> None:
+    def _end_request(self, stream: Stream) -> None:
+        stream.ended = True
         if stream.open:
-            stream.ended = True
             stream.request_ended()
 
-    def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ProtocolError(FRAME_SIZE_ERROR, "RST_STREAM")
-        stream = self.streams.get(stream_id)
-        if stream is None:
-            self._check_was_open(stream_id, "RST_STREAM")
-        else:
-            self._drop(stream)
+    def _on_stream_closed(self, stream_id: int) -> None:
+        """The stream is complete, or was reset by either side."""
+        self._early.discard(stream_id)
+        self._waiting.discard(stream_id)
+        stream = self.streams.pop(stream_id, None)
+        if stream is not None:
+            stream.open = False
+            stream.gone()
             stream.aborted()
-
-    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ProtocolError(FRAME_SIZE_ERROR, "WINDOW_UPDATE")
-        size = _window(payload)[0] & MAX_WINDOW
-        if not stream_id:
-            self._window += size
-            if not size or self._window > MAX_WINDOW:
-                raise ProtocolError(FLOW_CONTROL_ERROR if size else PROTOCOL_ERROR, "WINDOW_UPDATE")
-        else:
-            stream = self.streams.get(stream_id)
-            if stream is None:
-                self._check_was_open(stream_id, "WINDOW_UPDATE")
-                return
-            stream.sent_credit += size
-            if not size or self.first_window + stream.sent_credit > MAX_WINDOW:
-                self._stream_error(stream, FLOW_CONTROL_ERROR if size else PROTOCOL_ERROR)
-        self._send_blocked_soon()
-
-    def _on_ping(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id or len(payload) != 8:
-            raise ProtocolError(PROTOCOL_ERROR if stream_id else FRAME_SIZE_ERROR, "PING")
-        if not flags & ACK:
-            self._write(_frame(PING, ACK, 0, payload))
-        elif payload == RETIRING and self._is_retiring and not self._is_refusing:
-            self._is_refusing = True
-            self._write(_goaway(self._last, NO_ERROR))
-            self._leave()
-
-    def _on_settings(self, flags: int, stream_id: int, payload: bytes) -> None:
-        if stream_id:
-            raise ProtocolError(PROTOCOL_ERROR, "settings of a stream")
-        if flags & ACK:
-            if payload:
-                raise ProtocolError(FRAME_SIZE_ERROR, "SETTINGS")
-            return
-        if len(payload) % 6:
-            raise ProtocolError(FRAME_SIZE_ERROR, "SETTINGS")
-        for name, value in _setting.iter_unpack(payload):
-            if name == INITIAL_WINDOW_SIZE:
-                if value > MAX_WINDOW:
-                    raise ProtocolError(FLOW_CONTROL_ERROR, f"windows of {value} bytes")
-                self.first_window = value
-            elif name == HEADER_TABLE_SIZE:
-                if value < DEFAULT_TABLE_SIZE and not self._table_is_off:
-                    # Our blocks use no table, but must still announce the smaller size (RFC 7541,
-                    # 4.2). Size 0 holds for whatever size comes later.
-                    self._table_is_off, self._table_update = True, NO_TABLE
-            elif name == MAX_FRAME_SIZE:
-                if not DEFAULT_FRAME_SIZE <= value < 1 << 24:
-                    raise ProtocolError(PROTOCOL_ERROR, f"frames of {value} bytes")
-                self._frame_limit = value
-            elif name == ENABLE_PUSH and value > 1:
-                raise ProtocolError(PROTOCOL_ERROR, f"push {value}")
-        self._write(_frame(SETTINGS, ACK, 0))
-        self._send_blocked_soon()
-
-    def _check_was_open(self, stream_id: int, kind: str) -> None:
-        """Raises ProtocolError for a stream that was never opened; one that ended is fine."""
-        if stream_id > self._last and self._is_refusing and stream_id & 1:
-            return
-        if stream_id > self._last or not stream_id & 1:
-            raise ProtocolError(PROTOCOL_ERROR, f"{kind} on stream {stream_id}, which never began")
+        self._close_if_retired()
 
     # --- ends --------------------------------------------------------------------------------
 
-    def _stream_error(self, stream: Stream, code: int) -> None:
-        """Ends a stream on which the client broke the protocol."""
-        self.reset(stream, code)
-        stream.aborted()
-
     def _finish(self, stream: Stream) -> None:
-        """Ends a stream whose response is complete; resets it if the request still arrives."""
-        if not stream.ended:
-            self._reset(stream.stream_id, NO_ERROR)
-        self._drop(stream)
-
-    def _drop(self, stream: Stream) -> None:
+        """A whole response is queued."""
         stream.open = False
-        self.streams.pop(stream.stream_id, None)
-        self._blocked.pop(stream, None)
-        stream.gone()
-        if self._is_refusing:
-            self._leave()
+        if not stream.ended:
+            self._early.add(stream.stream_id)
+        self._flush_soon()
 
-    def _leave(self) -> None:
-        if not self.streams:
-            self._loop.call_soon(self.close)
+    def _close_if_retired(self) -> None:
+        if self._is_retiring and not self.streams and not self._is_closed:
+            self._flush_soon()
 
-    def _fail(self, fault: ProtocolError) -> None:
-        self._write(_goaway(self._last, fault.code, str(fault)[:200]))
-        self.close()
+    def _fail(self, error: Exception) -> None:
+        """Ends a connection whose client broke the protocol or exceeded a limit."""
+        code = ErrorCode.PROTOCOL_ERROR
+        if isinstance(error, DenialOfServiceError):
+            code = ErrorCode.ENHANCE_YOUR_CALM
+        self._is_closed = True
+        payload = bytes(4) + code.to_bytes(4, "big") + str(error).encode()[:200]
+        # The library has no session left that could write the frame.
+        self._transport.write(len(payload).to_bytes(3, "big") + GOAWAY_HEAD + payload)
+        self._transport.close()
+
+    def _end_streams(self) -> None:
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
+            stream.open = False
+            stream.gone()
+            stream.aborted()
 
     # --- writing -----------------------------------------------------------------------------
 
-    def _send_blocked_soon(self) -> None:
-        """Schedules `_send_blocked` once per loop turn, however many frames widen the windows."""
-        if self._blocked and not self._is_send_scheduled:
-            self._is_send_scheduled = True
-            self._loop.call_soon(self._send_blocked)
-
-    def _send_blocked(self) -> None:
-        """Sends what the windows allow, one frame per stream in turn."""
-        self._is_send_scheduled = False
-        while able := [
-            stream for stream in self._blocked if self._room(stream) or not stream.unsent
-        ]:
-            for stream in able:
-                self._send_some(stream)
-
-    def _room(self, stream: Stream) -> int:
-        """Bytes of a stream that may be sent now."""
-        return max(0, min(self.first_window + stream.sent_credit, self._window, self._frame_limit))
-
-    def _send_some(self, stream: Stream) -> None:
-        size = min(len(stream.unsent), self._room(stream))
-        if size:
-            self._write(_frame(DATA, 0, stream.stream_id, bytes(stream.unsent[:size])))
-            stream.unsent = stream.unsent[size:]
-            stream.sent_credit -= size
-            self._window -= size
-        if stream.unsent:
-            return
-        del self._blocked[stream]
-        if stream.trailers is None:
-            stream.sent()
-        else:
-            self._headers_out(stream, stream.trailers, True)
-            self._finish(stream)
-
-    def _headers_out(self, stream: Stream, block: bytes, end: bool) -> None:
-        block = self._with_table_update(block)
-        flags, rest = END_STREAM if end else 0, b""
-        if len(block) > DEFAULT_FRAME_SIZE:
-            block, rest = block[:DEFAULT_FRAME_SIZE], block[DEFAULT_FRAME_SIZE:]
-        self._write(_frame(HEADERS, flags | (0 if rest else END_HEADERS), stream.stream_id, block))
-        while rest:
-            block, rest = rest[:DEFAULT_FRAME_SIZE], rest[DEFAULT_FRAME_SIZE:]
-            self._write(_frame(CONTINUATION, 0 if rest else END_HEADERS, stream.stream_id, block))
-
-    def _with_table_update(self, block: bytes) -> bytes:
-        """The header block, after a table size update if one is due."""
-        lead, self._table_update = self._table_update, b""
-        return lead + block
-
-    def _reset(self, stream_id: int, code: int) -> None:
-        self._write(_frame(RST_STREAM, 0, stream_id, code.to_bytes(4, "big")))
-
-    def _grant(self, stream_id: int, size: int) -> None:
-        self._write(_frame(WINDOW_UPDATE, 0, stream_id, size.to_bytes(4, "big")))
-
-    def _write(self, data: bytes) -> None:
-        """Buffers bytes; all that is written in one loop turn is sent together."""
-        if not self._out:
+    def _flush_soon(self) -> None:
+        """Schedules a write; all that is queued in one turn of the loop is sent together."""
+        if not self._is_flush_scheduled:
+            self._is_flush_scheduled = True
             self._loop.call_soon(self._flush)
-        self._out.append(data)
 
     def _flush(self) -> None:
-        if self._out and not self._is_closed:
-            out, self._out = self._out, []
-            self._transport.write(out[0] if len(out) == 1 else b"".join(out))
+        self._is_flush_scheduled = False
+        while self._is_writable and not self._is_closed and self.is_greeted:
+            data = self._http2.data_to_send()
+            if data:
+                self._transport.write(data)
+            for event in self._http2.events():
+                self._handle(event)
+            if not self._after_write() or self._is_closed:
+                return
+
+    def _after_write(self) -> bool:
+        """Handles what follows from written data. Returns whether there is more to write."""
+        if self._waiting:
+            for stream_id in [
+                one for one in self._waiting if not self._http2.queued_body_size(one)
+            ]:
+                self._waiting.discard(stream_id)
+                stream = self.streams.get(stream_id)
+                if stream is not None:
+                    stream.sent()
+        has_resets = False
+        for stream_id in [one for one in self._early if not self._http2.queued_body_size(one)]:
+            # The response is complete. RFC 9113, 8.1: the client need not send the rest.
+            self._early.discard(stream_id)
+            try:
+                self._http2.reset_stream(stream_id, ErrorCode.NO_ERROR)
+            except NGH2Error:
+                continue
+            has_resets = True
+        return has_resets
 
 
-def _frame(kind: int, flags: int, stream_id: int, payload: bytes = b"") -> bytes:
-    head = len(payload) << 48 | kind << 40 | flags << 32 | stream_id
-    return head.to_bytes(FRAME_HEAD, "big") + payload
-
-
-def _goaway(last: int, code: int, why: str = "") -> bytes:
-    payload = last.to_bytes(4, "big") + code.to_bytes(4, "big") + why.encode()
-    return _frame(GOAWAY, 0, 0, payload)
-
-
-def _within_padding(flags: int, payload: bytes) -> tuple[int, int]:
-    """Start and end of a payload without its padding."""
-    if not flags & PADDED:
-        return 0, len(payload)
-    if not payload or payload[0] >= len(payload):
-        raise ProtocolError(PROTOCOL_ERROR, "more padding than there is room for")
-    return 1, len(payload) - payload[0]
+CONFIGURATION = Configuration(
+    auto_window_update=False,
+    max_inbound_header_list_size=MAX_HEADER_BLOCK_BYTES,
+    max_inbound_header_count=MAX_HEADER_FIELDS,
+)

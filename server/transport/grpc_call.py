@@ -17,7 +17,7 @@ from grpc import StatusCode
 
 from server.transport.calls_in_progress import CallsInProgress
 from server.transport.compression import WINDOW_BITS
-from server.transport.connection import CANCEL, GRANT_BYTES, STREAM_WINDOW, ServerConnection, Stream
+from server.transport.connection import ServerConnection, Stream
 from server.transport.messages import (
     PREFIX_BYTES,
     MessageError,
@@ -28,10 +28,11 @@ from server.transport.messages import (
 )
 from server.transport.metadata import (
     MAX_HEADERS_BYTES,
+    Header,
     RequestHead,
     Trailer,
-    block,
-    trailer_block,
+    response_head,
+    trailers,
 )
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod
 
@@ -39,8 +40,8 @@ log = logging.getLogger(__name__)
 
 MESSAGE_COST_BYTES = 128  # memory that a waiting message takes beside its bytes
 
-RESPONSE_HEAD = block([("content-type", "application/grpc")])
-OK_TRAILERS = trailer_block(StatusCode.OK.value[0])
+RESPONSE_HEAD = response_head("application/grpc")
+OK_TRAILERS = trailers(StatusCode.OK.value[0])
 
 GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
 
@@ -65,6 +66,7 @@ class GrpcCall(Stream):
         "_reader",
         "_task",
         "_timer",
+        "_unacknowledged",
         "_unread_bytes",
         "_written",
         "arrived_s",
@@ -88,6 +90,7 @@ class GrpcCall(Stream):
         self._reader = MessageReader(head.encoding, calls.limits.message_bytes)
         self._unread_bytes = 0  # of messages, complete or not, that the method has not read
         self._messages = MessageQueue(calls.loop)
+        self._unacknowledged = 0  # bytes by which the client's windows are smaller
         self._written: asyncio.Future[None] | None = None  # `write` waits for it
         self._has_started = False  # the method runs or has run
         self._is_responding = False  # the response's headers are sent
@@ -114,8 +117,7 @@ class GrpcCall(Stream):
         if not self._is_responding:
             self._is_responding = True
             self.connection.begin(self, RESPONSE_HEAD)
-        self.connection.send(self, framed(message, self._calls.limits.message_bytes))
-        if self.unsent:
+        if not self.connection.send(self, framed(message, self._calls.limits.message_bytes)):
             self._written = self._calls.loop.create_future()
             await self._written
 
@@ -124,24 +126,25 @@ class GrpcCall(Stream):
         """When the message that is still arriving started; None if there is none."""
         return self._reader.started_s
 
-    def refuse(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
+    def refuse(self, code: StatusCode, message: str, extra: Sequence[Trailer] = ()) -> None:
         """Ends the call with a status, in whatever state it is."""
-        abort = Abort(code, message, trailers)
+        abort = Abort(code, message, extra)
         if not self._has_started:
             if self._method is not None and self.open:
                 self._method.refused(code)
-            self._end(abort.block)
+            self._end(abort.trailers)
             self._cancel()  # so that it does not start
         elif self._task is not None and self._task.done():  # the client does not read its response
-            self.connection.reset(self, CANCEL)
+            self.connection.cancel(self)
         elif self._abort is None:
             self._abort = abort
             self._cancel()
 
     # --- for the connection ------------------------------------------------------------------
 
-    def received(self, data: bytes, start: int, end: int) -> None:
-        self._hold(end - start)
+    def received(self, data: bytes) -> None:
+        start, end = 0, len(data)
+        self._hold(end)
         try:
             while start < end and self.open:
                 start, message = self._reader.read(data, start, end)
@@ -149,8 +152,9 @@ class GrpcCall(Stream):
                     self._add_message(message)
         except MessageError as error:
             self.refuse(error.code, str(error))
-        if self.open and self.granted < GRANT_BYTES and not self._messages:
-            self.connection.grant(self, STREAM_WINDOW - self.granted)
+        self._unacknowledged += end
+        if not self._messages or isinstance(self._method, UnaryMethod) or not self.open:
+            self._acknowledge()
 
     def request_ended(self) -> None:
         if self._reader.is_inside_message:
@@ -169,6 +173,7 @@ class GrpcCall(Stream):
         if self._timer is not None:
             self._timer.cancel()
         self._hold(-self._unread_bytes)
+        self._acknowledge()
         self._messages.clear()
         self._reader.clear()
         self._calls.remove(self)
@@ -184,7 +189,7 @@ class GrpcCall(Stream):
         head = self._head
         if head.method != "POST" or not GRPC.match(head.content_type):
             status = 415 if head.method == "POST" else 405
-            self.connection.begin(self, block([("content-type", "text/plain")], status), end=True)
+            self.connection.begin(self, response_head("text/plain", status), end=True)
         elif self._calls.is_refusing:
             self.refuse(StatusCode.UNAVAILABLE, STOPPING)
         elif problem := _problem_of(head, self._method):
@@ -253,8 +258,8 @@ class GrpcCall(Stream):
                 self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
                 if compressed:
                     message = await decompressed(message, self._head.encoding, limit_bytes)
-                if not self._messages and self.granted < GRANT_BYTES:
-                    self.connection.grant(self, STREAM_WINDOW - self.granted)
+                if not self._messages:
+                    self._acknowledge()
                 yield message
             if self.ended:
                 return
@@ -263,22 +268,22 @@ class GrpcCall(Stream):
     def _fail(self, error: BaseException) -> None:
         """Ends the call with the status that fits the method's exception."""
         abort = _abort_of(error, self._head) or self._abort
-        if self.unsent and self._abort is not None:
+        if self._abort is not None and self.connection.has_unsent(self):
             # A status comes after all data, and the client does not read the data.
-            self.connection.reset(self, CANCEL)
+            self.connection.cancel(self)
             return
         if abort is None:  # cancelled because the loop ends, or the client is gone
             abort = Abort(StatusCode.UNAVAILABLE, STOPPING)
-        self._end(abort.block)
+        self._end(abort.trailers)
 
-    def _end(self, trailers: bytes) -> None:
+    def _end(self, trailers: Sequence[Header]) -> None:
         """Sends the trailers, which end the response."""
         if not self.open:
             return
         if self._is_responding:
-            self.connection.send(self, b"", trailers)
+            self.connection.end(self, trailers)
         else:
-            self.connection.begin(self, RESPONSE_HEAD + trailers, end=True)
+            self.connection.begin(self, (*RESPONSE_HEAD, *trailers), end=True)
 
     def _add_message(self, message: bytes) -> None:
         is_unary = isinstance(self._method, UnaryMethod)
@@ -290,6 +295,11 @@ class GrpcCall(Stream):
         if not is_unary:
             self._hold(MESSAGE_COST_BYTES)
         self._messages.put(message, self._reader.compressed)
+
+    def _acknowledge(self) -> None:
+        """Lets the client send as many bytes as have come."""
+        size, self._unacknowledged = self._unacknowledged, 0
+        self.connection.consume(self.stream_id, size)
 
     def _hold(self, size: int) -> None:
         """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""

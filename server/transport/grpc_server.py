@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from grpc import StatusCode
@@ -20,7 +20,7 @@ from server.telemetry.loop_lag import LoopLag
 from server.transport.calls_in_progress import CallsInProgress, TransportLimits
 from server.transport.connection import ServerConnection, Stream
 from server.transport.grpc_call import RESPONSE_HEAD, STOPPING, GrpcCall
-from server.transport.metadata import RequestHead
+from server.transport.metadata import Header, RequestHead
 from server.transport.methods import Abort, Method, UnaryMethod
 
 CHECK_CONNECTIONS_S = 10.0  # period of the checks for dead connections and slow requests
@@ -124,11 +124,11 @@ class GrpcServer:
 
     def _new_stream(
         self, connection: ServerConnection, stream_id: int, head: RequestHead
-    ) -> Stream | bytes:
-        """A call for a request's headers, or the whole response where the call is refused."""
+    ) -> Stream | Sequence[Header]:
+        """A call for a request's headers, or the headers of its refusal."""
         method = self._methods.get(head.path)
         if isinstance(method, UnaryMethod) and (abort := self._too_late(method, head)) is not None:
-            return RESPONSE_HEAD + abort.block
+            return (*RESPONSE_HEAD, *abort.trailers)
         return GrpcCall(self._calls, connection, stream_id, head, method)
 
     def _too_late(self, method: UnaryMethod, head: RequestHead) -> Abort | None:

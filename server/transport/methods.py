@@ -8,7 +8,8 @@ from typing import Protocol
 
 from grpc import StatusCode
 
-from server.transport.metadata import Trailer, trailer_block
+from server.transport.metadata import Header, Trailer
+from server.transport.metadata import trailers as trailers_of
 
 
 class Abort(Exception):
@@ -16,13 +17,13 @@ class Abort(Exception):
 
     def __init__(self, code: StatusCode, message: str, trailers: Sequence[Trailer] = ()) -> None:
         super().__init__(message)
-        self.block = trailer_block(code.value[0], message, trailers)
+        self.trailers = trailers_of(code.value[0], message, trailers)
 
     @classmethod
-    def of_block(cls, block: bytes) -> Abort:
-        """Makes an Abort from the header block of an earlier one, without encoding it again."""
+    def of_trailers(cls, trailers: tuple[Header, ...]) -> Abort:
+        """Makes an Abort from the trailers of an earlier one, without encoding them again."""
         abort = cls.__new__(cls)
-        abort.block = block
+        abort.trailers = trailers
         return abort
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,22 +14,23 @@ from grpc import StatusCode
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
+from hpack import Decoder
 
 from server.transport.calls_in_progress import TransportLimits
-from server.transport.connection import (
-    ACK,
-    DATA,
-    END_HEADERS,
-    END_STREAM,
-    GOAWAY,
-    HEADERS,
-    PING,
-    PREFACE,
-    SETTINGS,
-)
+from server.transport.connection import PREFACE
 from server.transport.grpc_server import GrpcServer
 from server.transport.metadata import Trailer
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
+
+# Frame types and flags (RFC 9113, 6)
+DATA, HEADERS, PRIORITY, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE = range(9)
+CONTINUATION = 9
+END_STREAM, ACK, END_HEADERS, PADDED, WITH_PRIORITY = 0x1, 0x1, 0x4, 0x8, 0x20
+
+# Error codes (RFC 9113, 7)
+NO_ERROR, PROTOCOL_ERROR, INTERNAL_ERROR, FLOW_CONTROL_ERROR = 0, 1, 2, 3
+STREAM_CLOSED, FRAME_SIZE_ERROR, REFUSED_STREAM, CANCEL, COMPRESSION_ERROR = 5, 6, 7, 8, 9
+ENHANCE_YOUR_CALM = 11
 
 LIMITS = TransportLimits(message_bytes=4 << 20, receiving_bytes=8 << 20, streams=100)
 WAIT_S = 20
@@ -65,7 +66,7 @@ def headers(fields: list[tuple[str, str]] | None = None, **changed: str) -> byte
     )
 
 
-HELLO = PREFACE + frame(SETTINGS)
+HELLO = PREFACE + frame(SETTINGS) + frame(SETTINGS, ACK)
 REQUEST = frame(HEADERS, END_HEADERS, 1, headers())
 BODY = frame(DATA, END_STREAM, 1, message(b"word"))
 
@@ -166,20 +167,29 @@ async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
             assert one.server.receiving_bytes == 0  # all received bytes are released
 
 
+def plain(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Header fields as literals without Huffman codes, the length of each text before it."""
+    texts = [(len(text) % 128).to_bytes(1, "big") + text for pair in fields for text in pair]
+    return b"".join(texts)
+
+
 @dataclass
 class Raw:
     """A connection that sends and receives single frames."""
 
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    decoder: Decoder = field(default_factory=Decoder)
 
     def send(self, *frames: bytes) -> None:
         self.writer.write(b"".join(frames))
 
     async def frame(self) -> tuple[int, int, int, bytes]:
-        """The next one: kind, flags, stream, payload."""
+        """The next frame: kind, flags, stream, payload. Headers are decoded, see `plain`."""
         head = await self.reader.readexactly(9)
         payload = await self.reader.readexactly(int.from_bytes(head[:3], "big"))
+        if head[3] == HEADERS:
+            payload = plain(self.decoder.decode(payload, raw=True))
         return head[3], head[4], int.from_bytes(head[5:], "big"), payload
 
     async def until(self, kind: int, stream: int | None = None) -> tuple[int, bytes]:

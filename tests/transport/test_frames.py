@@ -5,38 +5,43 @@ from __future__ import annotations
 import asyncio
 import random
 import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from grpc import StatusCode
 from hpack import Encoder
 
-from server.transport import connection as http2
 from server.transport.calls_in_progress import TransportLimits
-from server.transport.connection import (
+from server.transport.connection import PREFACE, STREAM_WINDOW
+from tests.support.http2_peers import (
     ACK,
+    BODY,
+    COMPRESSION_ERROR,
     CONTINUATION,
     DATA,
+    ECHO,
     END_HEADERS,
     END_STREAM,
+    ENHANCE_YOUR_CALM,
+    FLOW_CONTROL_ERROR,
+    FRAME_SIZE_ERROR,
     GOAWAY,
     HEADERS,
+    HELLO,
     PADDED,
     PING,
-    PREFACE,
     PRIORITY,
+    PROTOCOL_ERROR,
     PUSH_PROMISE,
+    REFUSED_STREAM,
+    REQUEST,
     RST_STREAM,
     SETTINGS,
+    STREAM_CLOSED,
+    WAIT_S,
     WINDOW_UPDATE,
     WITH_PRIORITY,
-)
-from tests.support.http2_peers import (
-    BODY,
-    ECHO,
-    HELLO,
-    REQUEST,
-    WAIT_S,
     bare,
     ended_with,
     frame,
@@ -46,101 +51,111 @@ from tests.support.http2_peers import (
 )
 
 FAULTS = {
-    "no settings first": (PREFACE + frame(PING, 0, 0, bytes(8)), http2.PROTOCOL_ERROR),
-    "settings of a stream": (HELLO + frame(SETTINGS, 0, 1), http2.PROTOCOL_ERROR),
-    "half a setting": (HELLO + frame(SETTINGS, 0, 0, b"123"), http2.FRAME_SIZE_ERROR),
+    "no settings first": (PREFACE + frame(PING, 0, 0, bytes(8)), PROTOCOL_ERROR),
+    "settings of a stream": (HELLO + frame(SETTINGS, 0, 1), PROTOCOL_ERROR),
+    "half a setting": (HELLO + frame(SETTINGS, 0, 0, b"123"), FRAME_SIZE_ERROR),
     "settings answered with something": (
         HELLO + frame(SETTINGS, ACK, 0, bytes(6)),
-        http2.FRAME_SIZE_ERROR,
+        FRAME_SIZE_ERROR,
     ),
     "a window too wide": (
         HELLO + frame(SETTINGS, 0, 0, b"\0\x04\xff\xff\xff\xff"),
-        http2.FLOW_CONTROL_ERROR,
+        FLOW_CONTROL_ERROR,
     ),
     "frames too small": (
         HELLO + frame(SETTINGS, 0, 0, b"\0\x05\0\0\x10\0"),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
-    "push 2": (HELLO + frame(SETTINGS, 0, 0, b"\0\x02\0\0\0\x02"), http2.PROTOCOL_ERROR),
-    "a push": (HELLO + frame(PUSH_PROMISE, 0, 1, bytes(4)), http2.PROTOCOL_ERROR),
-    "a frame too large": (HELLO + b"\xff\xff\xff\0\0\0\0\0\1", http2.FRAME_SIZE_ERROR),
-    "a ping too short": (HELLO + frame(PING, 0, 0, b"1"), http2.FRAME_SIZE_ERROR),
-    "a ping of a stream": (HELLO + frame(PING, 0, 1, bytes(8)), http2.PROTOCOL_ERROR),
-    "data of the connection": (HELLO + frame(DATA, 0, 0, b"x"), http2.PROTOCOL_ERROR),
-    "data of no stream": (HELLO + frame(DATA, 0, 5, b"x"), http2.PROTOCOL_ERROR),
-    "a reset of no stream": (HELLO + frame(RST_STREAM, 0, 5, bytes(4)), http2.PROTOCOL_ERROR),
-    "a reset too short": (HELLO + REQUEST + frame(RST_STREAM, 0, 1, b"1"), http2.FRAME_SIZE_ERROR),
+    "push 2": (HELLO + frame(SETTINGS, 0, 0, b"\0\x02\0\0\0\x02"), PROTOCOL_ERROR),
+    "a push": (HELLO + frame(PUSH_PROMISE, 0, 1, bytes(4)), PROTOCOL_ERROR),
+    "a frame too large": (HELLO + b"\xff\xff\xff\0\0\0\0\0\1", FRAME_SIZE_ERROR),
+    "a ping too short": (HELLO + frame(PING, 0, 0, b"1"), FRAME_SIZE_ERROR),
+    "a ping of a stream": (HELLO + frame(PING, 0, 1, bytes(8)), PROTOCOL_ERROR),
+    "data of the connection": (HELLO + frame(DATA, 0, 0, b"x"), PROTOCOL_ERROR),
+    "data of no stream": (HELLO + frame(DATA, 0, 5, b"x"), PROTOCOL_ERROR),
+    "a reset of no stream": (HELLO + frame(RST_STREAM, 0, 5, bytes(4)), PROTOCOL_ERROR),
+    "a reset too short": (HELLO + REQUEST + frame(RST_STREAM, 0, 1, b"1"), FRAME_SIZE_ERROR),
     "a window of no stream": (
         HELLO + frame(WINDOW_UPDATE, 0, 5, b"\0\0\0\1"),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
-    "a window by nothing": (HELLO + frame(WINDOW_UPDATE, 0, 0, bytes(4)), http2.PROTOCOL_ERROR),
+    "a window by nothing": (HELLO + frame(WINDOW_UPDATE, 0, 0, bytes(4)), PROTOCOL_ERROR),
     "a window beyond all bounds": (
         HELLO + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\xff\xff"),
-        http2.FLOW_CONTROL_ERROR,
+        FLOW_CONTROL_ERROR,
     ),
-    "a window too short": (HELLO + frame(WINDOW_UPDATE, 0, 0, b"1"), http2.FRAME_SIZE_ERROR),
+    "a window too short": (HELLO + frame(WINDOW_UPDATE, 0, 0, b"1"), FRAME_SIZE_ERROR),
     "a stream of the server's": (
         HELLO + frame(HEADERS, END_HEADERS, 2, headers()),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
     "headers of the connection": (
         HELLO + frame(HEADERS, END_HEADERS, 0, headers()),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
     "headers that make no sense": (
         HELLO + frame(HEADERS, END_HEADERS, 1, b"\xff\xff\xff\xff\xff\xff"),
-        http2.COMPRESSION_ERROR,
+        COMPRESSION_ERROR,
     ),
     "headers cut off": (
         HELLO + frame(HEADERS, END_HEADERS, 1, b"\x40\x0aab"),
-        http2.COMPRESSION_ERROR,
+        COMPRESSION_ERROR,
     ),
     "padding beyond the end": (
         HELLO + frame(HEADERS, END_HEADERS | PADDED, 1, b"\x09abc"),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
-    "padding of nothing": (HELLO + REQUEST + frame(DATA, PADDED, 1), http2.PROTOCOL_ERROR),
+    "padding of nothing": (HELLO + REQUEST + frame(DATA, PADDED, 1), PROTOCOL_ERROR),
     "half a priority": (
         HELLO + frame(HEADERS, END_HEADERS | WITH_PRIORITY, 1, b"abc"),
-        http2.FRAME_SIZE_ERROR,
+        FRAME_SIZE_ERROR,
     ),
-    "a priority of the wrong size": (HELLO + frame(PRIORITY, 0, 1, b"abc"), http2.FRAME_SIZE_ERROR),
-    "a priority of the connection": (HELLO + frame(PRIORITY, 0, 0, bytes(5)), http2.PROTOCOL_ERROR),
-    "an end of a stream": (HELLO + frame(GOAWAY, 0, 1, bytes(8)), http2.PROTOCOL_ERROR),
-    "half an end": (HELLO + frame(GOAWAY, 0, 0, bytes(4)), http2.FRAME_SIZE_ERROR),
+    "a priority of the wrong size": (HELLO + frame(PRIORITY, 0, 1, b"abc"), FRAME_SIZE_ERROR),
+    "an end of a stream": (HELLO + frame(GOAWAY, 0, 1, bytes(8)), PROTOCOL_ERROR),
+    "half an end": (HELLO + frame(GOAWAY, 0, 0, bytes(4)), FRAME_SIZE_ERROR),
     "headers that go on from nothing": (
         HELLO + frame(CONTINUATION, END_HEADERS, 1, headers()),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
     "headers interrupted": (
         HELLO + frame(HEADERS, 0, 1, headers()) + frame(PING, 0, 0, bytes(8)),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
     "headers that go on elsewhere": (
         HELLO + frame(HEADERS, 0, 1, headers()) + frame(CONTINUATION, END_HEADERS, 3),
-        http2.PROTOCOL_ERROR,
+        PROTOCOL_ERROR,
     ),
     "headers without end": (
         HELLO + frame(HEADERS, 0, 1) + 9 * frame(CONTINUATION, 0, 1, bytes(8192)),
-        http2.ENHANCE_YOUR_CALM,
+        ENHANCE_YOUR_CALM,
     ),
     "headers that go on with nothing": (
-        HELLO + frame(HEADERS, 0, 1) + frame(CONTINUATION, 0, 1),
-        http2.ENHANCE_YOUR_CALM,
+        HELLO + frame(HEADERS, 0, 1) + 9 * frame(CONTINUATION, 0, 1),
+        ENHANCE_YOUR_CALM,
     ),
     "headers of one huge frame": (
         HELLO + frame(HEADERS, END_HEADERS, 1, bytes(200_000)),
-        http2.ENHANCE_YOUR_CALM,
-    ),
-    "headers that set the table's size over and over": (
-        HELLO + frame(HEADERS, END_HEADERS, 1, b"\x20" * 20_000),
-        http2.COMPRESSION_ERROR,
+        COMPRESSION_ERROR,
     ),
     "headers that inflate": (
         HELLO
         + frame(HEADERS, END_HEADERS, 1, b"\x40\x01a\x7f\xa1\x17" + b"x" * 3104 + b"\xbe" * 60),
-        http2.COMPRESSION_ERROR,
+        ENHANCE_YOUR_CALM,
+    ),
+    "a stream's window by nothing": (
+        HELLO + REQUEST + frame(WINDOW_UPDATE, 0, 1, bytes(4)),
+        PROTOCOL_ERROR,
+    ),
+    "a stream's window beyond all bounds": (
+        HELLO + REQUEST + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"),
+        FLOW_CONTROL_ERROR,
+    ),
+    "data after the end": (
+        HELLO
+        + frame(HEADERS, END_HEADERS, 1, headers(path="/test/Never"))
+        + frame(DATA, END_STREAM, 1, message(b""))
+        + frame(DATA, 0, 1, b"more"),
+        STREAM_CLOSED,
     ),
 }
 
@@ -156,13 +171,12 @@ async def test_a_protocol_error_closes_its_own_connection_only(fault: str) -> No
 @pytest.mark.parametrize(
     ("sent", "code"),
     [
-        (frame(HEADERS, END_HEADERS, 1, headers(Upper="x")), http2.PROTOCOL_ERROR),
-        (frame(HEADERS, END_HEADERS, 1, headers(connection="x")), http2.PROTOCOL_ERROR),
-        (frame(HEADERS, END_HEADERS, 1, headers(te="gzip")), http2.PROTOCOL_ERROR),
-        (frame(HEADERS, END_HEADERS, 1, headers([(":path", "/")])), http2.PROTOCOL_ERROR),
-        (REQUEST + frame(HEADERS, END_HEADERS, 1, headers()), http2.PROTOCOL_ERROR),
-        (REQUEST + frame(WINDOW_UPDATE, 0, 1, bytes(4)), http2.PROTOCOL_ERROR),
-        (REQUEST + frame(WINDOW_UPDATE, 0, 1, b"\x7f\xff\xff\xff"), http2.FLOW_CONTROL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers(Upper="x")), PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers(connection="x")), PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers(te="gzip")), PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, headers([(":path", "/")])), PROTOCOL_ERROR),
+        (REQUEST + frame(HEADERS, END_HEADERS, 1, headers()), PROTOCOL_ERROR),
+        (frame(HEADERS, END_HEADERS, 1, b"\x20" * 20_000), PROTOCOL_ERROR),
     ],
 )
 async def test_a_stream_error_ends_its_own_stream_only(sent: bytes, code: int) -> None:
@@ -172,26 +186,17 @@ async def test_a_stream_error_ends_its_own_stream_only(sent: bytes, code: int) -
         await connection.echoes(3)
 
 
-async def test_data_beyond_the_window_or_after_the_end_resets_the_stream() -> None:
-    async with bare() as one, raw(one, HELLO) as connection:
+async def test_data_beyond_the_window_ends_the_connection() -> None:
+    async with bare() as one, raw(one, HELLO) as other, raw(one, HELLO) as connection:
         await connection.alive()
-        never = headers(path="/test/Never")
-        connection.send(
-            frame(HEADERS, END_HEADERS, 1, never),
-            frame(DATA, END_STREAM, 1, message(b"")),
-            frame(DATA, 0, 1, b"more"),
-        )
-        _, payload = await connection.until(RST_STREAM, 1)
-        assert int.from_bytes(payload, "big") == http2.STREAM_CLOSED
         # Deaf reads one message and leaves all others: nothing more is granted then.
-        deaf = headers(path="/test/Deaf")
+        connection.send(frame(HEADERS, END_HEADERS, 3, headers(path="/test/Deaf")))
         size = 200_000
-        connection.send(frame(HEADERS, END_HEADERS, 3, deaf))
-        for _ in range(http2.STREAM_WINDOW // size + 3):
+        for _ in range(STREAM_WINDOW // size + 3):
             connection.send(frame(DATA, 0, 3, message(bytes(size - 5))))
-        _, payload = await connection.until(RST_STREAM, 3)
-        assert int.from_bytes(payload, "big") == http2.FLOW_CONTROL_ERROR
-        await connection.echoes(5)
+        _, payload = await connection.until(GOAWAY)
+        assert int.from_bytes(payload[4:8], "big") == FLOW_CONTROL_ERROR
+        await other.echoes(1)
 
 
 @pytest.mark.parametrize("speaks", [b"GET / HTTP/1.1\r\n\r\n", b"POST", b"PRI * HTTP/1.0\r\n"])
@@ -306,15 +311,18 @@ async def test_a_lost_connection_ends_its_calls() -> None:
 
 
 async def test_the_server_stops_reading_from_a_client_that_does_not_read() -> None:
-    """Pings are answered; where the answers are not taken no more pings are."""
-    async with bare() as one:
+    limits = TransportLimits(message_bytes=1 << 20, receiving_bytes=1 << 30, streams=20_000)
+    async with bare(limits) as one:
         reader, writer = await asyncio.open_connection("127.0.0.1", one.port, limit=1024)
         try:
-            writer.write(HELLO)
-            flood = frame(PING, 0, 0, bytes(8)) * 4096
+            windows = frame(SETTINGS, 0, 0, b"\0\x04\x7f\xff\xff\xff")
+            writer.write(HELLO + windows + frame(WINDOW_UPDATE, 0, 0, b"\x7f\xff\0\0"))
+            data = message(bytes(16_000))
             stuck = False
-            for _ in range(2000):  # 140 MB: far beyond what sockets hold
-                writer.write(flood)
+            for number in range(10_000):  # 160 MB: far beyond what sockets hold
+                stream = 2 * number + 1
+                writer.write(frame(HEADERS, END_HEADERS, stream, headers()))
+                writer.write(frame(DATA, END_STREAM, stream, data))
                 try:
                     async with asyncio.timeout(1):
                         await writer.drain()
@@ -324,21 +332,35 @@ async def test_the_server_stops_reading_from_a_client_that_does_not_read() -> No
             assert stuck
             async with raw(one, HELLO) as other:
                 await other.echoes(1)
-            while not reader.at_eof() and stuck:  # it goes on where the answers are taken
+            while not reader.at_eof() and stuck:  # reading continues when the client reads
                 await reader.read(1 << 20)
                 stuck = writer.transport.get_write_buffer_size() > 0
         finally:
             writer.transport.abort()
 
 
+async def test_a_flood_of_pings_without_reading_ends_the_connection() -> None:
+    async with bare() as one, raw(one, HELLO) as other:
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port, limit=1024)
+        try:
+            writer.write(HELLO)
+            with suppress(ConnectionError):
+                while not writer.transport.is_closing():
+                    writer.write(frame(PING, 0, 0, bytes(8)) * 4096)
+                    await writer.drain()
+        finally:
+            writer.transport.abort()
+        await other.echoes(1)
+
+
 async def test_streams_beyond_the_limit_are_refused_as_retriable() -> None:
     async with (
         bare(TransportLimits(1 << 20, 1 << 20, streams=2)) as one,
-        raw(one, HELLO) as connection,
+        raw(one, PREFACE + frame(SETTINGS)) as connection,
     ):
         connection.send(*(frame(HEADERS, END_HEADERS, n, headers()) for n in (1, 3, 5)))
         _, payload = await connection.until(RST_STREAM, 5)
-        assert int.from_bytes(payload, "big") == http2.REFUSED_STREAM
+        assert int.from_bytes(payload, "big") == REFUSED_STREAM
         connection.send(BODY)
         await connection.until(DATA, 1)
         await connection.echoes(7)

@@ -11,20 +11,19 @@ from h2.events import DataReceived, PingAckReceived, StreamEnded, StreamReset
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
-from server.transport import connection as http2
-from server.transport.connection import (
+from tests.support.http2_peers import (
     ACK,
+    BODY,
+    CANCEL,
     DATA,
+    ECHO,
     END_HEADERS,
     GOAWAY,
     HEADERS,
+    HELLO,
+    NO_ERROR,
     PING,
     RST_STREAM,
-)
-from tests.support.http2_peers import (
-    BODY,
-    ECHO,
-    HELLO,
     WAIT_S,
     ask,
     bare,
@@ -137,7 +136,7 @@ async def test_a_stream_that_the_client_does_not_read_ends_too(how: str) -> None
             received += len((await connection.until(DATA, 1))[1])
         if how == "deadline":
             _, payload = await connection.until(RST_STREAM, 1)
-            assert int.from_bytes(payload, "big") == http2.CANCEL
+            assert int.from_bytes(payload, "big") == CANCEL
         await one.server.stop(0.1)
 
 
@@ -176,7 +175,7 @@ async def test_a_request_may_continue_after_its_response() -> None:
         client.flush()
         async for event in client.events():
             if isinstance(event, StreamReset):
-                assert (event.stream_id, event.error_code) == (stream, http2.NO_ERROR)
+                assert (event.stream_id, event.error_code) == (stream, NO_ERROR)
                 break
         client.h2.ping(b"12345678")
         client.flush()

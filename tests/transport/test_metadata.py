@@ -1,68 +1,72 @@
-"""Header blocks: reading, caching and writing them."""
+"""Headers of requests and of responses."""
 
 from __future__ import annotations
 
 from base64 import b64decode
-from typing import Any
 
 import pytest
-from hpack import Decoder, Encoder
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from server.transport.metadata import HeaderReader, block, timeout_s, trailer_block
-from tests.support.http2_peers import (
-    ECHO,
-    headers,
+from server.transport.metadata import (
+    CACHED_HEADS,
+    RequestHeads,
+    response_head,
+    timeout_s,
+    trailers,
 )
 
-FIELD = st.tuples(
-    st.sampled_from(["a", "grpc-timeout", "x-" + "y" * 40]), st.text("abc", max_size=9)
+REQUEST = (
+    (b":method", b"POST"),
+    (b":path", b"/test/Echo"),
+    (b"content-type", b"application/grpc"),
+    (b"grpc-timeout", b"20m"),
+    (b"key-bin", b"AAE"),
+    (b"key", b"value"),
 )
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(st.lists(FIELD, max_size=4), st.booleans(), st.integers(0, 200))))
-def test_cached_and_decoded_blocks_mean_the_same(
-    requests: list[tuple[list[tuple[str, str]], bool, int]],
-) -> None:
-    """Whatever the encoder keeps in its table, drops from it, or takes from it."""
-    encoder, heads = Encoder(), HeaderReader()
-    for fields, resized, size in requests:
-        if resized:
-            encoder.header_table_size = size
-        head = heads.read(encoder.encode([*ECHO, *fields]))
-        assert head.path == "/test/Echo"
-        assert [(n.decode(), v.decode()) for n, v in head.fields] == [*ECHO[4:], *fields]
+def test_a_request_head_has_what_grpc_needs() -> None:
+    head = RequestHeads().read(REQUEST)
+    assert (head.method, head.path, head.content_type) == ("POST", "/test/Echo", "application/grpc")
+    assert (head.timeout_s, head.encoding) == (0.02, "")
+    assert head.size == sum(len(name) + len(value) + 32 for name, value in REQUEST)
+    assert head.metadata()[2:] == [("key-bin", b"\0\1"), ("key", "value")]
 
 
-def test_a_repeated_block_is_decoded_once() -> None:
-    encoder, heads = Encoder(), HeaderReader()
-    heads.read(encoder.encode(ECHO))
-    usual = encoder.encode(ECHO)
-    assert heads.read(usual) is heads.read(encoder.encode(ECHO))
+def test_repeated_headers_are_read_once() -> None:
+    heads = RequestHeads()
+    assert heads.read(REQUEST) is heads.read((*REQUEST,))
 
 
-def test_the_block_cache_is_bounded() -> None:
-    heads = HeaderReader()
-    for n in range(1000):
-        assert heads.read(headers(x=str(n))).fields[-1] == (b"x", str(n).encode())
-    assert len(heads._cache) <= 128
+def test_the_cache_of_heads_is_bounded() -> None:
+    heads = RequestHeads()
+    for number in range(1000):
+        value = b"%d" % number
+        assert heads.read(((b"x", value),)).fields == ((b"x", value),)
+    large = heads.read(((b"x", bytes(2000)),))
+    assert large is not heads.read(((b"x", bytes(2000)),))
+    assert len(heads._cache) <= CACHED_HEADS
 
 
-def test_hpack_decodes_the_blocks_we_write() -> None:
-    long = "m" * 5000
-    fields: Any = Decoder().decode(trailer_block(13, long, [("a-bin", b"\0\1"), ("b", "c" * 127)]))
-    found = dict(fields)
-    assert found["grpc-message"] == long
-    assert b64decode(found["a-bin"] + "=") == b"\0\1"
-    assert found["b"] == "c" * 127
-    fields = Decoder().decode(block([("x", "y")], 415))
-    assert fields == [(":status", "415"), ("x", "y")]
+def test_trailers_are_ascii() -> None:
+    found = dict(trailers(13, "h\u00e4 100%", [("a-bin", b"\0\1"), ("b", "c")]))
+    assert found[b"grpc-status"] == b"13"
+    assert found[b"grpc-message"] == b"h%C3%A4 100%25"
+    assert b64decode(found[b"a-bin"] + b"=") == b"\0\1"
+    assert found[b"b"] == b"c"
+
+
+def test_a_response_head_starts_with_the_status() -> None:
+    expected = ((b":status", b"415"), (b"content-type", b"text/plain"))
+    assert response_head("text/plain", 415) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("1S", 1.0), ("20m", 0.02), ("5u", 5e-6), ("2H", 7200.0), ("", None)]
+    ("text", "seconds"),
+    [
+        *(("1S", 1.0), ("500m", 0.5), ("2M", 120.0), ("1H", 3600.0), ("7u", 7e-6), ("5n", 5e-9)),
+        *(("99999999S", 99_999_999.0), ("", None), ("1", None), ("S", None), ("-1S", None)),
+        *(("123456789S", None), ("1.5S", None), ("1 S", None)),
+    ],
 )
 def test_timeouts(text: str, seconds: float | None) -> None:
     assert timeout_s(text) == (None if seconds is None else pytest.approx(seconds))
