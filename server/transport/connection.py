@@ -316,7 +316,8 @@ class ServerConnection(asyncio.Protocol):
         is_done = self._read_slices(data)
         self._is_flush_scheduled = was_scheduled
         if not self._is_closed:
-            self._flush_soon()
+            if self._early or self._http2.want_write:
+                self._flush_soon()
             if not is_done:
                 self._transport.pause_reading()
                 self._loop.call_soon(self._continue)
@@ -338,8 +339,15 @@ class ServerConnection(asyncio.Protocol):
                     return True
                 start += SLICE_BYTES
                 self._events = iter(self._http2.events())
+            event: Any  # its kind decides which attributes it has
             for number, event in enumerate(self._events):
-                self._handle(event)
+                kind = type(event)
+                if kind is DataReceived:
+                    self._on_data(event.stream_id, event.data, event.end_stream)
+                elif kind is RequestReceived:
+                    self._on_request(event.stream_id, event.headers, event.end_stream)
+                else:
+                    self._handle(event)
                 if number % EVENTS_PER_CHECK == LAST_OF_CHECK and time.monotonic() > until_s:
                     self._unread = memoryview(bytes(data[start:]))  # the loop reuses its buffer
                     return False
@@ -357,13 +365,9 @@ class ServerConnection(asyncio.Protocol):
         if not self._unread and self._events is None and self._is_writable and not self._is_closed:
             self._transport.resume_reading()
 
-    def _handle(self, event: Any) -> None:  # its kind decides which attributes it has
+    def _handle(self, event: Any) -> None:
         kind = type(event)
-        if kind is DataReceived:
-            self._on_data(event.stream_id, event.data, event.end_stream)
-        elif kind is RequestReceived:
-            self._on_request(event.stream_id, event.headers, event.end_stream)
-        elif kind is StreamClosed:
+        if kind is StreamClosed:
             self._on_stream_closed(event.stream_id)
         elif kind is TrailersReceived:
             stream = self.streams.get(event.stream_id)
@@ -466,7 +470,7 @@ class ServerConnection(asyncio.Protocol):
                 self._transport.write(data)
             for event in self._http2.events():
                 self._handle(event)
-            if not self._after_write() or self._is_closed:
+            if not (self._early or self._waiting) or not self._after_write():
                 return
 
     def _after_write(self) -> bool:
