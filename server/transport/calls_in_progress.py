@@ -39,8 +39,9 @@ class CallsInProgress(Generic[C]):
         return iter(list(self._calls))
 
     def add(self, call: C) -> None:
+        if not self._calls:
+            self.idle.clear()
         self._calls.add(call)
-        self.idle.clear()
 
     def remove(self, call: C) -> None:
         self._calls.discard(call)

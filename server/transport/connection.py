@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -22,7 +22,6 @@ from ngh2.enums import ErrorCode, Setting
 from ngh2.events import (
     ConnectionClosed,
     DataReceived,
-    Event,
     PingAcknowledged,
     RequestReceived,
     StreamClosed,
@@ -51,14 +50,19 @@ MAX_HEADER_BLOCK_BYTES = 32 << 10
 MAX_HEADER_FIELDS = 400
 
 TURN_BUDGET_S = 0.002
-SLICE_BYTES = 16 << 10  # of input, after which the budget is checked
-EVENTS_PER_CHECK = 16
-LAST_OF_CHECK = EVENTS_PER_CHECK - 1
+EVENTS_PER_CHECK = 64
+
+# The library reads a slice of input at once, and a frame that ends in another slice costs a copy. A
+# slice grows while the client's bytes are cheap to read. An expensive one makes the next one small.
+MIN_SLICE_BYTES = 16 << 10
+FIRST_SLICE_BYTES = 64 << 10
+MAX_SLICE_BYTES = 128 << 10
+CHEAP_SLICE_S = TURN_BUDGET_S / 8
 
 GOAWAY_HEAD = b"\x07\0\0\0\0\0"  # type, flags, stream
 
-# Makes the stream of a request, or returns the trailers of a call that is refused.
-MakeStream = Callable[["ServerConnection", int, RequestHead], "Stream | Sequence[Header]"]
+# Makes the stream of a request, or returns the headers that refuse it.
+MakeStream = Callable[["ServerConnection", int, RequestHead], "Stream | tuple[Header, ...]"]
 
 
 class Stream(ABC):
@@ -73,16 +77,16 @@ class Stream(ABC):
         self.open = True  # a response may still be sent
 
     @abstractmethod
-    def received(self, data: bytes) -> None:
+    def received(self, data: bytes, is_last: bool) -> None:
         """Handles bytes of the request's body. The stream must `consume` them at some time."""
 
     @abstractmethod
     def request_ended(self) -> None:
-        """Handles the end of the request."""
+        """Handles the end of a request without further bytes."""
 
     @abstractmethod
     def aborted(self) -> None:
-        """Handles a reset or a lost connection: nothing can be sent any more."""
+        """Handles a reset or a lost connection, unless the response is complete."""
 
     @abstractmethod
     def gone(self) -> None:
@@ -117,8 +121,10 @@ class ServerConnection(asyncio.Protocol):
         self.was_heard = True  # bytes arrived since the server last cleared this
         self.is_greeted = False
         self._preface = b""  # its start, until it is complete
-        self._unread = memoryview(b"")  # bytes that a later turn reads
-        self._events: Iterator[Event] | None = None  # events that a later turn handles
+        self._unread = b""  # bytes that a later turn reads
+        self._events: list[Any] = []  # events that a later turn handles
+        self._slice_bytes = FIRST_SLICE_BYTES
+        self._is_paused = False  # a later turn continues to read
         self._is_flush_scheduled = False
         self._is_writable = True  # the transport's buffer is not full
         self._waiting: set[int] = set()  # streams that wait for `sent`
@@ -143,10 +149,10 @@ class ServerConnection(asyncio.Protocol):
         self.was_heard = True
         if not self.is_greeted:
             data = self._greet(data)
-        if self._unread or self._events is not None:  # a turn of the loop is to continue
-            self._unread = memoryview(bytes(self._unread) + data)
+        if self._is_paused:  # a turn of the loop is to continue
+            self._unread += data
         elif data:
-            self._read(memoryview(data))
+            self._read(data)
 
     def eof_received(self) -> bool:
         return False  # a half-closed connection is closed
@@ -162,7 +168,7 @@ class ServerConnection(asyncio.Protocol):
         if not self._is_closed:
             self.was_heard = True  # the client is alive: it reads, if slowly
             self._flush()
-            if not self._unread and self._events is None and not self._is_closed:
+            if not self._is_paused and not self._is_closed:
                 self._transport.resume_reading()
 
     # --- for streams -------------------------------------------------------------------------
@@ -183,9 +189,13 @@ class ServerConnection(asyncio.Protocol):
             self._http2.send_trailers(stream_id, trailers)
         except NGH2Error:
             return
-        self._finish(stream)
+        stream.open = False
+        if not stream.ended:
+            self._early.add(stream_id)
         if len(self.streams) == 1:
             self._flush()  # no other response could share the write
+        elif not self._is_flush_scheduled:
+            self._flush_soon()
 
     def begin(self, stream: Stream, head: Sequence[Header], *, end: bool = False) -> None:
         """Sends the headers of a response; with `end` they are all of it."""
@@ -242,12 +252,13 @@ class ServerConnection(asyncio.Protocol):
 
     def consume(self, stream_id: int, size: int) -> None:
         """Lets the client send `size` more bytes."""
-        if size and not self._is_closed:
+        if not self._is_closed:
             try:
                 self._http2.acknowledge_received_data(size, stream_id)
             except NGH2Error:  # the session is terminating
                 return
-            self._flush_soon()
+            if not self._is_flush_scheduled:
+                self._flush_soon()
 
     # --- for the server ----------------------------------------------------------------------
 
@@ -309,60 +320,78 @@ class ServerConnection(asyncio.Protocol):
         self._flush_soon()
         return data
 
-    def _read(self, data: memoryview) -> None:
+    def _read(self, data: bytes) -> None:
         """Reads bytes until the turn's budget is used up."""
         # A flush that is scheduled now would run before the tasks of the calls that start here.
         was_scheduled, self._is_flush_scheduled = self._is_flush_scheduled, True
-        is_done = self._read_slices(data)
+        self._is_paused = not self._read_slices(data)
         self._is_flush_scheduled = was_scheduled
         if not self._is_closed:
             if self._early or self._http2.want_write:
                 self._flush_soon()
-            if not is_done:
+            if self._is_paused:
                 self._transport.pause_reading()
                 self._loop.call_soon(self._continue)
 
-    def _read_slices(self, data: memoryview) -> bool:
+    def _read_slices(self, data: bytes) -> bool:
         """Returns whether all was read; if not, `_unread` and `_events` hold the rest."""
-        until_s = time.monotonic() + TURN_BUDGET_S
+        now_s = time.monotonic()
+        until_s = now_s + TURN_BUDGET_S
         start, size = 0, len(data)
-        while not self._is_closed:
-            if self._events is None:
-                if start >= size:
-                    return True
-                try:
-                    self._http2.receive_data(data[start : start + SLICE_BYTES])
-                except ConnectionStateError:  # it is closing: the library ignores the client
-                    return True
-                except NGH2Error as error:
-                    self._fail(error)
-                    return True
-                start += SLICE_BYTES
-                self._events = iter(self._http2.events())
+        is_done = not self._events or self._handle_events(until_s)
+        while is_done and start < size and not self._is_closed:
+            length = min(self._slice_bytes, size - start)
+            try:
+                if length < size:
+                    self._http2.receive_data(memoryview(data)[start : start + length])
+                else:
+                    self._http2.receive_data(data)
+            except ConnectionStateError:  # it is closing: the library ignores the client
+                return True
+            except NGH2Error as error:
+                self._fail(error)
+                return True
+            start += length
+            self._events = self._http2.events()
+            is_done = self._handle_events(until_s)
+            began_s, now_s = now_s, time.monotonic()
+            if now_s - began_s > TURN_BUDGET_S / 2:
+                self._slice_bytes = MIN_SLICE_BYTES
+            elif length == self._slice_bytes and now_s - began_s < CHEAP_SLICE_S:
+                self._slice_bytes = min(2 * length, MAX_SLICE_BYTES)
+            is_done = is_done and (start >= size or now_s < until_s)
+        self._unread = data[start:]
+        return is_done
+
+    def _handle_events(self, until_s: float) -> bool:
+        """Handles `_events`. Returns False if the time is over; then `_events` is the rest."""
+        events = self._events
+        for first in range(0, len(events), EVENTS_PER_CHECK):
+            if first and time.monotonic() > until_s:
+                self._events = events[first:]
+                return False
             event: Any  # its kind decides which attributes it has
-            for number, event in enumerate(self._events):
+            for event in events[first : first + EVENTS_PER_CHECK]:
                 kind = type(event)
                 if kind is DataReceived:
-                    self._on_data(event.stream_id, event.data, event.end_stream)
+                    stream = self.streams.get(event.stream_id)
+                    if stream is not None and stream.open:
+                        stream.received(event.data, event.end_stream)
+                    else:
+                        self._on_unread_data(event.stream_id, event.data, event.end_stream)
                 elif kind is RequestReceived:
                     self._on_request(event.stream_id, event.headers, event.end_stream)
                 else:
                     self._handle(event)
-                if number % EVENTS_PER_CHECK == LAST_OF_CHECK and time.monotonic() > until_s:
-                    self._unread = memoryview(bytes(data[start:]))  # the loop reuses its buffer
-                    return False
-            self._events = None
-            if start < size and time.monotonic() > until_s:
-                self._unread = memoryview(bytes(data[start:]))
-                return False
+        self._events = []
         return True
 
     def _continue(self) -> None:
         if self._is_closed:
             return
-        unread, self._unread = self._unread, memoryview(b"")
+        unread, self._unread = self._unread, b""
         self._read(unread)
-        if not self._unread and self._events is None and self._is_writable and not self._is_closed:
+        if not self._is_paused and self._is_writable and not self._is_closed:
             self._transport.resume_reading()
 
     def _handle(self, event: Any) -> None:
@@ -384,7 +413,7 @@ class ServerConnection(asyncio.Protocol):
 
     def _on_request(self, stream_id: int, headers: tuple[Header, ...], end_stream: bool) -> None:
         stream = self._make(self, stream_id, self._heads.read(headers))
-        if not isinstance(stream, Stream):
+        if isinstance(stream, tuple):
             with suppress(NGH2Error):
                 self._http2.send_response(stream_id, stream, end_stream=True)
             if not end_stream:
@@ -395,16 +424,14 @@ class ServerConnection(asyncio.Protocol):
         if end_stream:
             self._end_request(stream)
 
-    def _on_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
-        stream = self.streams.get(stream_id)
-        if stream is None or not stream.open:
-            self.consume(stream_id, len(data))  # not read, but the connection's window counts it
-        else:
-            stream.received(data)
+    def _on_unread_data(self, stream_id: int, data: bytes, end_stream: bool) -> None:
+        if data:  # not read, but the connection's window counts it
+            self.consume(stream_id, len(data))
         if end_stream:
             self._early.discard(stream_id)
+            stream = self.streams.get(stream_id)
             if stream is not None:
-                self._end_request(stream)
+                stream.ended = True
 
     def _end_request(self, stream: Stream) -> None:
         stream.ended = True
@@ -413,14 +440,18 @@ class ServerConnection(asyncio.Protocol):
 
     def _on_stream_closed(self, stream_id: int) -> None:
         """The stream is complete, or was reset by either side."""
-        self._early.discard(stream_id)
-        self._waiting.discard(stream_id)
+        if self._early:
+            self._early.discard(stream_id)
+        if self._waiting:
+            self._waiting.discard(stream_id)
         stream = self.streams.pop(stream_id, None)
         if stream is not None:
-            stream.open = False
+            was_open, stream.open = stream.open, False
             stream.gone()
-            stream.aborted()
-        self._close_if_retired()
+            if was_open:
+                stream.aborted()
+        if self._is_retiring:
+            self._close_if_retired()
 
     # --- ends --------------------------------------------------------------------------------
 
@@ -468,8 +499,12 @@ class ServerConnection(asyncio.Protocol):
             data = self._http2.data_to_send()
             if data:
                 self._transport.write(data)
+            event: Any
             for event in self._http2.events():
-                self._handle(event)
+                if type(event) is StreamClosed:
+                    self._on_stream_closed(event.stream_id)
+                else:
+                    self._handle(event)
             if not (self._early or self._waiting) or not self._after_write():
                 return
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
@@ -16,7 +15,6 @@ from contextlib import suppress
 from grpc import StatusCode
 
 from server.transport.calls_in_progress import CallsInProgress
-from server.transport.compression import WINDOW_BITS
 from server.transport.connection import ServerConnection, Stream
 from server.transport.messages import (
     PREFIX_BYTES,
@@ -25,8 +23,10 @@ from server.transport.messages import (
     MessageReader,
     decompressed,
     framed,
+    whole_message,
 )
 from server.transport.metadata import (
+    ENCODINGS,
     MAX_HEADERS_BYTES,
     Header,
     RequestHead,
@@ -43,10 +43,6 @@ MESSAGE_COST_BYTES = 128  # memory that a waiting message takes beside its bytes
 RESPONSE_HEAD = response_head("application/grpc")
 OK_TRAILERS = trailers(StatusCode.OK.value[0])
 
-GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
-
-ENCODINGS = ("identity", *WINDOW_BITS)
-
 STOPPING = "the server is stopping"
 
 BUSY_RETRY_S = 0.1  # pushback of a call refused for memory: most calls take less
@@ -60,7 +56,9 @@ class GrpcCall(Stream):
         "_calls",
         "_has_started",
         "_head",
+        "_is_compressed",
         "_is_responding",
+        "_message",
         "_messages",
         "_method",
         "_reader",
@@ -87,9 +85,11 @@ class GrpcCall(Stream):
         self._calls = calls
         self._head = head
         self._method = method
-        self._reader = MessageReader(head.encoding, calls.limits.message_bytes)
+        self._reader: MessageReader | None = None  # made if the body needs one
         self._unread_bytes = 0  # of messages, complete or not, that the method has not read
-        self._messages = MessageQueue(calls.loop)
+        self._message: bytes | None = None  # the request of a unary method
+        self._is_compressed = False
+        self._messages: MessageQueue | None = None  # the requests of a streaming method
         self._unacknowledged = 0  # bytes by which the client's windows are smaller
         self._written: asyncio.Future[None] | None = None  # `write` waits for it
         self._has_started = False  # the method runs or has run
@@ -124,7 +124,7 @@ class GrpcCall(Stream):
     @property
     def message_started_s(self) -> float | None:
         """When the message that is still arriving started; None if there is none."""
-        return self._reader.started_s
+        return None if self._reader is None else self._reader.started_s
 
     def refuse(self, code: StatusCode, message: str, extra: Sequence[Trailer] = ()) -> None:
         """Ends the call with a status, in whatever state it is."""
@@ -142,26 +142,29 @@ class GrpcCall(Stream):
 
     # --- for the connection ------------------------------------------------------------------
 
-    def received(self, data: bytes) -> None:
-        start, end = 0, len(data)
-        self._hold(end)
-        try:
-            while start < end and self.open:
-                start, message = self._reader.read(data, start, end)
-                if message is not None:
-                    self._add_message(message)
-        except MessageError as error:
-            self.refuse(error.code, str(error))
-        self._unacknowledged += end
-        if not self._messages or isinstance(self._method, UnaryMethod) or not self.open:
-            self._acknowledge()
+    def received(self, data: bytes, is_last: bool) -> None:
+        self._hold(len(data))
+        if is_last and self._reader is None and self._messages is None and self.open:
+            message = whole_message(data, self._calls.limits.message_bytes)
+            if message is not None:  # the usual unary request
+                self.ended = True
+                self._message = message
+                self.connection.consume(self.stream_id, len(data))
+                self._start()
+                return
+        if data:
+            self._read(data)
+        if is_last:
+            self.ended = True
+            if self.open:
+                self.request_ended()
 
     def request_ended(self) -> None:
-        if self._reader.is_inside_message:
+        if self._reader is not None and self._reader.is_inside_message:
             self.refuse(StatusCode.INVALID_ARGUMENT, "request: ends in the middle of a message")
-        elif isinstance(self._method, StreamingMethod):
+        elif self._messages is not None:
             self._messages.wake()
-        elif not self._messages:  # a second one was refused when it came
+        elif self._message is None:
             self.refuse(StatusCode.UNIMPLEMENTED, "request: has no message; the method takes one")
         else:
             self._start()
@@ -172,10 +175,14 @@ class GrpcCall(Stream):
     def gone(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._hold(-self._unread_bytes)
+        if self._unread_bytes:
+            self._hold(-self._unread_bytes)
         self._acknowledge()
-        self._messages.clear()
-        self._reader.clear()
+        self._message = None
+        if self._messages is not None:
+            self._messages.clear()
+        if self._reader is not None:
+            self._reader.clear()
         self._calls.remove(self)
 
     def sent(self) -> None:
@@ -186,25 +193,32 @@ class GrpcCall(Stream):
 
     def _open(self) -> None:
         """Checks the headers. A streaming method starts at once, a unary one with its message."""
-        head = self._head
-        if head.method != "POST" or not GRPC.match(head.content_type):
+        head, method = self._head, self._method
+        if not head.is_call:
             status = 415 if head.method == "POST" else 405
             self.connection.begin(self, response_head("text/plain", status), end=True)
         elif self._calls.is_refusing:
             self.refuse(StatusCode.UNAVAILABLE, STOPPING)
-        elif problem := _problem_of(head, self._method):
-            self.refuse(*problem)
+        elif method is None or not head.is_valid:
+            self.refuse(*_problem_of(head, method))
         else:
             if head.timeout_s is not None:
                 self.deadline_s = self.arrived_s + head.timeout_s
                 # The loop's clock ticks in milliseconds. The extra one keeps it from being early.
                 delay_s = head.timeout_s + 1e-3
                 self._timer = self._calls.loop.call_later(delay_s, self._expire)
-            if isinstance(self._method, StreamingMethod):
+            if isinstance(method, StreamingMethod):
+                self._messages = MessageQueue(self._calls.loop)
                 self._start()
 
     def _start(self) -> None:
-        run = self._run_unary() if isinstance(self._method, UnaryMethod) else self._run_stream()
+        method = self._method
+        if isinstance(method, UnaryMethod):
+            run = self._run_unary(method)
+        else:
+            assert method is not None
+            assert self._messages is not None
+            run = self._run_stream(method, self._messages)
         self._task = self._calls.loop.create_task(run)
         self._calls.loop_lag.task_queued()
 
@@ -217,30 +231,29 @@ class GrpcCall(Stream):
     def _expire(self) -> None:
         self.refuse(StatusCode.DEADLINE_EXCEEDED, "the call's deadline has passed")
 
-    async def _run_unary(self) -> None:
-        assert isinstance(self._method, UnaryMethod)
+    async def _run_unary(self, method: UnaryMethod) -> None:
         self._has_started = True
         self._calls.loop_lag.task_started()
         limit_bytes = self._calls.limits.message_bytes
         try:
-            message, compressed = self._messages.pop()
-            if compressed:
+            message, self._message = self._message, None
+            assert message is not None
+            if self._is_compressed:
                 message = await decompressed(message, self._head.encoding, limit_bytes)
             self._hold(-self._unread_bytes)
-            response = framed(await self._method.answer(message, self), limit_bytes)
+            response = framed(await method.answer(message, self), limit_bytes)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(error)
         else:
             if self.open:
                 self.connection.answer(self, RESPONSE_HEAD, response, OK_TRAILERS)
 
-    async def _run_stream(self) -> None:
-        assert isinstance(self._method, StreamingMethod)
+    async def _run_stream(self, method: StreamingMethod, messages: MessageQueue) -> None:
         self._has_started = True
         self._calls.loop_lag.task_started()
-        requests = self._requests()
+        requests = self._requests(messages)
         try:
-            await self._method.answer(requests, self)
+            await method.answer(requests, self)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(error)
         else:
@@ -249,21 +262,21 @@ class GrpcCall(Stream):
             with suppress(RuntimeError):  # a cancelled task of the method's still reads it
                 await requests.aclose()
 
-    async def _requests(self) -> AsyncGenerator[bytes, None]:
+    async def _requests(self, messages: MessageQueue) -> AsyncGenerator[bytes, None]:
         """The messages of a stream, until the client has sent its last."""
         limit_bytes = self._calls.limits.message_bytes
         while True:
-            while self._messages:
-                message, compressed = self._messages.pop()
+            while messages:
+                message, compressed = messages.pop()
                 self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
                 if compressed:
                     message = await decompressed(message, self._head.encoding, limit_bytes)
-                if not self._messages:
+                if not messages:
                     self._acknowledge()
                 yield message
             if self.ended:
                 return
-            await self._messages.wait()
+            await messages.wait()
 
     def _fail(self, error: BaseException) -> None:
         """Ends the call with the status that fits the method's exception."""
@@ -285,21 +298,40 @@ class GrpcCall(Stream):
         else:
             self.connection.begin(self, (*RESPONSE_HEAD, *trailers), end=True)
 
-    def _add_message(self, message: bytes) -> None:
-        is_unary = isinstance(self._method, UnaryMethod)
-        if self._messages and is_unary:
+    def _read(self, data: bytes) -> None:
+        """Reads messages, or parts of them."""
+        reader = self._reader
+        if reader is None:
+            limit_bytes = self._calls.limits.message_bytes
+            reader = self._reader = MessageReader(self._head.encoding, limit_bytes)
+        start, end = 0, len(data)
+        try:
+            while start < end and self.open:
+                start, message = reader.read(data, start, end)
+                if message is not None:
+                    self._add_message(message, reader.compressed)
+        except MessageError as error:
+            self.refuse(error.code, str(error))
+        self._unacknowledged += end
+        if not self._messages or not self.open:
+            self._acknowledge()
+
+    def _add_message(self, message: bytes, compressed: bool) -> None:
+        if self._messages is not None:
+            self._hold(MESSAGE_COST_BYTES)
+            self._messages.put(message, compressed)
+        elif self._message is None:
+            self._message, self._is_compressed = message, compressed
+        else:
             self.refuse(
                 StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
             )
-            return
-        if not is_unary:
-            self._hold(MESSAGE_COST_BYTES)
-        self._messages.put(message, self._reader.compressed)
 
     def _acknowledge(self) -> None:
         """Lets the client send as many bytes as have come."""
-        size, self._unacknowledged = self._unacknowledged, 0
-        self.connection.consume(self.stream_id, size)
+        if self._unacknowledged:
+            size, self._unacknowledged = self._unacknowledged, 0
+            self.connection.consume(self.stream_id, size)
 
     def _hold(self, size: int) -> None:
         """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""
@@ -333,8 +365,8 @@ def _abort_of(error: BaseException, head: RequestHead) -> Abort | None:
 
 def _problem_of(
     head: RequestHead, method: Method | None
-) -> tuple[StatusCode, str] | tuple[StatusCode, str, Sequence[Trailer]] | None:
-    """Why the headers make a call impossible: its status; None if they are fine."""
+) -> tuple[StatusCode, str] | tuple[StatusCode, str, Sequence[Trailer]]:
+    """The status of a call whose method does not exist, or whose headers are not valid."""
     if head.size > MAX_HEADERS_BYTES:
         return (
             StatusCode.RESOURCE_EXHAUSTED,
@@ -348,10 +380,8 @@ def _problem_of(
             f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are allowed",
             [("grpc-accept-encoding", ",".join(ENCODINGS))],
         )
-    if head.timeout and head.timeout_s is None:
-        return (
-            StatusCode.INVALID_ARGUMENT,
-            f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u and n "
-            "are allowed",
-        )
-    return None
+    return (
+        StatusCode.INVALID_ARGUMENT,
+        f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u and n "
+        "are allowed",
+    )

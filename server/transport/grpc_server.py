@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 
 from grpc import StatusCode
@@ -124,25 +124,27 @@ class GrpcServer:
 
     def _new_stream(
         self, connection: ServerConnection, stream_id: int, head: RequestHead
-    ) -> Stream | Sequence[Header]:
+    ) -> Stream | tuple[Header, ...]:
         """A call for a request's headers, or the headers of its refusal."""
         method = self._methods.get(head.path)
-        if isinstance(method, UnaryMethod) and (abort := self._too_late(method, head)) is not None:
+        if (
+            head.timeout_s is not None
+            and isinstance(method, UnaryMethod)
+            and (abort := self._too_late(method, head.timeout_s)) is not None
+        ):
             return (*RESPONSE_HEAD, *abort.trailers)
         return GrpcCall(self._calls, connection, stream_id, head, method)
 
-    def _too_late(self, method: UnaryMethod, head: RequestHead) -> Abort | None:
+    def _too_late(self, method: UnaryMethod, timeout_s: float) -> Abort | None:
         """The refusal of a call that would start too late; None for one that may start.
 
         With more calls than processor time, all calls would start after their deadline. A refusal
         here, before there is a stream, costs a tenth of starting the call.
         """
-        if method.too_late is None or head.timeout_s is None or self._calls.is_refusing:
+        if method.too_late is None or self._calls.is_refusing:
             return None
         wait_s = self._calls.loop_lag.wait_s
-        return (
-            method.too_late(wait_s) if wait_s > MAX_START_DELAY_FRACTION * head.timeout_s else None
-        )
+        return method.too_late(wait_s) if wait_s > MAX_START_DELAY_FRACTION * timeout_s else None
 
     def _check_connections(self) -> None:
         """Closes dead connections; the operating system alone would notice after two hours.

@@ -155,6 +155,14 @@ class MessageQueue:
         await self._changed
 
 
+def whole_message(body: bytes, limit_bytes: int) -> bytes | None:
+    """The message of a body that is one message without compression; None for other bodies."""
+    size = len(body) - PREFIX_BYTES
+    if 0 <= size <= limit_bytes and body.startswith(size.to_bytes(PREFIX_BYTES, "big")):
+        return body[PREFIX_BYTES:]
+    return None
+
+
 async def decompressed(message: bytes, encoding: str, limit_bytes: int) -> bytes:
     """Inflates a message in a thread, because a small one may become large. Raises Abort."""
     return await asyncio.to_thread(_inflate, message, encoding, limit_bytes)

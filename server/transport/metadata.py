@@ -8,10 +8,15 @@ from base64 import b64decode, b64encode
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from server.transport.compression import WINDOW_BITS
+
 # A call with larger headers is refused. Their size is the text, and 32 bytes for each header, as
 # HTTP/2 counts it.
 MAX_HEADERS_BYTES = 8 << 10
 HEADER_OVERHEAD_BYTES = 32
+
+GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
+ENCODINGS = ("identity", *WINDOW_BITS)
 
 # Per connection. The bounds matter where a header differs in each request.
 CACHED_HEADS = 128
@@ -36,6 +41,8 @@ class RequestHead:
     timeout_s: float | None  # None if `timeout` is absent or invalid
     fields: tuple[Header, ...]  # all but pseudo-headers, as they were sent
     size: int  # bytes, as HTTP/2 counts them
+    is_call: bool  # of gRPC; another request gets an HTTP status
+    is_valid: bool  # nothing in the headers makes the call impossible
 
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """The fields as text; values of -bin fields as decoded bytes."""
@@ -87,16 +94,29 @@ def _request_head(headers: Iterable[Header]) -> RequestHead:
         known[name] = value
         if name[:1] != b":":
             fields.append((name, value))
+    method = _ascii(known.get(b":method", b""))
+    content_type = _ascii(known.get(b"content-type", b""))
+    encoding = _ascii(known.get(b"grpc-encoding", b""))
     timeout = _ascii(known.get(b"grpc-timeout", b""))
+    seconds = timeout_s(timeout)
+    is_call = method == "POST" and GRPC.match(content_type) is not None
+    is_valid = (
+        is_call
+        and size <= MAX_HEADERS_BYTES
+        and (not encoding or encoding in ENCODINGS)
+        and (not timeout or seconds is not None)
+    )
     return RequestHead(
-        method=_ascii(known.get(b":method", b"")),
+        method=method,
         path=_ascii(known.get(b":path", b"")),
-        content_type=_ascii(known.get(b"content-type", b"")),
-        encoding=_ascii(known.get(b"grpc-encoding", b"")),
+        content_type=content_type,
+        encoding=encoding,
         timeout=timeout,
-        timeout_s=timeout_s(timeout),
+        timeout_s=seconds,
         fields=tuple(fields),
         size=size,
+        is_call=is_call,
+        is_valid=is_valid,
     )
 
 
