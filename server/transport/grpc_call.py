@@ -15,7 +15,12 @@ from contextlib import suppress
 from grpc import StatusCode
 
 from server.transport.calls_in_progress import CallsInProgress
-from server.transport.connection import ServerConnection, Stream
+from server.transport.connection import (
+    CONNECTION_WINDOW,
+    STREAM_WINDOW,
+    ServerConnection,
+    Stream,
+)
 from server.transport.messages import (
     PREFIX_BYTES,
     MessageError,
@@ -39,6 +44,10 @@ from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod
 log = logging.getLogger(__name__)
 
 MESSAGE_COST_BYTES = 128  # memory that a waiting message takes beside its bytes
+
+# Of incomplete messages; both far below the windows of streams and connections.
+MAX_UNACKNOWLEDGED_BYTES = STREAM_WINDOW // 4
+MAX_ALL_UNACKNOWLEDGED_BYTES = CONNECTION_WINDOW // 4
 
 RESPONSE_HEAD = response_head("application/grpc")
 OK_TRAILERS = trailers(StatusCode.OK.value[0])
@@ -313,7 +322,7 @@ class GrpcCall(Stream):
         except MessageError as error:
             self.refuse(error.code, str(error))
         self._unacknowledged += end
-        if not self._messages or not self.open:
+        if not self.open or (not self._messages and self._must_acknowledge(reader)):
             self._acknowledge()
 
     def _add_message(self, message: bytes, compressed: bool) -> None:
@@ -326,6 +335,14 @@ class GrpcCall(Stream):
             self.refuse(
                 StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
             )
+
+    def _must_acknowledge(self, reader: MessageReader) -> bool:
+        """Whether to acknowledge now. An acknowledgement for each frame would cost too much."""
+        return (
+            not reader.is_inside_message
+            or self._unacknowledged >= MAX_UNACKNOWLEDGED_BYTES
+            or self._calls.receiving_bytes > MAX_ALL_UNACKNOWLEDGED_BYTES
+        )
 
     def _acknowledge(self) -> None:
         """Lets the client send as many bytes as have come."""

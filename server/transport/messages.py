@@ -98,7 +98,7 @@ class MessageReader:
         """Keeps a piece of a message. Copies it, unless it is most of `data`."""
         pieces, size = self._pieces, end - start
         if size >= SMALL_PIECE_BYTES:
-            is_most = 2 * size >= len(data)
+            is_most = size < len(data) <= 2 * size
             pieces.append(memoryview(data)[start:end] if is_most else data[start:end])
         elif pieces and isinstance(pieces[-1], bytearray):
             pieces[-1] += data[start:end]
