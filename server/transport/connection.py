@@ -530,8 +530,12 @@ class ServerConnection(asyncio.Protocol):
         return has_resets
 
 
+# Clients with short deadlines, and proxies with many users, cancel hundreds of calls a second.
+RESET_BURST, RESETS_PER_S = 10_000, 5_000
+
 CONFIGURATION = Configuration(
     auto_window_update=False,
+    stream_reset_rate_limit=(RESET_BURST, RESETS_PER_S),
     max_inbound_header_list_size=MAX_HEADER_BLOCK_BYTES,
     max_inbound_header_count=MAX_HEADER_FIELDS,
 )
