@@ -7,6 +7,7 @@ handler for each method in a service's descriptor, so no method can be forgotten
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Set
 from dataclasses import dataclass
 from functools import partial
@@ -106,9 +107,11 @@ class _Handler:
         trace = None
         if self._tracing is not None:
             trace = self._tracing.begin(self.name, call.metadata(), arrived_s)
-        context = CallContext(arrived_s, call.deadline_s, self._after_response, trace)
+        deadline_s = call.deadline_s
+        context = CallContext(arrived_s, deadline_s, self._after_response, trace)
+        left_s = None if deadline_s == math.inf else deadline_s - arrived_s
         try:
-            return await self.respond(data, context, call.time_remaining())
+            return await self.respond(data, context, left_s)
         except ServingError as error:
             raise abort_for(error, self.name) from None
         except _UnexpectedError:

@@ -152,13 +152,18 @@ class GrpcCall(Stream):
     # --- for the connection ------------------------------------------------------------------
 
     def received(self, data: bytes, is_last: bool) -> None:
-        self._hold(len(data))
-        if is_last and self._reader is None and self._messages is None and self.open:
-            message = whole_message(data, self._calls.limits.message_bytes)
+        calls = self._calls
+        size = len(data)
+        self._unread_bytes += size
+        calls.receiving_bytes += size
+        if calls.receiving_bytes > calls.limits.receiving_bytes:
+            self.refuse(*_too_many_bytes(calls))
+        elif is_last and self._reader is None and self._messages is None:
+            message = whole_message(data, calls.limits.message_bytes)
             if message is not None:  # the usual unary request
                 self.ended = True
                 self._message = message
-                self.connection.consume(self.stream_id, len(data))
+                self.connection.consume(self.stream_id, size)
                 self._start()
                 return
         if data:
@@ -185,8 +190,9 @@ class GrpcCall(Stream):
         if self._timer is not None:
             self._timer.cancel()
         if self._unread_bytes:
-            self._hold(-self._unread_bytes)
-        self._acknowledge()
+            self._release()
+        if self._unacknowledged:
+            self._acknowledge()
         self._message = None
         if self._messages is not None:
             self._messages.clear()
@@ -249,7 +255,7 @@ class GrpcCall(Stream):
             assert message is not None
             if self._is_compressed:
                 message = await decompressed(message, self._head.encoding, limit_bytes)
-            self._hold(-self._unread_bytes)
+            self._release()
             response = framed(await method.answer(message, self), limit_bytes)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(error)
@@ -280,7 +286,7 @@ class GrpcCall(Stream):
                 self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
                 if compressed:
                     message = await decompressed(message, self._head.encoding, limit_bytes)
-                if not messages:
+                if not messages and self._unacknowledged:
                     self._acknowledge()
                 yield message
             if self.ended:
@@ -346,9 +352,13 @@ class GrpcCall(Stream):
 
     def _acknowledge(self) -> None:
         """Lets the client send as many bytes as have come."""
-        if self._unacknowledged:
-            size, self._unacknowledged = self._unacknowledged, 0
-            self.connection.consume(self.stream_id, size)
+        size, self._unacknowledged = self._unacknowledged, 0
+        self.connection.consume(self.stream_id, size)
+
+    def _release(self) -> None:
+        """Forgets the unread bytes."""
+        self._calls.receiving_bytes -= self._unread_bytes
+        self._unread_bytes = 0
 
     def _hold(self, size: int) -> None:
         """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""

@@ -54,8 +54,18 @@ class RequestHeads:
 
     def __init__(self) -> None:
         self._cache: dict[tuple[Header, ...], RequestHead] = {}
+        self._latest: tuple[Header, ...] = ()
+        self._latest_head: RequestHead | None = None
 
     def read(self, headers: tuple[Header, ...]) -> RequestHead:
+        if headers == self._latest and self._latest_head is not None:
+            return self._latest_head  # much cheaper than their hash
+        head = self._read(headers)
+        if head.size <= CACHED_HEAD_BYTES:
+            self._latest, self._latest_head = headers, head
+        return head
+
+    def _read(self, headers: tuple[Header, ...]) -> RequestHead:
         head = self._cache.get(headers)
         if head is None:
             head = _request_head(headers)
