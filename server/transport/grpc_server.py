@@ -18,7 +18,7 @@ from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
 from server.transport.calls_in_progress import CallsInProgress, TransportLimits
-from server.transport.connection import ServerConnection, Stream
+from server.transport.connection import PausedConnections, ServerConnection, Stream
 from server.transport.grpc_call import RESPONSE_HEAD, STOPPING, GrpcCall
 from server.transport.metadata import Header, RequestHead
 from server.transport.methods import Abort, Method, UnaryMethod
@@ -50,6 +50,7 @@ class GrpcServer:
         self._methods = methods
         self._calls: CallsInProgress[GrpcCall] = CallsInProgress(limits, loop_lag or LoopLag())
         self._connections: dict[ServerConnection, float] = {}  # with the time of its last bytes
+        self._paused = PausedConnections()
         self._listener: asyncio.Server | None = None
         self._check_timer: asyncio.TimerHandle | None = None
         self._no_connections = asyncio.Event()
@@ -109,7 +110,7 @@ class GrpcServer:
 
     def _new_connection(self) -> ServerConnection:
         streams = self._calls.limits.streams
-        return ServerConnection(self._new_stream, self._opened, self._closed, streams)
+        return ServerConnection(self._new_stream, self._opened, self._closed, self._paused, streams)
 
     def _opened(self, connection: ServerConnection) -> None:
         self._connections[connection] = time.monotonic()
