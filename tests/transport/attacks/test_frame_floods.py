@@ -27,6 +27,7 @@ from tests.transport.attacks.frame_floods import FLOODS, Flood
 ATTACK_S = 0.8
 CONNECTIONS = 2
 MAX_ANSWER_S = 0.5  # for the other client's call, whatever the attackers do
+MAX_RECOVERY_S = 1.0  # after an attack
 TIMEOUT_S = 10.0
 
 HEALTH = headers(path="/convserve.v1.Classifier/GetModel")
@@ -51,7 +52,9 @@ def test_another_client_is_answered_during_a_flood(port: int, flood: Flood) -> N
     with socket.create_connection(("127.0.0.1", port), TIMEOUT_S) as victim:
         victim.sendall(HELLO)
         stream = iter(range(1, 1 << 30, 2))
-        assert _answer_s(victim, next(stream)) < MAX_ANSWER_S
+        assert (
+            _answer_s(victim, next(stream)) < MAX_RECOVERY_S
+        )  # another attack may just have ended
         slowest_s = 0.0
         with _attackers(port, flood) as attackers:
             while any(one.is_alive() for one in attackers):
