@@ -29,7 +29,7 @@ def configure(level: str, format: str) -> None:
     handler = LogWriter(STDERR)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    # Libraries stay at WARNING: at DEBUG hpack logs all metadata, credentials included.
+    # Libraries stay at WARNING: at DEBUG some log metadata, credentials included.
     logging.getLogger(__name__.partition(".")[0]).setLevel(level.upper())
 
 
