@@ -57,7 +57,7 @@ EVENTS_PER_CHECK = 64
 # slice grows while the client's bytes are cheap to read. An expensive one makes the next one small.
 MIN_SLICE_BYTES = 16 << 10
 FIRST_SLICE_BYTES = 64 << 10
-MAX_SLICE_BYTES = 128 << 10
+MAX_SLICE_BYTES = 256 << 10
 CHEAP_SLICE_S = TURN_BUDGET_S / 8
 
 GOAWAY_HEAD = b"\x07\0\0\0\0\0"  # type, flags, stream

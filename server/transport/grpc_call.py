@@ -158,7 +158,13 @@ class GrpcCall(Stream):
         calls.receiving_bytes += size
         if calls.receiving_bytes > calls.limits.receiving_bytes:
             self.refuse(*_too_many_bytes(calls))
-        elif is_last and self._reader is None and self._messages is None:
+        elif self._reader is not None:
+            if not is_last and self._reader.keep_middle(data):
+                self._unacknowledged += size
+                if not self._messages and self._must_acknowledge():
+                    self._acknowledge()
+                return
+        elif is_last and self._messages is None:
             message = whole_message(data, calls.limits.message_bytes)
             if message is not None:  # the usual unary request
                 self.ended = True
@@ -328,7 +334,9 @@ class GrpcCall(Stream):
         except MessageError as error:
             self.refuse(error.code, str(error))
         self._unacknowledged += end
-        if not self.open or (not self._messages and self._must_acknowledge(reader)):
+        if not self.open or (
+            not self._messages and (not reader.is_inside_message or self._must_acknowledge())
+        ):
             self._acknowledge()
 
     def _add_message(self, message: bytes, compressed: bool) -> None:
@@ -342,11 +350,10 @@ class GrpcCall(Stream):
                 StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
             )
 
-    def _must_acknowledge(self, reader: MessageReader) -> bool:
-        """Whether to acknowledge now. An acknowledgement for each frame would cost too much."""
+    def _must_acknowledge(self) -> bool:
+        """Whether to acknowledge parts of a message; for each frame it would cost too much."""
         return (
-            not reader.is_inside_message
-            or self._unacknowledged >= MAX_UNACKNOWLEDGED_BYTES
+            self._unacknowledged >= MAX_UNACKNOWLEDGED_BYTES
             or self._calls.receiving_bytes > MAX_ALL_UNACKNOWLEDGED_BYTES
         )
 

@@ -83,6 +83,15 @@ class MessageReader:
         """Drops the received part of the current message."""
         self._pieces.clear()
 
+    def keep_middle(self, data: bytes) -> bool:
+        """Keeps bytes from the middle of a large message; returns False for other bytes."""
+        size = len(data)
+        if not SMALL_PIECE_BYTES <= size < self._missing:
+            return False
+        self._pieces.append(data)
+        self._missing -= size
+        return True
+
     def _continue(self, data: bytes, start: int, end: int) -> tuple[int, bytes | None]:
         take = min(self._missing, end - start)
         self._keep(data, start, start + take)
