@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.errors import Overloaded
-from server.transport.grpc_call import BUSY_RETRY_S
+from server.transport.calls_in_progress import BUSY_RETRY_S
 
 
 @dataclass(slots=True)

@@ -12,8 +12,7 @@ from grpc import StatusCode
 from server.api.in_flight import InFlightLimits
 from server.api.status import abort_for
 from server.errors import Overloaded
-from server.transport.grpc_call import STOPPING
-from server.transport.methods import Abort, WireCall
+from server.transport.methods import STOPPING, Abort, WireCall
 
 STREAM_DEPTH = 64  # requests of one stream in progress; the next one is not read yet
 

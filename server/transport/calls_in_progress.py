@@ -11,6 +11,8 @@ from server.telemetry.loop_lag import LoopLag
 
 C = TypeVar("C")
 
+BUSY_RETRY_S = 0.1  # pushback of a call refused for memory: most calls take less
+
 
 @dataclass(frozen=True, slots=True)
 class TransportLimits:

@@ -18,10 +18,15 @@ from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
 from server.transport.calls_in_progress import CallsInProgress, TransportLimits
-from server.transport.connection import PausedConnections, ServerConnection, Stream
-from server.transport.grpc_call import RESPONSE_HEAD, STOPPING, GrpcCall
-from server.transport.metadata import Header, RequestHead
-from server.transport.methods import Abort, Method, UnaryMethod
+from server.transport.grpc_call import GrpcCall
+from server.transport.http2.connection import ServerConnection
+from server.transport.http2.reading import ReadingTurns
+from server.transport.http2.stream import ResponseSender, Stream
+from server.transport.metadata import Header
+from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
+from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
+from server.transport.streaming_call import StreamingCall
+from server.transport.unary_call import UnaryCall
 
 CHECK_CONNECTIONS_S = 10.0  # period of the checks for dead connections and slow requests
 PREFACE_TIMEOUT_S = 20.0  # for a connection to show that it speaks HTTP/2
@@ -37,6 +42,8 @@ CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
 # 13,000/s. With 40,000 calls/s offered they answer 940, 8,100, 9,700 and 11,400/s.
 MAX_START_DELAY_FRACTION = 0.07
 
+STOPPING_REFUSAL = refusal(Abort(StatusCode.UNAVAILABLE, STOPPING), StatusCode.UNAVAILABLE)
+
 
 class GrpcServer:
     """Answers calls of its methods at one socket. Used on the event loop's thread only."""
@@ -47,10 +54,10 @@ class GrpcServer:
         limits: TransportLimits,
         loop_lag: LoopLag | None = None,
     ) -> None:
-        self._methods = methods
+        self._router = Router(methods)
         self._calls: CallsInProgress[GrpcCall] = CallsInProgress(limits, loop_lag or LoopLag())
         self._connections: dict[ServerConnection, float] = {}  # with the time of its last bytes
-        self._paused = PausedConnections()
+        self._turns = ReadingTurns()
         self._listener: asyncio.Server | None = None
         self._check_timer: asyncio.TimerHandle | None = None
         self._no_connections = asyncio.Event()
@@ -109,8 +116,15 @@ class GrpcServer:
                 await self._no_connections.wait()
 
     def _new_connection(self) -> ServerConnection:
+        routes = RouteCache(self._router.route)
+
+        def new_stream(
+            sender: ResponseSender, stream_id: int, headers: tuple[Header, ...]
+        ) -> Stream | tuple[Header, ...]:
+            return self._new_stream(sender, stream_id, routes.route(headers))
+
         streams = self._calls.limits.streams
-        return ServerConnection(self._new_stream, self._opened, self._closed, self._paused, streams)
+        return ServerConnection(new_stream, self._opened, self._closed, self._turns, streams)
 
     def _opened(self, connection: ServerConnection) -> None:
         self._connections[connection] = time.monotonic()
@@ -124,17 +138,26 @@ class GrpcServer:
             self._no_connections.set()
 
     def _new_stream(
-        self, connection: ServerConnection, stream_id: int, head: RequestHead
+        self, sender: ResponseSender, stream_id: int, route: Route
     ) -> Stream | tuple[Header, ...]:
-        """A call for a request's headers, or the headers of its refusal."""
-        method = self._methods.get(head.path)
-        if (
-            head.timeout_s is not None
-            and isinstance(method, UnaryMethod)
-            and (abort := self._too_late(method, head.timeout_s)) is not None
-        ):
-            return (*RESPONSE_HEAD, *abort.trailers)
-        return GrpcCall(self._calls, connection, stream_id, head, method)
+        """A call for a request's route, or the headers of its refusal."""
+        head, method = route.head, route.method
+        if route.refusal is not None or method is None or self._calls.is_refusing:
+            return self._refusal(route)
+        if isinstance(method, UnaryMethod):
+            if head.timeout_s is not None:
+                abort = self._too_late(method, head.timeout_s)
+                if abort is not None:
+                    return (*RESPONSE_HEAD, *abort.trailers)
+            return UnaryCall(self._calls, sender, stream_id, head, method)
+        return StreamingCall(self._calls, sender, stream_id, head, method)
+
+    def _refusal(self, route: Route) -> tuple[Header, ...]:
+        """The response of a call that is refused for its headers, or because the server stops."""
+        refusal = route.refusal or STOPPING_REFUSAL
+        if route.method is not None and refusal.code is not None:
+            route.method.refused(refusal.code)
+        return refusal.headers
 
     def _too_late(self, method: UnaryMethod, timeout_s: float) -> Abort | None:
         """The refusal of a call that would start too late; None for one that may start.
@@ -142,7 +165,7 @@ class GrpcServer:
         With more calls than processor time, all calls would start after their deadline. A refusal
         here, before there is a stream, costs a tenth of starting the call.
         """
-        if method.too_late is None or self._calls.is_refusing:
+        if method.too_late is None:
             return None
         wait_s = self._calls.loop_lag.wait_s
         return method.too_late(wait_s) if wait_s > MAX_START_DELAY_FRACTION * timeout_s else None

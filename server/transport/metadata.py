@@ -18,10 +18,6 @@ HEADER_OVERHEAD_BYTES = 32
 GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
 ENCODINGS = ("identity", *WINDOW_BITS)
 
-# Per connection. The bounds matter where a header differs in each request.
-CACHED_HEADS = 128
-CACHED_HEAD_BYTES = 1024
-
 TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md
 UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
 
@@ -49,33 +45,6 @@ class RequestHead:
         return [_metadatum(name, value) for name, value in self.fields]
 
 
-class RequestHeads:
-    """Reads the headers of one connection's requests. Repeated headers are read once."""
-
-    def __init__(self) -> None:
-        self._cache: dict[tuple[Header, ...], RequestHead] = {}
-        self._latest: tuple[Header, ...] = ()
-        self._latest_head: RequestHead | None = None
-
-    def read(self, headers: tuple[Header, ...]) -> RequestHead:
-        if headers == self._latest and self._latest_head is not None:
-            return self._latest_head  # much cheaper than their hash
-        head = self._read(headers)
-        if head.size <= CACHED_HEAD_BYTES:
-            self._latest, self._latest_head = headers, head
-        return head
-
-    def _read(self, headers: tuple[Header, ...]) -> RequestHead:
-        head = self._cache.get(headers)
-        if head is None:
-            head = _request_head(headers)
-            if head.size <= CACHED_HEAD_BYTES:
-                if len(self._cache) >= CACHED_HEADS:
-                    self._cache.clear()
-                self._cache[headers] = head
-        return head
-
-
 def response_head(content_type: str, status: int = 200) -> tuple[Header, ...]:
     """The headers at the start of a response."""
     return (b":status", b"%d" % status), (b"content-type", content_type.encode("ascii"))
@@ -86,7 +55,12 @@ def trailers(code: int, message: str = "", extra: Sequence[Trailer] = ()) -> tup
     fields: list[Trailer] = [("grpc-status", str(code))]
     if message:
         fields.append(("grpc-message", _percent_encoded(message)))
-    return tuple((name.encode("ascii"), _value(value)) for name, value in (*fields, *extra))
+    return metadata_headers((*fields, *extra))
+
+
+def metadata_headers(fields: Sequence[Trailer]) -> tuple[Header, ...]:
+    """Metadata as headers; values that are bytes as base64."""
+    return tuple((name.encode("ascii"), _value(value)) for name, value in fields)
 
 
 def timeout_s(text: str) -> float | None:
@@ -95,7 +69,8 @@ def timeout_s(text: str) -> float | None:
     return None if found is None else int(found[1]) * UNIT_S[found[2]]
 
 
-def _request_head(headers: Iterable[Header]) -> RequestHead:
+def request_head(headers: Iterable[Header]) -> RequestHead:
+    """Reads the headers of a request."""
     known: dict[bytes, bytes] = {}
     fields: list[Header] = []
     size = 0

@@ -11,6 +11,8 @@ from grpc import StatusCode
 from server.transport.metadata import Header, Trailer
 from server.transport.metadata import trailers as trailers_of
 
+STOPPING = "the server is stopping"
+
 
 class Abort(Exception):
     """Ends a call with a status other than OK."""
@@ -37,6 +39,12 @@ class WireCall(Protocol):
 
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """The request's metadata, values of -bin keys as bytes."""
+
+    def add_initial_metadata(self, fields: Sequence[Trailer]) -> None:
+        """Adds metadata to the headers of the response; without effect once these are sent."""
+
+    def add_trailing_metadata(self, fields: Sequence[Trailer]) -> None:
+        """Adds metadata to the trailers, whatever status the call ends with."""
 
     async def write(self, message: bytes) -> None:
         """Sends one response of a stream. Returns when the message is on its way."""

@@ -17,8 +17,8 @@ from h2.settings import SettingCodes, Settings
 from hpack import Decoder
 
 from server.transport.calls_in_progress import TransportLimits
-from server.transport.connection import PREFACE
 from server.transport.grpc_server import GrpcServer
+from server.transport.http2.connection import PREFACE
 from server.transport.metadata import Trailer
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
 

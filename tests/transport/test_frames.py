@@ -13,7 +13,7 @@ from grpc import StatusCode
 from hpack import Encoder
 
 from server.transport.calls_in_progress import TransportLimits
-from server.transport.connection import PREFACE, STREAM_WINDOW
+from server.transport.http2.connection import PREFACE, STREAM_WINDOW
 from tests.support.http2_peers import (
     ACK,
     BODY,

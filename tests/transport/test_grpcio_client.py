@@ -16,7 +16,7 @@ import pytest
 from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
-from server.transport import connection as http2
+from server.transport.http2 import connection as http2
 from tests.support.http2_peers import (
     BODY,
     DATA,

@@ -6,13 +6,7 @@ from base64 import b64decode
 
 import pytest
 
-from server.transport.metadata import (
-    CACHED_HEADS,
-    RequestHeads,
-    response_head,
-    timeout_s,
-    trailers,
-)
+from server.transport.metadata import request_head, response_head, timeout_s, trailers
 
 REQUEST = (
     (b":method", b"POST"),
@@ -25,26 +19,11 @@ REQUEST = (
 
 
 def test_a_request_head_has_what_grpc_needs() -> None:
-    head = RequestHeads().read(REQUEST)
+    head = request_head(REQUEST)
     assert (head.method, head.path, head.content_type) == ("POST", "/test/Echo", "application/grpc")
     assert (head.timeout_s, head.encoding) == (0.02, "")
     assert head.size == sum(len(name) + len(value) + 32 for name, value in REQUEST)
     assert head.metadata()[2:] == [("key-bin", b"\0\1"), ("key", "value")]
-
-
-def test_repeated_headers_are_read_once() -> None:
-    heads = RequestHeads()
-    assert heads.read(REQUEST) is heads.read((*REQUEST,))
-
-
-def test_the_cache_of_heads_is_bounded() -> None:
-    heads = RequestHeads()
-    for number in range(1000):
-        value = b"%d" % number
-        assert heads.read(((b"x", value),)).fields == ((b"x", value),)
-    large = heads.read(((b"x", bytes(2000)),))
-    assert large is not heads.read(((b"x", bytes(2000)),))
-    assert len(heads._cache) <= CACHED_HEADS
 
 
 def test_trailers_are_ascii() -> None:

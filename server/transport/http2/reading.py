@@ -1,0 +1,124 @@
+"""Reads the bytes of HTTP/2 connections, so that no client holds the event loop.
+
+A connection reads for at most TURN_BUDGET_S, then pauses and continues in a later turn of the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from ngh2 import Connection
+from ngh2.exceptions import ConnectionStateError
+
+TURN_BUDGET_S = 0.002
+EVENTS_PER_CHECK = 64  # of the time
+
+# The library reads a slice of input at once, and a frame that ends in another slice costs a copy. A
+# slice grows while the client's bytes are cheap to read. An expensive one makes the next one small.
+MIN_SLICE_BYTES = 16 << 10
+FIRST_SLICE_BYTES = 64 << 10
+MAX_SLICE_BYTES = 256 << 10
+CHEAP_SLICE_S = TURN_BUDGET_S / 8
+
+
+class ReadingTurns:
+    """Queue of connections with bytes that wait to be read.
+
+    In each turn of the loop one of them reads. So many busy connections do not hold the loop for
+    longer than one, and a client that sends little does not wait for them.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    def add(self, continue_reading: Callable[[], None]) -> None:
+        """Calls `continue_reading` in a later turn."""
+        if not self._waiting:
+            self._loop.call_soon(self._run)
+        self._waiting.append(continue_reading)
+
+    def _run(self) -> None:
+        continue_reading = self._waiting.popleft()
+        if self._waiting:
+            self._loop.call_soon(self._run)
+        continue_reading()
+
+
+class InputReader:
+    """Reads the bytes of one connection. Keeps what has to wait for a later turn.
+
+    `handle` gets at most EVENTS_PER_CHECK events at a time.
+    """
+
+    def __init__(self, http2: Connection, handle: Callable[[list[Any]], None]) -> None:
+        self._http2 = http2
+        self._handle = handle
+        self._unread = b""
+        self._events: list[Any] = []  # that came from bytes that were read
+        self._slice_bytes = FIRST_SLICE_BYTES
+        self._is_stopped = False
+        self.is_paused = False  # a later turn continues
+
+    def keep(self, data: bytes) -> None:
+        """Keeps bytes for the later turn."""
+        self._unread += data
+
+    def stop(self) -> None:
+        """Drops what waits and reads nothing more: the connection is closed."""
+        self._is_stopped = True
+        self._unread = b""
+        self._events = []
+
+    def read(self, data: bytes = b"") -> None:
+        """Reads what waits and `data`, until the turn's budget is used up.
+
+        Raises NGH2Error if the client broke the protocol so badly that no session is left.
+        """
+        if self._unread:
+            data, self._unread = self._unread + data, b""
+        start, size = 0, len(data)
+        now_s = time.monotonic()
+        until_s = now_s + TURN_BUDGET_S
+        is_done = not self._events or self._handle_rest(until_s)
+        while is_done and start < size and not self._is_stopped:
+            length = min(self._slice_bytes, size - start)
+            try:
+                if length < size:
+                    self._http2.receive_data(memoryview(data)[start : start + length])
+                else:
+                    self._http2.receive_data(data)
+            except ConnectionStateError:  # it is closing: the library ignores the client
+                break
+            start += length
+            self._events = self._http2.events()
+            is_done = self._handle_rest(until_s)
+            began_s, now_s = now_s, time.monotonic()
+            self._choose_slice(length, now_s - began_s)
+            is_done = is_done and (start >= size or now_s < until_s)
+        if not is_done:
+            self._unread = data[start:]
+        self.is_paused = not is_done
+
+    def _handle_rest(self, until_s: float) -> bool:
+        """Handles `_events`. Returns False if the time is over; then `_events` is the rest."""
+        events, self._events = self._events, []
+        if len(events) <= EVENTS_PER_CHECK:
+            self._handle(events)
+            return True
+        for first in range(0, len(events), EVENTS_PER_CHECK):
+            if first and time.monotonic() > until_s:
+                self._events = events[first:]
+                return False
+            self._handle(events[first : first + EVENTS_PER_CHECK])
+        return True
+
+    def _choose_slice(self, length: int, took_s: float) -> None:
+        if took_s > TURN_BUDGET_S / 2:
+            self._slice_bytes = MIN_SLICE_BYTES
+        elif length == self._slice_bytes and took_s < CHEAP_SLICE_S:
+            self._slice_bytes = min(2 * length, MAX_SLICE_BYTES)

@@ -1,0 +1,261 @@
+"""Streams of an HTTP/2 connection: a request, and how its response is sent.
+
+libnghttp2 may have closed a stream before its event is handled here, so a send can fail. The event
+follows and ends the stream.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from ngh2 import Connection
+from ngh2.enums import ErrorCode
+from ngh2.exceptions import NGH2Error
+
+from server.transport.metadata import Header
+
+
+class Stream(ABC):
+    """A request and its response. Methods run on the loop's thread and do not block."""
+
+    __slots__ = ("ended", "open", "sender", "stream_id")
+
+    def __init__(self, sender: ResponseSender, stream_id: int) -> None:
+        self.sender = sender
+        self.stream_id = stream_id
+        self.ended = False  # the client has sent the whole request
+        self.open = True  # a response may still be sent
+
+    @abstractmethod
+    def received(self, data: bytes, is_last: bool) -> None:
+        """Handles bytes of the request's body. The stream must `consume` them at some time."""
+
+    @abstractmethod
+    def request_ended(self) -> None:
+        """Handles the end of a request without further bytes."""
+
+    @abstractmethod
+    def aborted(self) -> None:
+        """Handles a reset or a lost connection, unless the response is complete."""
+
+    @abstractmethod
+    def gone(self) -> None:
+        """Releases what the stream holds. Called once, however it ended."""
+
+    def sent(self) -> None:  # noqa: B027  optional
+        """Called after a `send` that returned False, when its data has been sent."""
+
+
+class ResponseSender:
+    """Sends the responses of one connection.
+
+    All that is queued in one turn of the loop is written together. While the transport's buffer is
+    full, nothing is written. Events that come from writing go to `on_event`.
+    """
+
+    def __init__(
+        self,
+        http2: Connection,
+        transport: Any,
+        streams: dict[int, Stream],
+        on_event: Callable[[Any], None],
+    ) -> None:
+        self._http2 = http2
+        self._transport = transport
+        self._streams = streams
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._is_scheduled = False
+        self._is_writable = True  # the transport's buffer is not full
+        self._waiting: set[int] = set()  # streams that wait for `sent`
+        self._early: set[int] = set()  # streams whose response ends before their request
+        self.is_closed = False  # nothing more is sent
+
+    # --- for streams -------------------------------------------------------------------------
+
+    def answer(
+        self, stream: Stream, head: Sequence[Header], body: bytes, trailers: Sequence[Header]
+    ) -> None:
+        """Sends a whole response."""
+        if self.is_closed:
+            return
+        stream_id, http2 = stream.stream_id, self._http2
+        try:
+            http2.send_response(stream_id, head)
+            http2.send_data(stream_id, body)
+            http2.send_trailers(stream_id, trailers)
+        except NGH2Error:
+            return
+        stream.open = False
+        if not stream.ended:
+            self._early.add(stream_id)
+        if len(self._streams) == 1:
+            self.flush()  # no other response could share the write
+        elif not self._is_scheduled:
+            self.flush_soon()
+
+    def begin(self, stream: Stream, head: Sequence[Header]) -> None:
+        """Sends the headers of a response."""
+        if not self.is_closed:
+            with suppress(NGH2Error):
+                self._http2.send_response(stream.stream_id, head)
+            self.flush_soon()
+
+    def refuse(self, stream_id: int, head: Sequence[Header], request_ended: bool) -> None:
+        """Sends the headers of a response that has nothing else."""
+        if self.is_closed:
+            return
+        try:
+            self._http2.send_response(stream_id, head, end_stream=True)
+        except NGH2Error:
+            return
+        if not request_ended:
+            self._early.add(stream_id)
+        self.flush_soon()
+
+    def send(self, stream: Stream, data: bytes) -> bool:
+        """Sends a part of a response's body.
+
+        Returns False if an earlier part waits for the client. Then `stream.sent` is called when all
+        parts have been sent.
+        """
+        if self.has_unsent(stream):
+            self.flush()
+        waits = self.has_unsent(stream)
+        if self.is_closed or not stream.open:
+            return True
+        try:
+            self._http2.send_data(stream.stream_id, data)
+        except NGH2Error:
+            return True
+        if waits:
+            self._waiting.add(stream.stream_id)
+        self.flush_soon()
+        return not waits
+
+    def end(self, stream: Stream, trailers: Sequence[Header]) -> None:
+        """Sends the trailers of a response, after its body."""
+        if self.is_closed:
+            return
+        try:
+            self._http2.send_trailers(stream.stream_id, trailers)
+        except NGH2Error:
+            return
+        stream.open = False
+        if not stream.ended:
+            self._early.add(stream.stream_id)
+        self.flush_soon()
+
+    def has_unsent(self, stream: Stream) -> bool:
+        """Whether a part of the response's body waits to be sent."""
+        return not self.is_closed and self._http2.queued_body_size(stream.stream_id) > 0
+
+    def cancel(self, stream: Stream) -> None:
+        """Resets a stream whose response the client does not read."""
+        stream.open = False
+        if not self.is_closed:
+            with suppress(NGH2Error):
+                self._http2.reset_stream(stream.stream_id, ErrorCode.CANCEL)
+            self.flush_soon()
+
+    def consume(self, stream_id: int, size: int) -> None:
+        """Lets the client send `size` more bytes."""
+        if not self.is_closed:
+            try:
+                self._http2.acknowledge_received_data(size, stream_id)
+            except NGH2Error:  # the session is terminating
+                return
+            if not self._is_scheduled:
+                self.flush_soon()
+
+    # --- for the connection ------------------------------------------------------------------
+
+    def hold(self) -> bool:
+        """Schedules no write until `release`. Returns what `release` needs.
+
+        A write that is scheduled while input is read would run before the tasks of the calls that
+        start there.
+        """
+        was_scheduled, self._is_scheduled = self._is_scheduled, True
+        return was_scheduled
+
+    def release(self, was_scheduled: bool) -> None:
+        self._is_scheduled = was_scheduled
+        if not self.is_closed and (self._early or self._http2.want_write):
+            self.flush_soon()
+
+    def flush_soon(self) -> None:
+        """Schedules a write."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Writes what is queued."""
+        self._is_scheduled = False
+        while self._is_writable and not self.is_closed:
+            data = self._http2.data_to_send()
+            if data:
+                self._transport.write(data)
+            for event in self._http2.events():
+                self._on_event(event)
+            if not (self._early or self._waiting) or not self._after_write():
+                return
+
+    def pause(self) -> None:
+        """Writes nothing until `resume`: the client does not read."""
+        self._is_writable = False
+
+    def resume(self) -> None:
+        self._is_writable = True
+        self.flush()
+
+    @property
+    def is_writable(self) -> bool:
+        return self._is_writable
+
+    def request_ended(self, stream_id: int) -> None:
+        """The rest of a request has come that was refused before its end."""
+        self._early.discard(stream_id)
+
+    def forget(self, stream_id: int) -> None:
+        """The stream is closed."""
+        if self._early:
+            self._early.discard(stream_id)
+        if self._waiting:
+            self._waiting.discard(stream_id)
+
+    def close(self, last_bytes: bytes = b"") -> None:
+        """Closes the connection after the buffered bytes and `last_bytes`."""
+        if not self.is_closed:
+            self.is_closed = True
+            if last_bytes:
+                self._transport.write(last_bytes)
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes the connection at once."""
+        self.is_closed = True
+        self._transport.abort()
+
+    def _after_write(self) -> bool:
+        """Handles what follows from written data. Returns whether there is more to write."""
+        unsent = self._http2.queued_body_size
+        if self._waiting:
+            for stream_id in [one for one in self._waiting if not unsent(one)]:
+                self._waiting.discard(stream_id)
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.sent()
+        has_resets = False
+        for stream_id in [one for one in self._early if not unsent(one)]:
+            # The response is complete. RFC 9113, 8.1: the client need not send the rest.
+            self._early.discard(stream_id)
+            with suppress(NGH2Error):
+                self._http2.reset_stream(stream_id, ErrorCode.NO_ERROR)
+                has_resets = True
+        return has_resets

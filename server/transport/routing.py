@@ -1,0 +1,117 @@
+"""What happens to a call, decided from its headers alone.
+
+This is the place where a call is refused before a byte of its body is kept or inflated. Repeated
+headers are decided once per connection.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from grpc import StatusCode
+
+from server.transport.metadata import (
+    ENCODINGS,
+    MAX_HEADERS_BYTES,
+    Header,
+    RequestHead,
+    request_head,
+    response_head,
+)
+from server.transport.methods import Abort, Method
+
+RESPONSE_HEAD = response_head("application/grpc")
+
+# Per connection. The bounds matter where a header differs in each request.
+CACHED_ROUTES = 128
+CACHED_HEAD_BYTES = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where calls with these headers go: to a method, or to a refusal."""
+
+    head: RequestHead
+    method: Method | None
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The response of a call that is refused for its headers; `code` is None if it is no call."""
+
+    headers: tuple[Header, ...]
+    code: StatusCode | None = None
+
+
+class Router:
+    """Finds the route of a request."""
+
+    def __init__(self, methods: Mapping[str, Method]) -> None:
+        self._methods = methods
+
+    def route(self, headers: tuple[Header, ...]) -> Route:
+        head = request_head(headers)
+        method = self._methods.get(head.path)
+        return Route(head, method, _refusal_of(head, method))
+
+
+class RouteCache:
+    """Routes of the requests of one connection."""
+
+    def __init__(self, find: Callable[[tuple[Header, ...]], Route]) -> None:
+        self._find = find
+        self._routes: dict[tuple[Header, ...], Route] = {}
+        self._latest: tuple[Header, ...] = ()
+        self._latest_route: Route | None = None
+
+    def route(self, headers: tuple[Header, ...]) -> Route:
+        if headers == self._latest and self._latest_route is not None:
+            return self._latest_route  # much cheaper than their hash
+        route = self._routes.get(headers)
+        if route is None:
+            route = self._find(headers)
+            if route.head.size > CACHED_HEAD_BYTES:
+                return route
+            if len(self._routes) >= CACHED_ROUTES:
+                self._routes.clear()
+            self._routes[headers] = route
+        self._latest, self._latest_route = headers, route
+        return route
+
+
+def refusal(abort: Abort, code: StatusCode) -> Refusal:
+    return Refusal((*RESPONSE_HEAD, *abort.trailers), code)
+
+
+def _refusal_of(head: RequestHead, method: Method | None) -> Refusal | None:
+    """The refusal of a request that is no call, or a call that no method can answer."""
+    if not head.is_call:
+        status = 415 if head.method == "POST" else 405
+        return Refusal(response_head("text/plain", status))
+    if method is None or not head.is_valid:
+        code, abort = _problem_of(head, method)
+        return refusal(abort, code)
+    return None
+
+
+def _problem_of(head: RequestHead, method: Method | None) -> tuple[StatusCode, Abort]:
+    """The status of a call whose method does not exist, or whose headers are not valid."""
+    if head.size > MAX_HEADERS_BYTES:
+        code = StatusCode.RESOURCE_EXHAUSTED
+        message = f"metadata: is {head.size:,} bytes; at most {MAX_HEADERS_BYTES:,} are allowed"
+        return code, Abort(code, message)
+    if method is None:
+        code = StatusCode.UNIMPLEMENTED
+        return code, Abort(code, f"there is no method {head.path[:200]}")
+    if head.encoding and head.encoding not in ENCODINGS:
+        code = StatusCode.UNIMPLEMENTED
+        message = f"grpc-encoding: is {head.encoding[:40]}; {', '.join(ENCODINGS)} are allowed"
+        return code, Abort(code, message, [("grpc-accept-encoding", ",".join(ENCODINGS))])
+    code = StatusCode.INVALID_ARGUMENT
+    message = (
+        f"grpc-timeout: is {head.timeout[:40]!r}; 1 to 8 digits and one of H, M, S, m, u and n "
+        "are allowed"
+    )
+    return code, Abort(code, message)
