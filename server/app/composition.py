@@ -252,7 +252,7 @@ def build_api(
         receiving_bytes=settings.max_bytes_in_progress,
         streams=settings.max_calls + SPARE_STREAMS,
     )
-    grpc_server = GrpcServer(methods, transport_limits, telemetry.loop_lag)
+    grpc_server = GrpcServer(methods, transport_limits, resources.inflater, telemetry.loop_lag)
 
     calls = HttpCalls(metrics, in_flight, after_response, resources.inflater)
     limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)

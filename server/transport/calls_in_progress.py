@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from server.telemetry.loop_lag import LoopLag
+from server.transport.compression import Inflater
 
 C = TypeVar("C")
 
@@ -26,8 +27,9 @@ class TransportLimits:
 class CallsInProgress(Generic[C]):
     """Set of the calls in progress. Used on the event loop's thread only."""
 
-    def __init__(self, limits: TransportLimits, loop_lag: LoopLag) -> None:
+    def __init__(self, limits: TransportLimits, inflater: Inflater, loop_lag: LoopLag) -> None:
         self.limits = limits
+        self.inflater = inflater
         self.loop_lag = loop_lag
         self.loop = asyncio.get_running_loop()
         self.receiving_bytes = 0  # of messages that are not complete or not read

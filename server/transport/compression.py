@@ -131,12 +131,3 @@ class InflateStream:
         if self._members > FREE_MEMBERS + self._size // MIN_MEMBER_BYTES:
             raise DecompressionError(f"has {self._members:,} gzip members, most of them too small")
         self._stream = zlib.decompressobj(WINDOW_BITS[GZIP])
-
-
-def inflate(data: bytes, encoding: str, limit: int) -> bytes:
-    """Decompresses gzip or deflate in this thread. Raises DecompressionError and TooLargeError."""
-    stream = InflateStream(data, encoding, limit)
-    pieces = []
-    while not stream.is_done:
-        pieces.append(stream.next_piece())
-    return b"".join(pieces)

@@ -18,7 +18,7 @@ from grpc import StatusCode
 from server.transport.calls_in_progress import BUSY_RETRY_S, CallsInProgress
 from server.transport.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW
 from server.transport.http2.stream import ResponseSender, Stream
-from server.transport.messages import MessageError, MessageReader
+from server.transport.messages import MessageError, MessageReader, decompressed
 from server.transport.metadata import Header, RequestHead, Trailer, metadata_headers
 from server.transport.methods import STOPPING, Abort, Method
 from server.transport.routing import RESPONSE_HEAD
@@ -115,7 +115,9 @@ class GrpcCall(Stream):
 
     def refuse(self, code: StatusCode, message: str, extra: Sequence[Trailer] = ()) -> None:
         """Ends the call with a status, in whatever state it is."""
-        abort = Abort(code, message, extra)
+        self._refuse(code, Abort(code, message, extra))
+
+    def _refuse(self, code: StatusCode, abort: Abort) -> None:
         if not self._has_started:
             if self.open:
                 self._method.refused(code)
@@ -223,18 +225,32 @@ class GrpcCall(Stream):
 
     def _hold(self, size: int) -> bool:
         """Counts `size` more unread bytes. Refuses the call if all calls hold too many."""
+        try:
+            self._count(size)
+        except Abort as abort:
+            self._refuse(StatusCode.RESOURCE_EXHAUSTED, abort)
+            return False
+        return True
+
+    def _count(self, size: int) -> None:
+        """Counts `size` more unread bytes. Raises Abort if all calls hold too many."""
         calls = self._calls
         self._unread_bytes += size
         calls.receiving_bytes += size
-        if calls.receiving_bytes <= calls.limits.receiving_bytes or size <= 0:
-            return True
-        self.refuse(
-            StatusCode.RESOURCE_EXHAUSTED,
-            f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
-            f"{calls.limits.receiving_bytes:,} are allowed",
-            [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
+        if calls.receiving_bytes > calls.limits.receiving_bytes and size > 0:
+            raise Abort(
+                StatusCode.RESOURCE_EXHAUSTED,
+                f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
+                f"{calls.limits.receiving_bytes:,} are allowed",
+                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
+            )
+
+    async def _inflated(self, message: bytes) -> bytes:
+        """Inflates a message. Its bytes count as unread while they grow. Raises Abort."""
+        calls, encoding = self._calls, self._head.encoding
+        return await decompressed(
+            calls.inflater, message, encoding, calls.limits.message_bytes, self._count
         )
-        return False
 
     # --- private -----------------------------------------------------------------------------
 

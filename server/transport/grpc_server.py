@@ -18,6 +18,7 @@ from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
 from server.transport.calls_in_progress import CallsInProgress, TransportLimits
+from server.transport.compression import Inflater
 from server.transport.grpc_call import GrpcCall
 from server.transport.http2.connection import ServerConnection
 from server.transport.http2.reading import ReadingTurns
@@ -52,10 +53,13 @@ class GrpcServer:
         self,
         methods: Mapping[str, Method],
         limits: TransportLimits,
+        inflater: Inflater,
         loop_lag: LoopLag | None = None,
     ) -> None:
         self._router = Router(methods)
-        self._calls: CallsInProgress[GrpcCall] = CallsInProgress(limits, loop_lag or LoopLag())
+        self._calls: CallsInProgress[GrpcCall] = CallsInProgress(
+            limits, inflater, loop_lag or LoopLag()
+        )
         self._connections: dict[ServerConnection, float] = {}  # with the time of its last bytes
         self._turns = ReadingTurns()
         self._listener: asyncio.Server | None = None

@@ -8,10 +8,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Callable
 
 from grpc import StatusCode
 
-from server.transport.compression import WINDOW_BITS, DecompressionError, TooLargeError, inflate
+from server.transport.compression import (
+    WINDOW_BITS,
+    DecompressionError,
+    Inflater,
+    TooLargeError,
+)
 from server.transport.methods import Abort
 
 PREFIX_BYTES = 5  # one byte for the compressed flag, four for the length
@@ -172,9 +178,16 @@ def whole_message(body: bytes, limit_bytes: int) -> bytes | None:
     return None
 
 
-async def decompressed(message: bytes, encoding: str, limit_bytes: int) -> bytes:
-    """Inflates a message in a thread, because a small one may become large. Raises Abort."""
-    return await asyncio.to_thread(_inflate, message, encoding, limit_bytes)
+async def decompressed(
+    inflater: Inflater, message: bytes, encoding: str, limit: int, count: Callable[[int], None]
+) -> bytes:
+    """Inflates a message; `count` gets the size of each piece. Raises Abort, and what it raises."""
+    try:
+        return await inflater.inflate(message, encoding, limit, count)
+    except TooLargeError as error:
+        raise Abort(StatusCode.RESOURCE_EXHAUSTED, f"request: {error}") from None
+    except DecompressionError as error:
+        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: {error}") from None
 
 
 def framed(message: bytes, limit_bytes: int) -> bytes:
@@ -186,12 +199,3 @@ def framed(message: bytes, limit_bytes: int) -> bytes:
             f"the response is {size:,} bytes; at most {limit_bytes:,} are allowed",
         )
     return size.to_bytes(PREFIX_BYTES, "big") + message
-
-
-def _inflate(message: bytes, encoding: str, limit_bytes: int) -> bytes:
-    try:
-        return inflate(message, encoding, limit_bytes)
-    except TooLargeError as error:
-        raise Abort(StatusCode.RESOURCE_EXHAUSTED, f"request: {error}") from None
-    except DecompressionError as error:
-        raise Abort(StatusCode.INVALID_ARGUMENT, f"request: {error}") from None

@@ -9,7 +9,7 @@ from contextlib import suppress
 from server.transport.calls_in_progress import CallsInProgress
 from server.transport.grpc_call import GrpcCall
 from server.transport.http2.stream import ResponseSender
-from server.transport.messages import PREFIX_BYTES, MessageQueue, decompressed, framed
+from server.transport.messages import PREFIX_BYTES, MessageQueue, framed
 from server.transport.metadata import RequestHead
 from server.transport.methods import StreamingMethod
 from server.transport.unary_call import OK_TRAILERS
@@ -79,14 +79,14 @@ class StreamingCall(GrpcCall):
 
     async def _requests(self) -> AsyncGenerator[bytes, None]:
         """The messages of the request, until the client has sent its last."""
-        limit_bytes = self._calls.limits.message_bytes
         messages = self._messages
         while True:
             while messages:
                 message, compressed = messages.pop()
                 self._hold(-len(message) - PREFIX_BYTES - MESSAGE_COST_BYTES)
                 if compressed:
-                    message = await decompressed(message, self._head.encoding, limit_bytes)
+                    message = await self._inflated(message)
+                    self._hold(-len(message))
                 if not messages and self._unacknowledged:
                     self._acknowledge()
                 yield message

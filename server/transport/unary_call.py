@@ -9,7 +9,7 @@ from grpc import StatusCode
 from server.transport.calls_in_progress import CallsInProgress
 from server.transport.grpc_call import GrpcCall
 from server.transport.http2.stream import ResponseSender
-from server.transport.messages import decompressed, framed, whole_message
+from server.transport.messages import framed, whole_message
 from server.transport.metadata import RequestHead, trailers
 from server.transport.methods import UnaryMethod
 
@@ -78,7 +78,7 @@ class UnaryCall(GrpcCall):
             message, self._message = self._message, None
             assert message is not None
             if self._is_compressed:
-                message = await decompressed(message, self._head.encoding, limit_bytes)
+                message = await self._inflated(message)
             self._release()
             response = framed(await self._answer(message, self), limit_bytes)
         except (Exception, asyncio.CancelledError) as error:

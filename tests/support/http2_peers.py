@@ -17,6 +17,7 @@ from h2.settings import SettingCodes, Settings
 from hpack import Decoder
 
 from server.transport.calls_in_progress import TransportLimits
+from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.http2.connection import PREFACE
 from server.transport.metadata import Trailer
@@ -157,14 +158,15 @@ async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
     }
     listener = socket.create_server(("127.0.0.1", 0))
     one.port = listener.getsockname()[1]
-    one.server = GrpcServer(methods, limits)
-    async with asyncio.timeout(60):
-        await one.server.start(listener)
-        try:
-            yield one
-        finally:
-            await one.server.stop(None)
-            assert one.server.receiving_bytes == 0  # all received bytes are released
+    with Inflater() as inflater:
+        one.server = GrpcServer(methods, limits, inflater)
+        async with asyncio.timeout(60):
+            await one.server.start(listener)
+            try:
+                yield one
+            finally:
+                await one.server.stop(None)
+                assert one.server.receiving_bytes == 0  # all received bytes are released
 
 
 def plain(fields: Iterable[tuple[bytes, bytes]]) -> bytes:

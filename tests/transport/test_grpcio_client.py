@@ -16,6 +16,7 @@ import pytest
 from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
+from server.transport.calls_in_progress import TransportLimits
 from server.transport.http2 import connection as http2
 from tests.support.http2_peers import (
     BODY,
@@ -72,6 +73,19 @@ async def test_a_bad_or_too_large_compressed_request_gets_a_status(
         connection.send(frame(DATA, END_STREAM, 1, message(data, 1)))
         _, payload = await connection.until(HEADERS, 1)
         assert b"grpc-status" + bytes((len(code),)) + code in payload
+        await connection.echoes(3)
+
+
+@pytest.mark.parametrize("path", ["/test/Echo", "/test/Each"])
+async def test_inflated_bytes_count_as_received_while_they_grow(path: str) -> None:
+    limits = TransportLimits(message_bytes=4 << 20, receiving_bytes=2 << 20, streams=100)
+    data = gzip.compress(bytes(3 << 20), mtime=0)  # below the limit of one message
+    async with bare(limits) as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(path=path, grpc_encoding="gzip")))
+        connection.send(frame(DATA, END_STREAM, 1, message(data, 1)))
+        _, payload = await connection.until(HEADERS, 1)
+        assert b"grpc-status\x018" in payload
+        assert b"bytes of requests are being received" in payload
         await connection.echoes(3)
 
 

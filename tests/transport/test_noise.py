@@ -9,6 +9,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.messages import MessageReader
 from server.transport.methods import Method, StreamingMethod, UnaryMethod
@@ -71,7 +72,8 @@ def test_random_frames_raise_nothing_and_leave_nothing(noise: list[bytes], size:
             "/test/Each": StreamingMethod(one.each),
             "/test/Never": UnaryMethod(one.never),
         }
-        server = GrpcServer(methods, LIMITS)
+        inflater = Inflater()
+        server = GrpcServer(methods, LIMITS, inflater)
         connection = server._new_connection()
         transport = Nowhere()
         connection.connection_made(transport)
@@ -82,6 +84,7 @@ def test_random_frames_raise_nothing_and_leave_nothing(noise: list[bytes], size:
                 await asyncio.sleep(0)
         connection.connection_lost(None)
         await server.stop(None)
+        inflater.__exit__()
         for _ in range(5):
             await asyncio.sleep(0)
         assert server.receiving_bytes == 0

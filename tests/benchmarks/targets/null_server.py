@@ -13,6 +13,7 @@ import uvloop
 
 from server.api.stubs import classify_pb2 as pb
 from server.transport.calls_in_progress import TransportLimits
+from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.methods import UnaryMethod, WireCall
 from tests.support.scripted_classifier import ANSWER, SMALL
@@ -34,12 +35,13 @@ async def main() -> None:
         f"/{service}/Classify": UnaryMethod(classify),
         f"/{service}/GetModel": UnaryMethod(get_model),
     }
-    server = GrpcServer(methods, LIMITS)
-    listener = socket.create_server(("127.0.0.1", 0))
-    await server.start(listener)
-    print(listener.getsockname()[1], flush=True)
-    await asyncio.to_thread(sys.stdin.read)
-    await server.stop(None)
+    with Inflater() as inflater:
+        server = GrpcServer(methods, LIMITS, inflater)
+        listener = socket.create_server(("127.0.0.1", 0))
+        await server.start(listener)
+        print(listener.getsockname()[1], flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+        await server.stop(None)
 
 
 if __name__ == "__main__":
