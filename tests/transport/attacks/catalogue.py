@@ -1,0 +1,67 @@
+"""All attacks by name."""
+
+from tests.transport.attacks.attack import Attack
+from tests.transport.attacks.floods import calls, connections, frames, http1
+
+ATTACKS: dict[str, Attack] = {
+    one.name: one
+    for floods in (
+        frames.FLOODS,
+        calls.FLOODS,
+        connections.FLOODS,
+        http1.FLOODS,
+    )
+    for one in floods
+}
+
+# Attacks that the server does not stand yet.
+OPEN = frozenset(
+    {
+        "watches-of-health",
+        "protobuf-groups",
+        "http-one-byte-chunks",
+        "http-pipelined-index",
+        "http-expect-continue",
+        "http-endless-fields",
+        "http-endless-field",
+        "http-endless-target",
+        "http-endless-trailers",
+        "http-chunk-extensions",
+        "http-chunk-size-endless",
+    }
+)
+
+# Variants of other attacks, which the short form leaves out.
+LONG_FORM_ONLY = OPEN | frozenset(
+    {
+        "ping-unread",
+        "settings-unread",
+        "settings-table-size",
+        "padded-data",
+        "priority-of-new-streams",
+        "goaway",
+        "reset-of-closed-stream",
+        "header-literals-90",
+        "header-indexed-16000",
+        "continuation-small",
+        "continuation-large",
+        "calls-of-health",
+        "calls-of-get-model",
+        "calls-of-unknown-methods",
+        "protobuf-unknown-fields",
+        "protobuf-unpacked-floats",
+        "gzip-bomb-of-many-members",
+        "deflate-bomb",
+        "connections-of-tls",
+        "connections-of-one-call",
+        "connections-of-hello-and-garbage",
+        "http-connections-of-garbage",
+        "http-pipelined-healthz",
+        "http-pipelined-metrics",
+        "http-pipelined-unknown-paths",
+        "http-json-big-numbers",
+        "http-json-objects",
+        "http-form-part-head",
+        "http-image-broken",
+    }
+)

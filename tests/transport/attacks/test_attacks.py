@@ -1,0 +1,44 @@
+"""A hostile client neither keeps the server from answering another client, nor takes its memory.
+
+The short form of `make attack`. Server, attackers and victim are processes of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.transport.attacks.catalogue import ATTACKS, LONG_FORM_ONLY
+from tests.transport.attacks.processes import Attacker, ServerProcess, attacker, convserve, echo
+from tests.transport.attacks.trial import attack
+
+ATTACK_S = 0.4
+
+
+@pytest.fixture(scope="module")
+def server(built_repository: Path) -> Iterator[ServerProcess]:
+    with convserve(built_repository, "--models=lenet5") as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def attackers() -> Iterator[Attacker]:
+    with attacker() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def echo_port() -> Iterator[int]:
+    with echo() as port:
+        yield port
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in LONG_FORM_ONLY])
+def test_another_client_is_served_during_an_attack(
+    server: ServerProcess, attackers: Attacker, echo_port: int, name: str
+) -> None:
+    outcome = attack(server, attackers, echo_port, ATTACKS[name], ATTACK_S)
+    assert not outcome.problems(ATTACKS[name])
+    assert server.process.poll() is None
