@@ -31,7 +31,7 @@ BUILDER := pyproject.toml $(wildcard server/repository/*.py server/images/*.py \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap bench-perf-analyzer gpu-lane clean distclean
+.PHONY: help demo serve models test lint format proto bench bench-cost bench-overload bench-swap bench-perf-analyzer attack fuzz gpu-lane clean distclean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -86,6 +86,12 @@ bench-swap: $(DEV) ## publish versions of MODEL (resnet50) under load; counts lo
 bench-perf-analyzer: MODEL ?= resnet50
 bench-perf-analyzer: $(DEV) ## compare clients/bench.py with perf_analyzer: ARGS="--perf-analyzer PATH"
 	$(PY) -m tests.benchmarks.perf_analyzer --model $(MODEL) --repo $(SCRATCH)/engines $(ARGS)
+
+attack: $(DEV) $(SCRATCH)/models.built ## attack a server with every attack, beside grpcio; writes docs/benchmarks/attacks.md
+	$(PY) -m tests.transport.attacks --repo $(SCRATCH)/engines $(ARGS)
+
+fuzz: $(DEV) ## feed a million random inputs to all parsers: ARGS="--seconds 60 --seed 7"
+	$(PY) -m tests.fuzz $(ARGS)
 
 gpu-lane: OUT ?= .gpu-lane
 gpu-lane: ## check and measure engines on this machine's GPU; results in OUT

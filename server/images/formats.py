@@ -176,9 +176,11 @@ def _with_known_values(part: memoryview, frame: bytes) -> bytes | memoryview:
 
 def _coefficient_bytes(frame: bytes, scans: int) -> int:
     """Two bytes for each sample, if the decoder must keep all of them until the last scan."""
-    if scans < 2 or len(frame) < 10:
+    if scans < 2 or len(frame) < 12:  # without a component
         return 0
     height, width, components = struct.unpack_from(">HHB", frame, 5)
+    if not components:
+        return 0
     factors = [(byte >> 4, byte & 15) for byte in frame[11 : 10 + 3 * components : 3]]
     across, down = max(h for h, _ in factors), max(v for _, v in factors)
     samples = sum(h * v for h, v in factors) / (across * down or 1)

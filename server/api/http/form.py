@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput
 from server.images.decode import decode
 from server.images.input_spec import ImageLimits, InputSpec, Pixels
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each broken form
 
 MULTIPART = "multipart/"
 FORM_DATA = b"multipart/form-data"

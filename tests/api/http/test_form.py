@@ -31,6 +31,18 @@ NO_FILE = 'Content-Disposition: form-data; name="image"'
 END = b"--X--\r\n"
 
 
+async def test_a_broken_form_is_not_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Otherwise its sender could fill the disk."""
+    publish(tmp_path)
+    async with client_of(tmp_path) as (_, client):
+        caplog.clear()
+        answer = await client.post(CLASSIFY, content=b"--X\r\n\xff: a\r\n", headers=TYPE)
+        assert answer.status_code == 400
+    assert not [one for one in caplog.records if one.name.startswith("python_multipart")]
+
+
 async def test_one_file_of_any_name_is_classified(tmp_path: Path) -> None:
     publish(tmp_path)
     async with client_of(tmp_path) as (_, client):
