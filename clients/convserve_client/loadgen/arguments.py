@@ -170,7 +170,12 @@ def _add_load(parser: argparse.ArgumentParser) -> None:
         default=5,
         help="parts of the measurement, for the confidence intervals (%(default)s)",
     )
-    add("--channels", type=at_least(1), default=1, help="connections per process (%(default)s)")
+    add(
+        "--channels",
+        type=at_least(1),
+        help="connections per process; calls above the server's limit for a connection wait"
+        " (default: one, and another one whenever the calls in flight reach that limit)",
+    )
     add("--processes", type=at_least(1), default=1, help="worker processes (%(default)s)")
     add(
         "--max-in-flight",

@@ -56,6 +56,7 @@ async def measure(plan: Plan, show_progress: ShowProgress = _show_nothing) -> Re
         ended_s=max(result.ended_s for result in results),
         server=totals,
         worker_cpu_s=tuple(result.cpu_s for result in results),
+        connections=sum(result.connections for result in results),
         request_bytes=sum(result.request_bytes for result in results) / len(results),
         interrupted=interrupted,
         metrics=counters.metrics,

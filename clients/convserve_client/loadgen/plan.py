@@ -45,7 +45,7 @@ class Plan:
     shapes: tuple[tuple[str, tuple[int, ...]], ...] = ()  # oip: shapes of tensors by name
     outputs: tuple[str, ...] = ()  # oip: requested tensors; empty: all
     obey_retry_after: bool = False  # send a refused request again when the server says so
-    channels: int = 1  # connections of each process
+    channels: int | None = None  # connections of each process; None: as many as its calls need
     processes: int = 1
     max_in_flight: int = 1024
     metrics_url: str = ""  # the server's /metrics; empty: not read

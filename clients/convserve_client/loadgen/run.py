@@ -99,7 +99,7 @@ class Run:
             nonlocal done
             due_s = self.now_s()
             if due_s < until_s:
-                self._start(due_s, next(classes))
+                self._start(due_s, next(classes), due_s)
                 return
             done += 1
             if done == callers:
@@ -129,8 +129,8 @@ class Run:
 
         def send_due() -> None:
             nonlocal upcoming
-            while upcoming is not None and upcoming[0] <= self.now_s():
-                self._start_or_skip(*upcoming)
+            while upcoming is not None and upcoming[0] <= (now_s := self.now_s()):
+                self._start_or_skip(*upcoming, now_s)
                 upcoming = next(arrivals, None)
             if upcoming is not None:
                 timer.set(self._zero_s + upcoming[0])
@@ -151,18 +151,17 @@ class Run:
             timer.close()
             self._cancel_all()
 
-    def _start_or_skip(self, due_s: float, class_index: int) -> None:
+    def _start_or_skip(self, due_s: float, class_index: int, now_s: float) -> None:
         if len(self._requests) < self._plan.max_in_flight:
-            self._start(due_s, class_index)
+            self._start(due_s, class_index, now_s)
             return
-        now_s = self.now_s()
         self.samples.add(due_s, now_s, now_s, NOT_SENT, self._images[class_index], class_index)
         self._progress.failed += 1
 
-    def _start(self, due_s: float, class_index: int) -> None:
+    def _start(self, due_s: float, class_index: int, sent_s: float) -> None:
         """Sends one request. It gives exactly one sample."""
         body = next(self._bodies[class_index])
-        request = _Request(self, next(self._channels), body, due_s, class_index)
+        request = _Request(self, next(self._channels), body, due_s, sent_s, class_index)
         self._requests.add(request)
         request.channel.start(request, body, self._timeouts_s[class_index])
 
@@ -206,8 +205,15 @@ class Run:
         self._requests.discard(request)
         due_s, finished_s, class_index = request.due_s, self.now_s(), request.class_index
         self.samples.add(
-            *(due_s, request.sent_s, finished_s, status, self._images[class_index], class_index),
-            *(request.tries, request.wait_s, rows),
+            due_s,
+            request.sent_s,
+            finished_s,
+            status,
+            self._images[class_index],
+            class_index,
+            request.tries,
+            request.wait_s,
+            rows,
         )
         progress = self._progress
         if status == OK:
@@ -236,14 +242,20 @@ class _Request(UnaryCall):
     )
 
     def __init__(
-        self, run: Run, channel: CallSender, body: bytes, due_s: float, class_index: int
+        self,
+        run: Run,
+        channel: CallSender,
+        body: bytes,
+        due_s: float,
+        sent_s: float,
+        class_index: int,
     ) -> None:
         super().__init__()
         self.run = run
         self.channel = channel
         self.body = body
         self.due_s = due_s
-        self.sent_s = run.now_s()
+        self.sent_s = sent_s
         self.class_index = class_index
         self.tries = 1
         self.wait_s = -1.0  # that the last refusal asked for

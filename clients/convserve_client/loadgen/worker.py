@@ -26,6 +26,7 @@ class WorkerResult:
     cpu_s: float  # of the worker, from the end of the warm-up to the end of the measurement
     ended_s: float  # when it stopped sending
     request_bytes: float  # mean size of the prepared requests
+    connections: int  # at most at one time
 
 
 async def run_worker(
@@ -78,12 +79,18 @@ async def run_worker(
             cpu_s=cpu_s[1] - cpu_s[0] if len(cpu_s) > 1 else 0.0,
             ended_s=min(run.now_s(), plan.until_s),
             request_bytes=sum(sizes) / len(sizes),
+            connections=sum(channel.max_connections_used for channel in channels),
         )
 
 
 async def connect(plan: Plan, adapter: ProtocolAdapter, stack: AsyncExitStack) -> list[Channel]:
     """Opens the plan's connections; `stack` closes them. Raises ServerUnreachable."""
-    channels = [Channel(plan.target, adapter.method) for _ in range(plan.channels)]
+    if plan.channels is None:
+        channels = [Channel(plan.target, adapter.method)]
+    else:
+        channels = [
+            Channel(plan.target, adapter.method, max_connections=1) for _ in range(plan.channels)
+        ]
     for channel in channels:
         stack.push_async_callback(channel.close)
     await asyncio.gather(*(channel.connect() for channel in channels))

@@ -46,6 +46,7 @@ def rows(report: Report) -> Iterator[tuple[str, str] | None]:
         yield "answered by", f"{model} version {version}{untrained}"
     yield "measured", f"{summary.duration_s:.1f} s" + ", interrupted" * report.interrupted
     yield "bytes per call", f"{report.request_bytes:,.0f}"
+    yield "connections", str(report.connections)
     if len(plan.classes) == 1:
         (only,) = plan.classes
         yield "images per call", str(only.images)

@@ -14,18 +14,15 @@ from h2.connection import H2Connection
 from h2.events import DataReceived, RequestReceived, StreamEnded, StreamReset
 from h2.settings import SettingCodes, Settings
 
-from convserve_client.loadgen.wire import http2
 from convserve_client.loadgen.wire.call import CODES, UnaryCall
-from convserve_client.loadgen.wire.channel import Channel, call_and_wait
-from convserve_client.loadgen.wire.http2 import (
+from convserve_client.loadgen.wire.channel import MAX_CONNECTIONS, Channel, call_and_wait
+from tests.support.http2_peers import (
+    ACK,
     DATA,
     END_HEADERS,
     END_STREAM,
     HEADERS,
-    PREFACE,
     SETTINGS,
-)
-from tests.support.http2_peers import (
     Raw,
     bare,
     frame,
@@ -33,15 +30,18 @@ from tests.support.http2_peers import (
 )
 
 TIMEOUT_S = 20
-
-
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 ECHO = "/test/Echo"
-
+INADEQUATE_SECURITY = 12  # error code
+MAX_CONCURRENT_STREAMS, INITIAL_WINDOW_SIZE, MAX_FRAME_SIZE = 3, 4, 5  # settings
+DEFAULT_FRAME_BYTES = 16_384
 
 RESPONSE_HEADERS = [(":status", "200"), ("content-type", "application/grpc")]
-
-
 OK_TRAILERS = [("grpc-status", "0")]
+
+
+def setting(name: int, value: int) -> bytes:
+    return name.to_bytes(2, "big") + value.to_bytes(4, "big")
 
 
 def plain_block(fields: list[tuple[str, str]]) -> bytes:
@@ -81,7 +81,7 @@ class RawServer:
         """The next connection, after both sides have sent SETTINGS."""
         connection = await self.accepted.get()
         assert await connection.reader.readexactly(len(PREFACE)) == PREFACE
-        connection.send(frame(SETTINGS, 0, 0, settings))
+        connection.send(frame(SETTINGS, 0, 0, settings), frame(SETTINGS, ACK))
         return connection
 
 
@@ -105,8 +105,10 @@ async def raw_server() -> AsyncIterator[RawServer]:
 
 
 @asynccontextmanager
-async def channel_to(target: str, method: str = ECHO) -> AsyncIterator[Channel]:
-    channel = Channel(target, method)
+async def channel_to(
+    target: str, method: str = ECHO, max_connections: int = MAX_CONNECTIONS
+) -> AsyncIterator[Channel]:
+    channel = Channel(target, method, max_connections=max_connections)
     await channel.connect()
     try:
         yield channel
@@ -184,7 +186,7 @@ class StrictServer(asyncio.Protocol):
             client=False,
             initial_values={getattr(SettingCodes, name): v for name, v in options.items()},
         )
-        self.h2.max_inbound_frame_size = options.get("MAX_FRAME_SIZE", http2.DEFAULT_FRAME_SIZE)
+        self.h2.max_inbound_frame_size = options.get("MAX_FRAME_SIZE", DEFAULT_FRAME_BYTES)
         self.bodies: dict[int, bytearray] = {}
         self.headers: list[Any] = []
         self.max_open = 0

@@ -1,18 +1,10 @@
-"""Header blocks are encoded and decoded as HPACK and gRPC require."""
+"""Headers of requests are those that gRPC requires; those of responses are read once."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
-from hpack import Decoder, Encoder
 
-from convserve_client.loadgen.wire.headers import (
-    HeaderDecoder,
-    ResponseHead,
-    request_block,
-    timeout,
-)
+from convserve_client.loadgen.wire.headers import ResponseHead, ResponseHeads, timeout
 
 
 @pytest.mark.parametrize(
@@ -31,21 +23,21 @@ def test_a_timeout_is_rounded_up(seconds: float, text: str) -> None:
     assert timeout(seconds) == text
 
 
-def test_a_long_method_name_fits_into_the_request_headers() -> None:
-    path = "/" + "m" * 20_000
-    block = request_block(path, "h:1", 1.0)
-    found: dict[Any, Any] = dict(Decoder(max_header_list_size=1 << 20).decode(block))
-    assert (found[":path"], found["te"]) == (path, "trailers")
+def test_repeated_headers_are_read_once() -> None:
+    heads = ResponseHeads()
+    first = heads.read(((b":status", b"200"), (b"content-type", b"application/grpc")))
+    other = heads.read(((b":status", b"503"),))
+    assert heads.read(((b":status", b"200"), (b"content-type", b"application/grpc"))) is first
+    assert (first.is_grpc, other.is_grpc, other.status) == (True, False, "503")
+    assert first.fields == ((b"content-type", b"application/grpc"),)
 
 
-def test_a_cached_block_is_decoded_again_when_the_table_changed() -> None:
-    decoder, encoder = HeaderDecoder(), Encoder()
-    first = encoder.encode([("a", "1")])
-    again = encoder.encode([("a", "1")])
-    assert decoder.read(first).fields == decoder.read(again).fields == ((b"a", b"1"),)
-    assert decoder.read(again) is decoder.read(again)
-    decoder.read(encoder.encode([("b", "2")]))
-    assert decoder.read(again).fields == ((b"b", b"2"),)  # the same index means the newest one now
+def test_headers_that_differ_each_time_are_not_kept() -> None:
+    heads = ResponseHeads()
+    for number in range(3000):
+        assert heads.read(((b"grpc-status", b"0"), (b"turn", b"%d" % number))).is_ok
+    long = heads.read(((b"long", bytes(2000)),))
+    assert heads.read(((b"long", bytes(2000)),)) is not long
 
 
 def test_binary_metadata_may_be_joined_or_invalid() -> None:

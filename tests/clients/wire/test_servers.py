@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from convserve_client.loadgen.wire import call as call_module
-from convserve_client.loadgen.wire import http2
+from convserve_client.loadgen.wire import connection
 from convserve_client.loadgen.wire.channel import call_and_wait
 from tests.clients.wire.peers import (
     TIMEOUT_S,
@@ -92,22 +92,10 @@ async def test_calls_after_the_server_has_stopped_are_unavailable() -> None:
         assert status_of(await call_and_wait(channel, b"", TIMEOUT_S)) == "UNAVAILABLE"
 
 
-async def test_a_new_connection_opens_when_stream_ids_run_out(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http2, "MAX_STREAM_ID", 7)
-    async with bare() as one, channel_to(f"127.0.0.1:{one.port}") as channel:
-        for _ in range(3):
-            found = await asyncio.gather(
-                *(call_and_wait(channel, b"%d" % n, TIMEOUT_S) for n in range(10))
-            )
-            assert [call.answer for call in found] == [b"%d" % n for n in range(10)]
-
-
 async def test_flow_control_windows_are_updated(monkeypatch: pytest.MonkeyPatch) -> None:
     """A long answer, and many answers, more than the first windows hold."""
-    monkeypatch.setattr(http2, "STREAM_WINDOW", 100_000)
-    monkeypatch.setattr(http2, "CONNECTION_WINDOW", 150_000)
+    monkeypatch.setattr(connection, "STREAM_WINDOW", 100_000)
+    monkeypatch.setattr(connection, "CONNECTION_WINDOW", 150_000)
     async with bare() as one, channel_to(f"127.0.0.1:{one.port}", "/test/Large") as channel:
         sizes = [b"1000000", b"400000", b"30000"] * 3
         found = await asyncio.gather(*(call_and_wait(channel, size, TIMEOUT_S) for size in sizes))

@@ -39,7 +39,10 @@ async def test_limits_of_windows_frames_streams_and_tables_are_respected(
 ) -> None:
     sizes = [0, 100, 30_000, 100_000, 5, 3000]
     messages = [random.Random(size).randbytes(size) for size in sizes]
-    async with strict_server(**options) as (target, server), channel_to(target) as channel:
+    async with (
+        strict_server(**options) as (target, server),
+        channel_to(target, max_connections=1) as channel,
+    ):
         for _ in range(2):
             found = await asyncio.gather(
                 *(call_and_wait(channel, data, TIMEOUT_S) for data in messages)

@@ -21,6 +21,9 @@ class ClassifyAdapter:
 
     method = CLASSIFY
 
+    def __init__(self) -> None:
+        self._answered_by = "", 0, False  # by whom the last answer was given
+
     async def prepare_requests(self, plan: Plan, request_class: RequestClass) -> list[bytes]:
         shape = await _input_shape(plan, request_class)
         return classify_requests(plan, request_class, shape)
@@ -40,9 +43,15 @@ class ClassifyAdapter:
         phases_ms[1] += timing.queue_ms
         phases_ms[2] += timing.compute_ms
         phases_ms[3] += timing.total_ms
-        totals.answered_by.add((response.model, str(response.version), response.trained))
+        answered_by = response.model, response.version, response.trained
+        if answered_by != self._answered_by or not totals.answered_by:
+            self._answered_by = answered_by
+            totals.answered_by.add((response.model, str(response.version), response.trained))
         rows = timing.batch_rows
-        return sum(rows) / len(rows) if rows else 0.0
+        count = len(rows)
+        if count == 1:
+            return float(rows[0])
+        return sum(rows) / count if count else 0.0
 
 
 async def _input_shape(plan: Plan, request_class: RequestClass) -> tuple[int, int, int]:

@@ -38,6 +38,7 @@ class Report:
     server: AnswerTotals
     worker_cpu_s: tuple[float, ...]  # of each process
     request_bytes: float
+    connections: int  # of all processes, at most at one time
     interrupted: bool = False
     metrics: ServerMetrics | None = None
     metrics_missing: str = ""  # why there are none although they were requested
@@ -154,6 +155,7 @@ class Report:
             **plan,
             "loop": self.loop,
             "request_bytes": round(self.request_bytes),
+            "connections": self.connections,
             "interrupted": self.interrupted,
             "valid": self.is_valid,
             "faults": self.faults,

@@ -72,9 +72,10 @@ class Samples:
         rows: float = 0.0,
     ) -> None:
         """Adds a sample; the values are those of Sample."""
+        number = STATUS_NUMBER[status]
+        tries = tries if tries < 256 else 255
         self._packed += _RECORD.pack(
-            *(due_s, sent_s, finished_s, retry_after_s, rows, images, request_class),
-            *(STATUS_NUMBER[status], min(tries, 255)),
+            due_s, sent_s, finished_s, retry_after_s, rows, images, request_class, number, tries
         )
 
     def extend(self, packed: bytes) -> None:

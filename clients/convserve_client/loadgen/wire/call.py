@@ -8,19 +8,12 @@ import grpc
 
 from convserve_client.async_client import MAX_MESSAGE_BYTES
 from convserve_client.error_translation import translate
+from convserve_client.loadgen.wire.connection import ClientConnection, Stream
 from convserve_client.loadgen.wire.headers import ResponseHead
-from convserve_client.loadgen.wire.http2 import (
-    CANCEL,
-    ENHANCE_YOUR_CALM,
-    INADEQUATE_SECURITY,
-    REFUSED_STREAM,
-    STREAM_CLOSED,
-    ClientConnection,
-    Stream,
-)
 
 MESSAGE_HEAD_BYTES = 5  # 1 byte: is the message compressed; 4 bytes: its length
 MAX_BODY_BYTES = MESSAGE_HEAD_BYTES + MAX_MESSAGE_BYTES
+MAX_PUSHBACK_DIGITS = 9  # of grpc-retry-pushback-ms; longer ones forbid a retry
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED = 0, 1, 2, 4, 7
@@ -32,11 +25,11 @@ CODE_OF_HTTP_STATUS = {
 }
 # gRPC's status of a stream that was reset, by HTTP/2's error code
 CODE_OF_RESET = {
-    REFUSED_STREAM: UNAVAILABLE,
-    CANCEL: CANCELLED,
-    STREAM_CLOSED: UNKNOWN,
-    ENHANCE_YOUR_CALM: RESOURCE_EXHAUSTED,
-    INADEQUATE_SECURITY: PERMISSION_DENIED,
+    5: UNKNOWN,  # STREAM_CLOSED
+    7: UNAVAILABLE,  # REFUSED_STREAM
+    8: CANCELLED,  # CANCEL
+    11: RESOURCE_EXHAUSTED,  # ENHANCE_YOUR_CALM
+    12: PERMISSION_DENIED,  # INADEQUATE_SECURITY
 }
 
 
@@ -65,9 +58,7 @@ class UnaryCall(Stream):
     )
 
     def __init__(self) -> None:
-        super().__init__()
         self.connection: ClientConnection | None = None  # that carries the call
-        self.begin(0.0)
         self.is_done = True
 
     def begin(self, deadline_s: float) -> None:
@@ -103,7 +94,8 @@ class UnaryCall(Stream):
         """Seconds that a refusal asks to wait; -1 if it asks for no wait or forbids a retry."""
         for key, value in self.trailers.fields if self.trailers else ():
             if key == b"grpc-retry-pushback-ms":  # cheaper to read than a google.rpc.RetryInfo
-                return int(value) / 1000 if value.isdigit() else -1.0
+                is_number = value.isdigit() and len(value) <= MAX_PUSHBACK_DIGITS
+                return int(value) / 1000 if is_number else -1.0
         retry_after_s = translate(self.failure(), connected=True).retry_after_s
         return -1.0 if retry_after_s is None or retry_after_s == float("inf") else retry_after_s
 
@@ -113,18 +105,15 @@ class UnaryCall(Stream):
         self.ended()
 
     def headers(self, head: ResponseHead) -> None:
-        if self._head is not None:
-            self._abandon(INTERNAL, "the answer's headers came twice")
-        elif not head.status.startswith("1"):
-            self._head = head
+        self._head = head
 
-    def received(self, data: bytes, start: int, end: int) -> None:
+    def received(self, data: bytes) -> None:
         if not self._body:
-            self._body = data[start:end]
+            self._body = data
             return
         if isinstance(self._body, bytes):
             self._body = bytearray(self._body)
-        self._body += data[start:end]
+        self._body += data
         if len(self._body) > MAX_BODY_BYTES:
             self._abandon(
                 RESOURCE_EXHAUSTED, f"the answer is longer than {MAX_MESSAGE_BYTES:,} bytes"
@@ -133,7 +122,7 @@ class UnaryCall(Stream):
     def response_ended(self, trailers: ResponseHead) -> None:
         self.is_done, self.connection = True, None
         head = self._head or trailers
-        if trailers.grpc_status == "0" and head.is_grpc:
+        if trailers.is_ok and head.is_grpc:
             self._read_answer()
         else:
             self.trailers = trailers
@@ -151,19 +140,21 @@ class UnaryCall(Stream):
     def _read_answer(self) -> None:
         body = self._body
         length = len(body) - MESSAGE_HEAD_BYTES
-        if length < 0 or int.from_bytes(body[1:5], "big") != length:
-            self.code, self.message = INTERNAL, "the answer is not one whole message"
-        elif body[0]:
-            self.code, self.message = INTERNAL, "the answer is compressed without being asked to"
-        else:
+        if int.from_bytes(body[:MESSAGE_HEAD_BYTES], "big") == length:
             self.answer = bytes(body[MESSAGE_HEAD_BYTES:])
+            return
+        self.code = INTERNAL
+        if length >= 0 and int.from_bytes(body[1:MESSAGE_HEAD_BYTES], "big") == length:
+            self.message = "the answer is compressed without being asked to"
+        else:
+            self.message = "the answer is not one whole message"
 
 
 def _status_of(head: ResponseHead, trailers: ResponseHead) -> tuple[int, str]:
     """Status and message of a response that is not a success."""
     status = trailers.grpc_status
     if status is not None:
-        code = int(status) if status.isascii() and status.isdigit() else -1
+        code = int(status) if status.isascii() and status.isdigit() and len(status) < 4 else -1
         if code == OK:
             return UNKNOWN, f"the answer has the content type {head.content_type!r}"
         if code not in CODES:

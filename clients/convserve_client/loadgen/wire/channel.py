@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from heapq import heapify, heappop, heappush
 
 from convserve_client.errors import ServerUnreachable
 from convserve_client.loadgen.event_loop import clock
@@ -13,42 +12,41 @@ from convserve_client.loadgen.wire.call import (
     UnaryCall,
     framed,
 )
-from convserve_client.loadgen.wire.headers import request_block
-from convserve_client.loadgen.wire.http2 import ClientConnection
+from convserve_client.loadgen.wire.connection import ClientConnection
+from convserve_client.loadgen.wire.deadlines import Deadlines
+from convserve_client.loadgen.wire.headers import Header, request_headers
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_DELAY_S = 0.1  # after a failed connection attempt; calls fail at once meanwhile
 CLOSE_TIMEOUT_S = 1.0  # for the last bytes to be sent
-TIMER_TICK_S = 0.001  # the loop's timers may be early by that much
-MAX_BLOCKS = 64  # of cached header blocks, one for each timeout
-MAX_DONE_DEADLINES = 1000  # entries of finished calls in the heap, beside the active ones
+MAX_HEADERS = 64  # cached, one for each timeout
+MAX_CONNECTIONS = 64
 
 
 class Channel:
-    """Sends calls of one method on one connection at a time. Belongs to one event loop.
+    """Sends calls of one method. Belongs to one event loop.
 
-    A call waits if there is no connection yet, or if the connection has as many streams as the
-    server allows.
+    A connection carries as many calls at a time as the server allows. If there are more, the
+    channel opens further connections, up to `max_connections`; meanwhile the calls wait.
     """
 
-    def __init__(self, target: str, method: str) -> None:
+    def __init__(self, target: str, method: str, *, max_connections: int = MAX_CONNECTIONS) -> None:
         """`target` is HOST:PORT."""
         host, _, port = target.rpartition(":")
         self._host, self._port = host.removeprefix("[").removesuffix("]"), int(port)
         self._target = target
         self._method = method
+        self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
-        self._blocks: dict[float, bytes] = {}
-        self._connection: ClientConnection | None = None  # for new calls
+        self._headers: dict[float, tuple[Header, ...]] = {}  # by timeout
+        self._usable: list[ClientConnection] = []  # for new calls
+        self._current: ClientConnection | None = None  # the one of them that is tried first
         self._connections: set[ClientConnection] = set()
-        self._reconnecting: asyncio.Task[None] | None = None
+        self.max_connections_used = 0  # at one time
+        self._connecting: asyncio.Task[None] | None = None
         self._reconnect_from_s = 0.0
-        self._waiting: dict[UnaryCall, tuple[bytes, bytes]] = {}  # header block and body
-        self._deadlines: list[tuple[float, int, UnaryCall]] = []  # a heap
-        self._calls_started = 0
-        self._purge_at = MAX_DONE_DEADLINES  # number of started calls
-        self._timer: asyncio.TimerHandle | None = None
-        self._timer_at_s = 0.0
+        self._waiting: dict[UnaryCall, tuple[tuple[Header, ...], bytes]] = {}  # headers and body
+        self._deadlines = Deadlines(self._on_expired)
 
     async def connect(self) -> None:
         """Raises ServerUnreachable."""
@@ -69,23 +67,15 @@ class Channel:
 
     def start(self, call: UnaryCall, body: bytes, timeout_s: float) -> None:
         """Sends a call that is not in progress; `body` is the request, `framed`."""
-        deadline_s = clock() + timeout_s
-        call.begin(deadline_s)
-        self._calls_started = number = self._calls_started + 1
-        heappush(self._deadlines, (deadline_s, number, call))
-        if self._timer is None or deadline_s < self._timer_at_s:
-            self._set_timer(deadline_s)
-        if number > self._purge_at:
-            self._purge_deadlines()
-        block = self._blocks.get(timeout_s) or self._header_block(timeout_s)
-        connection = self._connection
-        if connection is None or len(connection.streams) >= connection.max_streams or self._waiting:
-            self._waiting[call] = block, body
-            if connection is None and self._reconnecting is None:
-                self._reconnect()
-        else:
-            call.connection = connection
-            connection.open(call, block, body)
+        call.begin(clock() + timeout_s)
+        self._deadlines.add(call)
+        headers = self._headers.get(timeout_s) or self._request_headers(timeout_s)
+        current = self._current
+        if current is not None and not self._waiting and current.open(call, headers, body):
+            call.connection = current
+        elif self._waiting or not self._open_elsewhere(call, headers, body):
+            self._waiting[call] = headers, body
+            self._connect_soon()
 
     def cancel(self, call: UnaryCall) -> None:
         """Ends a call in progress without calling its `ended`."""
@@ -98,12 +88,11 @@ class Channel:
 
     async def close(self) -> None:
         """Calls in progress end UNAVAILABLE."""
-        if self._reconnecting is not None:
-            self._reconnecting.cancel()
-            await asyncio.gather(self._reconnecting, return_exceptions=True)
-            self._reconnecting = None
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+            await asyncio.gather(self._connecting, return_exceptions=True)
+            self._connecting = None
+        self._deadlines.close()
         self._reconnect_from_s = float("inf")
         connections = list(self._connections)
         for connection in connections:
@@ -118,35 +107,52 @@ class Channel:
         self._fail_waiting("the channel was closed")
 
     def on_room(self, connection: ClientConnection) -> None:
-        """The connection can open streams again: sends the calls that wait."""
+        """The connection may open streams again: sends the calls that wait."""
+        while self._waiting:
+            call = next(iter(self._waiting))
+            headers, body = self._waiting[call]
+            if connection.is_leaving or not connection.open(call, headers, body):
+                break
+            del self._waiting[call]
+            call.connection = connection
         if self._waiting:
-            while (
-                self._waiting
-                and connection is self._connection
-                and len(connection.streams) < connection.max_streams
-            ):
-                call = next(iter(self._waiting))
-                block, body = self._waiting.pop(call)
-                call.connection = connection
-                connection.open(call, block, body)
-            if self._waiting and self._connection is None and self._reconnecting is None:
-                self._reconnect()
+            self._connect_soon()
 
     def on_leaving(self, connection: ClientConnection) -> None:
         """The connection opens no more streams: new calls need another one."""
-        if self._connection is connection:
-            self._connection = None
-            if self._waiting and self._reconnecting is None:
-                self._reconnect()
+        if connection in self._usable:
+            self._usable.remove(connection)
+        if connection is self._current:
+            self._current = self._usable[0] if self._usable else None
+        if self._waiting:
+            self._connect_soon()
 
     def on_closed(self, connection: ClientConnection) -> None:
         self._connections.discard(connection)
 
-    def _reconnect(self) -> None:
+    def _open_elsewhere(self, call: UnaryCall, headers: tuple[Header, ...], body: bytes) -> bool:
+        """Sends the call on another connection with room. Returns False if there is none."""
+        for connection in self._usable[:]:
+            if connection.open(call, headers, body):
+                call.connection = self._current = connection
+                return True
+        return False
+
+    def _connect_soon(self) -> None:
+        """Opens a connection for the calls that wait, if that can help them."""
+        if self._connecting is not None:
+            return
         if clock() < self._reconnect_from_s:
-            self._loop.call_soon(self._fail_waiting, f"{self._target} is unreachable")
-        else:
-            self._reconnecting = self._loop.create_task(self._try_to_connect())
+            if not self._usable:
+                self._loop.call_soon(self._fail_waiting, f"{self._target} is unreachable")
+        elif not self._usable or self._can_add_connection():
+            self._connecting = self._loop.create_task(self._try_to_connect())
+
+    def _can_add_connection(self) -> bool:
+        latest = self._usable[-1]
+        return len(self._usable) < self._max_connections and 0 < latest.max_streams <= len(
+            latest.streams
+        )
 
     async def _try_to_connect(self) -> None:
         try:
@@ -154,12 +160,12 @@ class Channel:
                 await self._connect()
         except OSError as error:  # includes TimeoutError
             self._reconnect_from_s = clock() + RECONNECT_DELAY_S
-            self._reconnecting = None
+            self._connecting = None
             self._fail_waiting(f"{self._target} cannot be reached: {error}")
         else:
-            self._reconnecting = None
-            if self._connection is not None:
-                self.on_room(self._connection)
+            self._connecting = None
+            if self._current is not None:
+                self.on_room(self._current)
 
     async def _connect(self) -> None:
         _, connection = await self._loop.create_connection(
@@ -172,46 +178,28 @@ class Channel:
             connection.abort()
             raise
         if not connection.is_leaving:
-            self._connection = connection
+            self._usable.append(connection)
+            self.max_connections_used = max(self.max_connections_used, len(self._usable))
+            self._current = connection
 
     def _fail_waiting(self, why: str) -> None:
-        if self._connection is None and self._reconnecting is None:
+        if not self._usable and self._connecting is None:
             waiting = list(self._waiting)
             self._waiting.clear()
             for call in waiting:
                 call.end(UNAVAILABLE, why)
 
-    def _set_timer(self, deadline_s: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer_at_s = deadline_s
-        delay_s = max(0.0, deadline_s - clock()) + TIMER_TICK_S
-        self._timer = self._loop.call_later(delay_s, self._expire)
+    def _on_expired(self, call: UnaryCall) -> None:
+        self.cancel(call)
+        call.end(DEADLINE_EXCEEDED, "the deadline has passed")
 
-    def _expire(self) -> None:
-        """Ends the calls whose deadline has passed, and sets the timer for the next deadline."""
-        self._timer = None
-        deadlines, now_s = self._deadlines, clock()
-        while deadlines and (deadlines[0][0] <= now_s or _is_stale(deadlines[0])):
-            deadline = heappop(deadlines)
-            if not _is_stale(deadline):
-                call = deadline[2]
-                self.cancel(call)
-                call.end(DEADLINE_EXCEEDED, "the deadline has passed")
-        if deadlines and (self._timer is None or deadlines[0][0] < self._timer_at_s):
-            self._set_timer(deadlines[0][0])
-
-    def _purge_deadlines(self) -> None:
-        """Drops the entries of finished calls."""
-        self._deadlines[:] = [one for one in self._deadlines if not _is_stale(one)]
-        heapify(self._deadlines)
-        self._purge_at = self._calls_started + len(self._deadlines) + MAX_DONE_DEADLINES
-
-    def _header_block(self, timeout_s: float) -> bytes:
-        if len(self._blocks) >= MAX_BLOCKS:  # each retry has another timeout: the time left
-            self._blocks.clear()
-        block = self._blocks[timeout_s] = request_block(self._method, self._target, timeout_s)
-        return block
+    def _request_headers(self, timeout_s: float) -> tuple[Header, ...]:
+        if len(self._headers) >= MAX_HEADERS:  # each retry has another timeout: the time left
+            self._headers.clear()
+        headers = self._headers[timeout_s] = request_headers(
+            self._method, self._target, timeout_s, scheme="http"
+        )
+        return headers
 
 
 class _AwaitedCall(UnaryCall):
@@ -242,9 +230,3 @@ async def call_and_wait(channel: Channel, message: bytes, timeout_s: float) -> U
             channel.cancel(call)
         raise
     return call
-
-
-def _is_stale(deadline: tuple[float, int, UnaryCall]) -> bool:
-    """Whether the entry belongs to a call that is done or was sent again since."""
-    deadline_s, _, call = deadline
-    return call.is_done or call.deadline_s != deadline_s
