@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model_repo import cards, weights
+from model_repo.card_files.sources import CardSource
 from model_repo.interruption import Interruption
 from model_repo.pipeline import BuildError, BuildOptions, BuildResult, build
 from model_repo.progress import ConsoleProgress
@@ -25,17 +27,17 @@ PRECISIONS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f1
 
 def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
     """Returns the exit status."""
-    names, options = _parse(arguments)
+    models, options = _parse(arguments)
     interruption.before_exit(writer.discard_unfinished)
     terminal = sys.stdout.isatty()
     console = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 132)
     results: dict[str, BuildResult] = {}
     failures: dict[str, str] = {}
-    with ConsoleProgress(console, len(names), live=terminal) as progress:
-        for name in names:
+    with ConsoleProgress(console, len(models), live=terminal) as progress:
+        for name, card in models.items():
             progress.start_model(name)
             try:
-                results[name] = build(name, options, progress)
+                results[name] = build(card, options, progress)
             except BuildError as error:
                 failures[name] = str(error)
             except Exception as error:  # our own bug; the other models are still built
@@ -48,22 +50,18 @@ def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
     for name, reason in failures.items():
         print(f"{name} was not built: {reason}", file=sys.stderr)
     if failures and results:
-        print(f"{len(failures)} of {len(names)} models were not built", file=sys.stderr)
+        print(f"{len(failures)} of {len(models)} models were not built", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
-    """The names of the models, and the options. Exits with status 2 for wrong usage."""
+def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, str | CardSource], BuildOptions]:
+    """The cards by the names to show, and the options. Exits with status 2 for wrong usage."""
     known = cards.names()
     parser = _parser(known)
     given = parser.parse_args(arguments)
-    if given.all == bool(given.names):
-        parser.error(f"name the models to build, or use --all; cards: {', '.join(known)}")
-    names = known if given.all else list(dict.fromkeys(given.names))
-    if unknown := [name for name in names if name not in known]:
-        parser.error(f"there is no card {', '.join(map(repr, unknown))}; cards: {', '.join(known)}")
-    if given.weights and len(names) > 1:
-        parser.error(f"--weights is for one model, not for {len(names)}; build them one by one")
+    models = _models(parser, given, known)
+    if given.weights and len(models) > 1:
+        parser.error(f"--weights is for one model, not for {len(models)}; build them one by one")
     if given.weights and given.add_engine:
         parser.error(
             "--weights and --add-engine exclude each other: the new engine has the weights of the "
@@ -74,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
             repo=given.repo,
             backend=given.backend,
             precision=PRECISIONS.get(given.precision, ""),
-            weights=given.weights,
+            weights=None if given.name else given.weights,
             min_batch=given.min_batch,
             opt_batch=given.opt_batch,
             max_batch=given.max_batch,
@@ -89,20 +87,56 @@ def _parse(arguments: Sequence[str] | None) -> tuple[list[str], BuildOptions]:
         parser.error(str(error))
     except ImportError as error:
         parser.error(f"the library of backend {name} is not installed: {error}")
-    return names, options
+    return models, options
+
+
+def _models(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, known: Sequence[str]
+) -> dict[str, str | CardSource]:
+    """What to build, by the name that messages show."""
+    if given.name:
+        if given.names or given.all:
+            parser.error("--name builds one model without a card; remove the names of cards")
+        return {given.name: _card_of_options(parser, given)}
+    for option in ("base", "labels"):
+        if getattr(given, option):
+            parser.error(f"--{option} is for a model without a card; add --name NAME")
+    if given.all == bool(given.names):
+        parser.error(
+            "name the models to build, or use --all; give the name of a card "
+            f"({', '.join(known)}), or the path of one of your own"
+        )
+    names = known if given.all else list(dict.fromkeys(given.names))
+    if unknown := [name for name in names if not (cards.is_card_path(name) or name in known)]:
+        parser.error(
+            f"there is no card {', '.join(map(repr, unknown))}; cards: {', '.join(known)}. "
+            "For a card of your own give its path, for example ./NAME.toml"
+        )
+    return {Path(name).stem if cards.is_card_path(name) else name: name for name in names}
+
+
+def _card_of_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> CardSource:
+    """A card that the options describe. Its paths start in the current folder."""
+    table = {key: getattr(given, key) for key in ("name", "base", "weights", "labels")}
+    if missing := [f"--{key}" for key in ("base", "weights", "labels") if not table[key]]:
+        parser.error(f"--name needs {' and '.join(missing)} too, or a card instead of it")
+    # A text in TOML is written as in JSON.
+    lines = [f"{key} = {json.dumps(value)}\n" for key, value in table.items()]
+    return CardSource("of --name", Path.cwd(), "".join(lines).encode())
 
 
 def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
     command = sys.argv[0] if sys.argv[0] == "convserve build" else "python -m model_repo.build"
     parser = argparse.ArgumentParser(
         prog=command,
-        usage=f"{command} NAME... | --all [OPTION ...]",
+        usage=f"{command} CARD... | --all | --name NAME --base CARD --weights FILE --labels FILE "
+        "[OPTION ...]",
         description="Builds models and publishes each as a new version in a model repository. "
-        "A model is described by a card, model_repo/cards/NAME.toml.",
+        "A card describes a model: give the name of one of ours, or the path of your own.",
         epilog=f"Cards: {', '.join(known)}.",
     )
     option = parser.add_argument
-    option("names", nargs="*", metavar="NAME", help="card of a model to build")
+    option("names", nargs="*", metavar="CARD", help="name or path of a card: resnet50, my/net.toml")
     option("--all", action="store_true", help="build the models of all cards")
     option(
         "--repo",
@@ -111,10 +145,22 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
         metavar="DIR",
         help="model repository; it is created if it does not exist (%(default)s)",
     )
+    _add_card_options(parser)
     _add_weights_options(parser)
     _add_engine_options(parser)
     _add_gpu_options(parser)
     return parser
+
+
+def _add_card_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("a model without a card").add_argument
+    option("--name", metavar="NAME", help="name of the model; needs the two options below")
+    option("--base", metavar="CARD", help="card that says everything else, for example resnet50")
+    option(
+        "--labels",
+        metavar="FILE",
+        help="names of the classes: one per line, or .json or .csv",
+    )
 
 
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +168,8 @@ def _add_weights_options(parser: argparse.ArgumentParser) -> None:
     option(
         "--weights",
         metavar="SRC",
-        help=f"use these weights and not those of the card, for one model: {weights.SOURCES}",
+        help="use these weights and not those of the card, for one model: a file, or "
+        f"{weights.SOURCES}",
     )
     option(
         "--or-random",

@@ -74,7 +74,8 @@ def _compile_and_check(
     try:
         with _loaded(compiler, staged, record, job.shape) as engine:
             if job.backend == "null":
-                golden = Golden(golden.pixels, _probabilities(engine, golden.pixels))
+                answers = _probabilities(engine, golden.pixels)
+                golden = Golden(golden.pixels, answers, golden.activation)
             deviation = golden_check.check(engine, golden, precision)
     except golden_check.GoldenMismatch:
         for file in compiled.files:

@@ -18,7 +18,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-TOP_K = 10
+from server.repository.manifest import Activation
+
 INPUT = "pixels"
 OUTPUTS = ("classes", "scores", "probabilities")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,21 +33,33 @@ class ServedNetwork(nn.Module):
     """A network with its pre- and post-processing: from pixels to the top classes.
 
     `network` takes normalised [N, C, H, W] and returns logits. `mean` and `std` hold one number for
-    each channel, for pixels on the scale 0 to 1.
+    each channel, for pixels on the scale 0 to 1. With `reverse`, the network takes blue, green, red
+    and so do `mean` and `std`; pixels are always red, green, blue.
     """
 
     scale: Tensor
     offset: Tensor
 
     def __init__(
-        self, network: nn.Module, *, classes: int, mean: Sequence[float], std: Sequence[float]
+        self,
+        network: nn.Module,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        top_k: int,
+        activation: Activation = "softmax",
+        reverse: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
-        self.top_k = min(TOP_K, classes)
+        self.top_k = top_k
+        self.activation = activation
+        self.reverse = reverse
         # (x / 255 - mean) / std becomes x * scale + offset, computed here in double precision.
-        deviations = torch.tensor(std, dtype=torch.float64)
-        means = torch.tensor(mean, dtype=torch.float64)
+        # Pixels are normalised before their channels change places.
+        order = -1 if reverse else 1
+        deviations = torch.tensor(std[::order], dtype=torch.float64)
+        means = torch.tensor(mean[::order], dtype=torch.float64)
         self.register_buffer("scale", (1 / (255 * deviations)).float())
         self.register_buffer("offset", (-means / deviations).float())
         self.eval()
@@ -54,7 +67,7 @@ class ServedNetwork(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """[N, H, W, C] uint8 -> classes int32 [N, K], scores [N, K], probabilities [N, classes].
 
-        Best class first; scores are the probabilities of these classes; K is min(10, classes).
+        Best class first; scores are the probabilities of these classes.
         """
         x = pixels.float()  # the first operation, because TensorRT cannot reshape bytes
         # Normalises a whole line of pixels at a time. OpenVINO vectorises the last dimension only:
@@ -65,7 +78,11 @@ class ServedNetwork(nn.Module):
         # Without `contiguous` the layout would be channels-last, and a global average pool would be
         # traced as index arithmetic.
         x = x.permute(0, 3, 1, 2).contiguous()
-        probabilities = torch.softmax(self.network(x), dim=1)
+        if self.reverse:
+            x = x[:, [2, 1, 0]]
+        logits = self.network(x)
+        softmax = self.activation == "softmax"
+        probabilities = torch.softmax(logits, dim=1) if softmax else torch.sigmoid(logits)
         scores, classes = torch.topk(probabilities, self.top_k)
         return classes.int(), scores, probabilities
 

@@ -15,8 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from model_repo import cards, weights
+from model_repo.architectures.registry import architecture_names
+from model_repo.card_files.sources import CardSource
 from model_repo.cards import MAX_BATCH, Card, CardError
 from model_repo.checkpoints.download import (
     DownloadRetries,
@@ -25,7 +28,7 @@ from model_repo.checkpoints.download import (
     WrongHash,
 )
 from model_repo.compile import GPU_BACKENDS, CompileJob, compile_engine
-from model_repo.export import TOP_K, ExportError, ServedNetwork, export, trace
+from model_repo.export import ExportError, ServedNetwork, export, trace
 from model_repo.golden_images import golden_pixels
 from model_repo.labels import repeated_names
 from model_repo.progress import BuildProgress
@@ -113,16 +116,19 @@ class BuildResult:
 
 
 def build(
-    name: str,
+    card: str | CardSource,
     options: BuildOptions,
     progress: BuildProgress = BuildProgress(),  # noqa: B008 (stateless)
 ) -> BuildResult:
-    """Builds and publishes one model. Raises BuildError; then nothing was published."""
+    """Builds and publishes one model; `card` is for cards.load.
+
+    Raises BuildError; then nothing was published.
+    """
     started_s = time.perf_counter()
     _reset_peak_memory()
     run = _add_engines if options.add_engine else _build_version
     try:
-        manifest = run(name, options, progress)
+        manifest = run(card, options, progress)
     except (CardError, WeightsError, ExportError, EngineFailure, InvalidVersion) as error:
         raise BuildError(str(error)) from error
     except GoldenMismatch as error:
@@ -139,13 +145,22 @@ def build(
     )
 
 
-def _build_version(name: str, options: BuildOptions, progress: BuildProgress) -> Manifest:
+def _build_version(
+    source: str | CardSource, options: BuildOptions, progress: BuildProgress
+) -> Manifest:
     progress.stage("card")
-    card = cards.load(name)
+    card = cards.load(source)
+    if card.network_file is not None:
+        raise BuildError(
+            f"architecture {card.network_file.name} is a file; this build takes one of "
+            f"{', '.join(architecture_names())}"
+        )
+    for note in card.notes:
+        progress.warn(note)
     for label, indices in repeated_names(card.labels).items():
         progress.warn(f"classes {', '.join(map(str, indices))} have the same name, {label!r}")
     # The folder comes before the weights: if it cannot be created, nothing is downloaded in vain.
-    with writer.staging(options.repo, name) as staged:
+    with writer.staging(options.repo, card.name) as staged:
         return _build_staged(card, options, progress, staged)
 
 
@@ -157,12 +172,12 @@ def _build_staged(
 
     progress.stage("weights")
     loaded = _load_weights(card, options, pixels, progress)
-    served = ServedNetwork(loaded.network, classes=card.classes, mean=card.mean, std=card.std)
+    served = _served(loaded.network, card)
 
     progress.stage("reference")
     with torch.inference_mode():
         probabilities = served(torch.from_numpy(pixels))[2].numpy()
-    golden = Golden(pixels, probabilities)
+    golden = Golden(pixels, probabilities, card.activation)
 
     progress.stage("export")
     onnx = staged / ONNX_FILE
@@ -193,10 +208,24 @@ def _build_staged(
     return writer.publish(options.repo, staged, manifest)
 
 
-def _add_engines(name: str, options: BuildOptions, progress: BuildProgress) -> Manifest:
+def _served(network: nn.Module, card: Card) -> ServedNetwork:
+    return ServedNetwork(
+        network,
+        mean=card.mean,
+        std=card.std,
+        top_k=card.top_k,
+        activation=card.activation,
+        reverse=card.channel_order == "bgr",
+    )
+
+
+def _add_engines(
+    source: str | CardSource, options: BuildOptions, progress: BuildProgress
+) -> Manifest:
     """Adds engines to the newest valid version. Uses the version's own graph and golden outputs."""
     progress.stage("card")
-    card = cards.load(name)
+    card = cards.load(source)
+    name = card.name
     precisions = {each: _precisions_to_try(each, options) for each in options.backends}
     found = list_versions(options.repo) if options.repo.is_dir() else []
     versions = [version for version in found if version.model == name]
@@ -261,7 +290,10 @@ def _load_weights(
 ) -> Weights:
     # These images set the batch norms of an untrained network.
     mean, std = torch.tensor(card.mean), torch.tensor(card.std)
-    normalised = (torch.from_numpy(pixels).float() / 255 - mean) / std
+    ordered = torch.from_numpy(pixels)
+    if card.channel_order == "bgr":
+        ordered = ordered.flip(-1)
+    normalised = (ordered.float() / 255 - mean) / std
     calibration = normalised.permute(0, 3, 1, 2).contiguous()
 
     def load(source: str) -> Weights:
@@ -303,9 +335,10 @@ def _manifest(
             source=loaded.source, sha256=loaded.sha256, trained=loaded.trained, note=loaded.note
         ),
         card_sha256=card.sha256,
-        input=InputRecord.of(card.input),
+        input=InputRecord.of(card.input, card.channel_order, card.mean, card.std),
         classes=card.classes,
-        top_k=min(TOP_K, card.classes),
+        top_k=card.top_k,
+        activation=card.activation,
         objective_ms=card.objective_ms,
         share=card.share,
         onnx=writer.file_record(staged / ONNX_FILE),

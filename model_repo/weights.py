@@ -1,6 +1,7 @@
 """Loads a network's parameters from one of these sources:
 
-    file:PATH      a checkpoint of torch.save or safetensors; code in the file does not run
+    PATH           a checkpoint of torch.save or safetensors; code in the file does not run
+    file:PATH      the same; needed if the path has neither a dot nor a slash
     https://...    a checkpoint that is downloaded once; the URL holds its sha256, see
                    model_repo.checkpoints.download
     file://...     the same, copied from a local path
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 from model_repo import digits
 from model_repo.architectures.registry import create, find
+from model_repo.card_files.sources import is_path
 from model_repo.cards import Card
 from model_repo.checkpoints.download import (
     DownloadRetries,
@@ -85,6 +87,8 @@ def load(
     could replace the missing ones, WeightsError for every other problem.
     """
     source = source or card.weights
+    if is_path(source):
+        source = f"file:{source}"
     kind, _, rest = source.partition(":")
     if source == "digits":
         return _train_on_digits(card, progress)
@@ -101,8 +105,7 @@ def load(
         return _from_checkpoint(card, redacted(source), path)
     if kind == "file" and rest:
         return _from_checkpoint(card, source, _existing_file(rest))
-    hint = f"; for a file, write file:{source}" if "." in source and "://" not in source else ""
-    raise WeightsError(f"{source!r} is not a source of weights; use {SOURCES}{hint}")
+    raise WeightsError(f"{source!r} is not a source of weights; use the path of a file, {SOURCES}")
 
 
 def _existing_file(name: str) -> Path:

@@ -58,6 +58,7 @@ class ModelInfo:
     precision: str
     labels: tuple[str, ...]  # names of the classes; empty in a list of models
     version_labels: tuple[str, ...]  # labels that point to this version: "stable", "canary"
+    activation: str  # "softmax", or "sigmoid": then an image may have several classes or none
 
     @property
     def is_ready(self) -> bool:
@@ -103,4 +104,5 @@ def model_info_from(model: pb.Model) -> ModelInfo:
         precision=model.precision,
         labels=tuple(model.labels),
         version_labels=tuple(model.version_labels),
+        activation=model.activation,
     )

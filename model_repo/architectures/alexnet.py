@@ -8,10 +8,11 @@ from collections import OrderedDict
 
 from torch import nn
 
+from model_repo.architectures.adaptive_pool import AdaptiveAveragePool
 from model_repo.architectures.registry import architecture
 
 
-@architecture(input_shape=(3, 224, 224), classes=1000)
+@architecture(input_shape=(3, 224, 224), classes=1000, min_side=63)
 def alexnet(classes: int) -> nn.Module:
     """[N, 3, 224, 224] -> logits [N, classes]; 61,100,840 parameters at 1,000 classes."""
     features = nn.Sequential(
@@ -30,5 +31,10 @@ def alexnet(classes: int) -> nn.Module:
         nn.Linear(4096, classes),
     )  # fmt: skip
     return nn.Sequential(
-        OrderedDict(features=features, flatten=nn.Flatten(), classifier=classifier)
+        OrderedDict(
+            features=features,
+            avgpool=AdaptiveAveragePool(6),
+            flatten=nn.Flatten(),
+            classifier=classifier,
+        )
     )

@@ -241,6 +241,7 @@ class GoogLeNetInTraining(Stages):
 @architecture(
     input_shape=IMAGENET,
     classes=1000,
+    min_side=15,
     training=partial(GoogLeNetInTraining, PUBLIC),
     training_only=("aux1.", "aux2."),
 )
@@ -252,6 +253,7 @@ def googlenet(classes: int) -> nn.Module:
 @architecture(
     input_shape=IMAGENET,
     classes=1000,
+    min_side=31,
     training=partial(GoogLeNetInTraining, PRINTED),
     training_only=("aux1.", "aux2."),
 )

@@ -27,12 +27,28 @@ class Architecture:
     build: Build  # classes -> the served network: [N, C, H, W] -> logits [N, classes]
     input_shape: tuple[int, int, int]  # C, H, W that the paper trains on
     classes: int  # as in the paper
+    min_side: int = 0  # smallest height and width of other sizes; 0: only the paper's size fits
     training: Build | None = None  # the network with its auxiliary classifiers, if it has any
     training_only: tuple[str, ...] = ()  # prefixes of the parameters that only `training` has
 
     def __post_init__(self) -> None:
         if (self.training is None) != (not self.training_only):
             raise ValueError(f"{self.name}: training and training_only must be given together")
+
+    def why_not(self, channels: int, height: int, width: int) -> str:
+        """Why the network cannot take images of this size. Empty if it can.
+
+        The text continues a sentence: "input of lenet5 " + "must be 32x32x1, not 28x28x1".
+        """
+        own_channels, own_height, own_width = self.input_shape
+        given = f"{height}x{width}x{channels}"
+        if not self.min_side and (channels, height, width) != self.input_shape:
+            return f"must be {own_height}x{own_width}x{own_channels}, not {given}"
+        if channels != own_channels:
+            return f"must have {own_channels} channels, not {channels}"
+        if min(height, width) < self.min_side:
+            return f"must be at least {self.min_side}x{self.min_side} pixels, not {height}x{width}"
+        return ""
 
 
 _registered: dict[str, Architecture] = {}
@@ -42,6 +58,7 @@ def architecture(
     *,
     input_shape: tuple[int, int, int],
     classes: int,
+    min_side: int = 0,
     training: Build | None = None,
     training_only: tuple[str, ...] = (),
 ) -> Callable[[Build], Build]:
@@ -57,6 +74,7 @@ def architecture(
             build=build,
             input_shape=input_shape,
             classes=classes,
+            min_side=min_side,
             training=training,
             training_only=training_only,
         )

@@ -123,43 +123,43 @@ NARROW = (64, 128, 256, 512)
 WIDE = (256, 512, 1024, 2048)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def plain18(classes: int) -> nn.Module:
     """ResNet-18 without its shortcuts; 11,515,688 parameters at 1,000 classes."""
     return ResNet(Plain, (2, 2, 2, 2), NARROW, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def plain34(classes: int) -> nn.Module:
     """ResNet-34 without its shortcuts; 21,623,848 parameters at 1,000 classes."""
     return ResNet(Plain, (3, 4, 6, 3), NARROW, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def resnet18(classes: int) -> nn.Module:
     """11,689,512 parameters at 1,000 classes."""
     return ResNet(Basic, (2, 2, 2, 2), NARROW, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def resnet34(classes: int) -> nn.Module:
     """21,797,672 parameters at 1,000 classes."""
     return ResNet(Basic, (3, 4, 6, 3), NARROW, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def resnet50(classes: int) -> nn.Module:
     """25,557,032 parameters at 1,000 classes."""
     return ResNet(Bottleneck, (3, 4, 6, 3), WIDE, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def resnet101(classes: int) -> nn.Module:
     """44,549,160 parameters at 1,000 classes."""
     return ResNet(Bottleneck, (3, 4, 23, 3), WIDE, classes)
 
 
-@architecture(input_shape=IMAGENET, classes=1000)
+@architecture(input_shape=IMAGENET, classes=1000, min_side=1)
 def resnet152(classes: int) -> nn.Module:
     """60,192,808 parameters at 1,000 classes."""
     return ResNet(Bottleneck, (3, 8, 36, 3), WIDE, classes)

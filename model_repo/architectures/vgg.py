@@ -9,13 +9,14 @@ from collections import OrderedDict
 
 from torch import nn
 
+from model_repo.architectures.adaptive_pool import AdaptiveAveragePool
 from model_repo.architectures.registry import architecture
 
 # Widths of the convolutions, one tuple for each image size.
 D = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
-@architecture(input_shape=(3, 224, 224), classes=1000)
+@architecture(input_shape=(3, 224, 224), classes=1000, min_side=32)
 def vgg16(classes: int) -> nn.Module:
     """[N, 3, 224, 224] -> logits [N, classes]; 138,357,544 parameters at 1,000 classes."""
     features: list[nn.Module] = []
@@ -31,5 +32,10 @@ def vgg16(classes: int) -> nn.Module:
         nn.Linear(4096, classes),
     )  # fmt: skip
     return nn.Sequential(
-        OrderedDict(features=nn.Sequential(*features), flatten=nn.Flatten(), classifier=classifier)
+        OrderedDict(
+            features=nn.Sequential(*features),
+            avgpool=AdaptiveAveragePool(7),  # [N, 512, 7, 7]
+            flatten=nn.Flatten(),
+            classifier=classifier,
+        )
     )

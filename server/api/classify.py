@@ -131,6 +131,7 @@ def _model(version: ModelVersion, labels: Sequence[str], version_labels: Sequenc
         message.channels = manifest.input.channels
         message.classes = manifest.classes
         message.top_k = manifest.top_k
+        message.activation = manifest.activation
     if version.ready_model is not None:
         message.max_batch = version.ready_model.engine.max_batch
         message.backend = version.ready_model.record.backend

@@ -28,7 +28,7 @@ BACKENDS = {  # name -> the module with its functions, see Backend
 
 
 class Outputs(NamedTuple):
-    """The results of N rows; K is min(10, classes). The receiver may keep the arrays."""
+    """The results of N rows; K is the manifest's top_k. The receiver may keep the arrays."""
 
     classes: NDArray[np.int32]  # [N, K], best first
     scores: NDArray[np.float32]  # [N, K], the probabilities of these classes

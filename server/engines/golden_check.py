@@ -12,6 +12,9 @@ An answer's deviation says how far it is from the expected answer, relative to w
 So 0 % is an exact match, and 100 % is as far off as the answer to another image. A limit on the
 probabilities themselves would be too weak for untrained networks. They give each of a thousand
 classes about the same probability for every image, and so does a broken engine.
+
+With sigmoid, a class is a decision by itself: present with p, absent with 1 - p. The
+log-probability of both counts.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from server.engines.base import Engine, Instance, Outputs, infer
 from server.images.input_spec import Pixels
+from server.repository.manifest import Activation
 from server.repository.reader import Golden
 
 # Limits by precision, measured over all networks. Untrained ones amplify rounding errors the most.
@@ -68,8 +72,9 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
     Raises GoldenMismatch if it exceeds the limit of the precision.
     """
     _check_format(answer, golden, len(golden.pixels))
-    expected = golden.probabilities
-    found = deviation(expected, answer.probabilities, deviation_scale(expected))
+    expected, activation = golden.probabilities, golden.activation
+    scale = deviation_scale(expected, activation)
+    found = deviation(expected, answer.probabilities, scale, activation)
     if not found <= MAX_DEVIATION[precision]:
         raise GoldenMismatch(
             f"answers deviate {found:.2%} from eager PyTorch; "
@@ -79,27 +84,39 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
 
 
 def deviation(
-    expected: NDArray[np.float32], answers: NDArray[np.float32], scale: NDArray[np.float32]
+    expected: NDArray[np.float32],
+    answers: NDArray[np.float32],
+    scale: NDArray[np.float32],
+    activation: Activation = "softmax",
 ) -> float:
     """The largest distance between rows of [N, classes], each divided by its scale [N]."""
-    return float((_distance(expected, answers) / scale).max())
+    return float((_distance(expected, answers, activation) / scale).max())
 
 
-def deviation_scale(expected: NDArray[np.float32]) -> NDArray[np.float32]:
+def deviation_scale(
+    expected: NDArray[np.float32], activation: Activation = "softmax"
+) -> NDArray[np.float32]:
     """The distance that counts as 100 % for each answer: [G, classes] -> [G].
 
     It is the distance to the nearest different answer. The uniform distribution counts as one of
-    these answers.
+    these answers; with sigmoid, one half for every class.
     """
-    uniform = np.full_like(expected[:1], 1 / expected.shape[1])
-    others = np.stack([_distance(expected, other) for other in (*expected, uniform)], axis=1)
+    undecided = 1 / expected.shape[1] if activation == "softmax" else 0.5
+    uniform = np.full_like(expected[:1], undecided)
+    others = np.stack(
+        [_distance(expected, other, activation) for other in (*expected, uniform)], axis=1
+    )
     others[others < MIN_SCALE] = np.inf  # the answer itself, and images with the same answer
     nearest = others.min(axis=1)
     return np.where(np.isinf(nearest), MIN_SCALE, nearest).astype(np.float32)
 
 
-def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float32]:
+def _distance(
+    one: NDArray[np.float32], other: NDArray[np.float32], activation: Activation
+) -> NDArray[np.float32]:
     """The root mean square difference of log-probabilities: [N, classes] -> [N]."""
+    if activation == "sigmoid":
+        one, other = (np.concatenate([each, 1 - each], axis=-1) for each in (one, other))
     difference = np.log(one + PROBABILITY_FLOOR) - np.log(other + PROBABILITY_FLOOR)
     distance: NDArray[np.float32] = np.sqrt(np.square(difference).mean(axis=1))
     return distance
@@ -108,7 +125,8 @@ def _distance(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[n
 def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -> float:
     """Checks one batch size on one instance and returns its largest deviation."""
     limit, row_limit = MAX_DEVIATION[precision], MAX_ROW_DEVIATION[precision]
-    scale = deviation_scale(golden.probabilities)
+    activation = golden.activation
+    scale = deviation_scale(golden.probabilities, activation)
     rows = len(golden.pixels)
     worst = 0.0
     for first in range(0, rows, size):
@@ -116,20 +134,20 @@ def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -
         answer = infer(instance, golden.pixels[chosen])
         _check_format(answer, golden, size)
         expected = golden.probabilities[chosen]
-        worst = max(worst, deviation(expected, answer.probabilities, scale[chosen]))
+        worst = max(worst, deviation(expected, answer.probabilities, scale[chosen], activation))
     same_image: Pixels = np.repeat(golden.pixels[:1], size, axis=0)
     answer = infer(instance, same_image)
     _check_format(answer, golden, size)
     same_scale = scale[:1].repeat(size)
     expected = golden.probabilities[:1].repeat(size, axis=0)
-    worst = max(worst, deviation(expected, answer.probabilities, same_scale))
+    worst = max(worst, deviation(expected, answer.probabilities, same_scale, activation))
     if worst > limit:
         raise GoldenMismatch(
             f"at batch size {size} answers deviate {worst:.2%} from eager PyTorch; "
             f"{precision} allows {limit:.2%}"
         )
     first_row = answer.probabilities[:1].repeat(size, axis=0)
-    spread = deviation(first_row, answer.probabilities, same_scale)
+    spread = deviation(first_row, answer.probabilities, same_scale, activation)
     if spread > row_limit:
         raise GoldenMismatch(
             f"at batch size {size} rows with the same image deviate {spread:.2%} from each other; "
@@ -159,7 +177,10 @@ def _check_format(answer: Outputs, golden: Golden, rows: int) -> None:
         )
     if not (probabilities.min() >= 0 and np.isfinite(probabilities).all()):  # NaN is not >= 0
         raise GoldenMismatch("probabilities contain negative, infinite or NaN values")
-    if np.abs(probabilities.sum(axis=1) - 1).max() > SUM_TOLERANCE:
+    if golden.activation == "sigmoid":
+        if probabilities.max() > 1:
+            raise GoldenMismatch(f"a probability is {probabilities.max():.3f}; at most 1 is right")
+    elif np.abs(probabilities.sum(axis=1) - 1).max() > SUM_TOLERANCE:
         raise GoldenMismatch(
             f"the probabilities of a row sum to {probabilities.sum(axis=1).max():.3f}; "
             "they must sum to 1"

@@ -4,8 +4,8 @@ TensorRT reads every type from the graph ("strongly typed" networks, the only ki
 11). So the precision of an engine is chosen here. One stored graph serves every precision, even if
 the PyTorch network is no longer available.
 
-These parts stay float32: pixel normalisation, the last layer, softmax and top-k. So does local
-response normalisation, because its sums of squares exceed the range of float16.
+These parts stay float32: pixel normalisation, the last layer, softmax or sigmoid, and top-k. So
+does local response normalisation, because its sums of squares exceed the range of float16.
 
 Needs the `onnx` library, which is required only for compiling.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import onnx
 
 LAYERS = ("Conv", "Gemm", "MatMul")
+PROBABILITIES = "probabilities"  # the output of softmax or sigmoid
 FLOAT32_OPERATORS = ("LRN",)  # these stay float32 inside the half-precision part
 
 
@@ -28,7 +29,7 @@ def convert_precision(path: Path, precision: str) -> bytes:
     """Serialises the graph at `path` so that it computes in "fp16", "bf16" or "fp32".
 
     The graph must come from model_repo.export: cast, normalisation, transpose, the network,
-    softmax, top-k. Raises EngineFailure for any other graph.
+    softmax or sigmoid, top-k. Raises EngineFailure for any other graph.
     """
     import onnx
 
@@ -117,9 +118,9 @@ def _network_input(graph: Any) -> str:
 
 
 def _last_layer(graph: Any) -> Any:
-    """The layer that computes the input of softmax."""
+    """The layer that computes the input of softmax or sigmoid."""
     producers = {output: node for node in graph.node for output in node.output}
-    node = next(node for node in graph.node if node.op_type == "Softmax")
+    node = producers[PROBABILITIES]
     while node.op_type not in LAYERS:
         node = producers[node.input[0]]
     return node

@@ -297,6 +297,8 @@ def _resized_raw(pixels: Pixels, spec: InputSpec) -> Pixels:
     if channels == 3 and spec.channels == 1:  # convert the batch as one tall image
         grey = Image.fromarray(pixels.reshape(-1, width, 3)).convert("L")
         pixels = np.asarray(grey).reshape(count, height, width, 1)
+    if channels < spec.channels and len(spec.fill) > 1:  # grey pixels beside a coloured fill
+        pixels = np.repeat(pixels, spec.channels, axis=3)
     if (height, width) != (spec.height, spec.width):
         fitted = np.empty((count, spec.height, spec.width, pixels.shape[3]), np.uint8)
         for row, image in zip(fitted, pixels, strict=True):

@@ -9,19 +9,29 @@ from server.images.memory import UNLIMITED, MemoryBudget
 
 Pixels = NDArray[np.uint8]
 
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
 MAX_PIXELS = 89_478_485  # Pillow's own limit
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """The shape of a model's input, and how to resize an image to it."""
+    """The shape of a model's input, and how to resize an image to it.
+
+    There are three ways. With `resize`, the shorter side gets this length, and the centre is cut
+    out. With `letterbox`, the whole image is scaled to fit inside, and `fill` surrounds it. With
+    neither, both sides are resized, which changes the aspect ratio.
+    """
 
     height: int
     width: int
     channels: int  # 1: grey, 3: RGB
     resize: int = 0  # new length of the shorter side before the centre crop; 0: no crop
-    interpolation: str = "bilinear"  # as in Pillow: with antialiasing when the image gets smaller
+    interpolation: str = "bilinear"
+    # Whether an image that gets smaller is smoothed first, as Pillow does. Without, a pixel depends
+    # only on the pixels next to its position, as for torchvision's antialias=False.
+    antialias: bool = True
+    letterbox: bool = False
+    fill: tuple[int, ...] = (0,)  # of a letterbox: one value from 0 to 255, or one for each channel
 
     def __post_init__(self) -> None:
         if self.height < 1 or self.width < 1:
@@ -35,6 +45,17 @@ class InputSpec:
         if self.interpolation not in INTERPOLATIONS:
             names = ", ".join(INTERPOLATIONS)
             raise ValueError(f"interpolation must be one of {names}, not {self.interpolation!r}")
+        if self.interpolation == "lanczos" and not self.antialias:
+            raise ValueError("interpolation lanczos always smooths; set antialias to true")
+        if self.letterbox and self.resize:
+            raise ValueError(f"resize must be 0 with letterbox, not {self.resize}")
+        if len(self.fill) not in (1, self.channels) or not all(
+            0 <= value <= 255 for value in self.fill
+        ):
+            raise ValueError(
+                f"fill must be one number from 0 to 255, or {self.channels} of them, "
+                f"not {list(self.fill)}"
+            )
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Annotated, Literal
 
 import msgspec
@@ -42,6 +42,9 @@ FileName = Annotated[  # neither hidden nor in another folder
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Side = Annotated[int, Meta(ge=1, le=1 << 16)]
 Count = Annotated[int, Meta(ge=1, le=1 << 20)]
+# What the probabilities mean. softmax: an image has one class, and they sum to 1. sigmoid: each
+# class is decided by itself, and an image may have several classes or none.
+Activation = Literal["softmax", "sigmoid"]
 
 
 class InvalidVersion(Exception):
@@ -66,21 +69,39 @@ class WeightsRecord(Struct, frozen=True, kw_only=True):
 
 
 class InputRecord(Struct, frozen=True, kw_only=True):
-    """The input shape and the way to resize an image to it; see InputSpec."""
+    """The input shape and the way to resize an image to it; see InputSpec.
+
+    Also what the graph does with the pixels. The server needs only the first part, because callers
+    always send red, green, blue.
+    """
 
     height: Side
     width: Side
     channels: Literal[1, 3]
     resize: Annotated[int, Meta(ge=0, le=1 << 16)]
     interpolation: Word
+    antialias: bool = True
+    letterbox: bool = False
+    fill: Annotated[tuple[int, ...], Meta(min_length=1, max_length=3)] = (0,)
+    # In the graph. Empty in versions of older builds.
+    channel_order: Literal["rgb", "bgr", ""] = ""
+    mean: tuple[float, ...] = ()  # in channel_order, for pixels on the scale 0 to 1
+    std: tuple[float, ...] = ()
 
     @classmethod
-    def of(cls, spec: InputSpec) -> InputRecord:
-        return msgspec.convert(asdict(spec), cls)
+    def of(
+        cls,
+        spec: InputSpec,
+        channel_order: str = "",
+        mean: tuple[float, ...] = (),
+        std: tuple[float, ...] = (),
+    ) -> InputRecord:
+        graph = {"channel_order": channel_order, "mean": mean, "std": std}
+        return msgspec.convert(asdict(spec) | graph, cls)
 
     def spec(self) -> InputSpec:
-        """The same values as an InputSpec. Raises ValueError."""
-        return InputSpec(**msgspec.structs.asdict(self))
+        """The part that the server needs. Raises ValueError."""
+        return InputSpec(**{each.name: getattr(self, each.name) for each in fields(InputSpec)})
 
 
 class EngineRecord(Struct, frozen=True, kw_only=True):
@@ -114,6 +135,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     input: InputRecord
     classes: Count
     top_k: Count
+    activation: Activation = "softmax"
     objective_ms: Annotated[float, Meta(gt=0)]  # latency objective for requests without a deadline
     share: Annotated[float, Meta(ge=SHARE_RANGE[0], le=SHARE_RANGE[1])] = 1.0  # of a shared device
     onnx: FileRecord

@@ -19,6 +19,7 @@ from server.images.input_spec import Pixels
 from server.repository.links import ANYWHERE, Links, printable
 from server.repository.manifest import (
     MANIFEST_FILE,
+    Activation,
     EngineRecord,
     FileRecord,
     InvalidVersion,
@@ -37,6 +38,7 @@ class Golden(NamedTuple):
 
     pixels: Pixels  # [G, H, W, C]
     probabilities: NDArray[np.float32]  # [G, classes]
+    activation: Activation = "softmax"
 
 
 class OpenVersion(NamedTuple):
@@ -179,11 +181,17 @@ def read_golden(folder: Path, manifest: Manifest) -> Golden:
         raise InvalidVersion(f"{name} can't be read: {type(error).__name__}: {error}") from error
     if len(pixels) != len(probabilities):
         raise InvalidVersion(f"{name} has {len(pixels)} inputs and {len(probabilities)} answers")
-    sums = probabilities.sum(axis=1, dtype=np.float64)
-    # Written so that NaN fails too.
-    if not (probabilities.min() >= 0 and np.abs(sums - 1).max() <= 1e-3):
+    if not _are_probabilities(probabilities, manifest.activation):
         raise InvalidVersion(f"{name} has answers that are not probabilities")
-    return Golden(pixels, probabilities)
+    return Golden(pixels, probabilities, manifest.activation)
+
+
+def _are_probabilities(answers: NDArray[np.float32], activation: Activation) -> bool:
+    """Written so that NaN is refused too."""
+    if activation == "sigmoid":
+        return bool(answers.min() >= 0 and answers.max() <= 1)
+    sums = answers.sum(axis=1, dtype=np.float64)
+    return bool(answers.min() >= 0 and np.abs(sums - 1).max() <= 1e-3)
 
 
 def _read_array(

@@ -211,6 +211,7 @@ async def test_the_listing_has_every_version_with_its_error(tmp_path: Path) -> N
         2,
         2,
     )
+    assert other.activation == "softmax"
     assert (other.trained, other.weights, other.backend, other.precision, other.max_batch) == (
         True,
         "random:0",

@@ -87,6 +87,47 @@ def test_images_with_the_same_answer_do_not_set_the_scale_for_each_other() -> No
     assert deviation_scale(certain).min() > 1
 
 
+def sigmoid(logits: NDArray[np.float64]) -> Probabilities:
+    return np.asarray(1 / (1 + np.exp(-logits)), np.float32)
+
+
+def test_with_sigmoid_an_absent_class_counts_as_much_as_a_present_one() -> None:
+    logits = np.random.default_rng(6).normal(0, 3, (4, CLASSES))
+    expected, mirrored = sigmoid(logits), sigmoid(-logits)
+    error = np.random.default_rng(7).normal(0, 0.02, logits.shape)
+    found = [
+        deviation(sigmoid(s * logits), sigmoid(s * (logits + error)), scale, "sigmoid")
+        for s, scale in (
+            (1, deviation_scale(expected, "sigmoid")),
+            (-1, deviation_scale(mirrored, "sigmoid")),
+        )
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)
+    assert 0 < found[0] < 0.05
+    undecided = np.full_like(expected, 0.5)
+    scale = deviation_scale(expected, "sigmoid")
+    assert deviation(expected, undecided, scale, "sigmoid") >= 1
+    assert deviation(expected, np.roll(expected, 1, 0), scale, "sigmoid") >= 1
+
+
+def test_with_sigmoid_probabilities_need_not_sum_to_1() -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (4, *SHAPE), np.uint8)
+
+    def answers(pixels: Pixels) -> Probabilities:
+        return sigmoid((pixels.reshape(len(pixels), -1) / 128 - 1) @ MATRIX)
+
+    engine = FunctionEngine(lambda pixels: outputs(answers(pixels)))
+    several = Golden(pixels, answers(pixels), "sigmoid")
+    assert max(check(engine, several, "fp32").values()) == 0
+    with pytest.raises(GoldenMismatch, match="they must sum to 1"):
+        check(engine, several._replace(activation="softmax"), "fp32")
+    doubled = FunctionEngine(lambda pixels: outputs(2 * answers(pixels)))
+    with pytest.raises(
+        GoldenMismatch, match=r"a probability is 1\.\d+; at most 1 is right|deviate"
+    ):
+        check(doubled, several, "fp32")
+
+
 # --- what is run -----------------------------------------------------------------------------
 
 

@@ -250,7 +250,7 @@ def test_it_can_not_be_added_to_a_published_version(published: Path) -> None:
 def program_of(name: str) -> torch.export.ExportedProgram:
     card = cards.load(name)
     network = create(card.architecture, card.classes).eval()
-    served = ServedNetwork(network, classes=card.classes, mean=card.mean, std=card.std)
+    served = ServedNetwork(network, top_k=card.top_k, mean=card.mean, std=card.std)
     return trace(served, card.input.shape, 8, "fp32", "cpu")
 
 

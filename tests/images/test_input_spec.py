@@ -14,7 +14,11 @@ from server.images.input_spec import ImageLimits, InputSpec
         ({"width": -1}, "8 x -1"),
         ({"channels": 4}, "not 4"),
         ({"resize": -1}, "not -1"),
-        ({"interpolation": "lanczos"}, "not 'lanczos'"),
+        ({"interpolation": "psychic"}, "not 'psychic'"),
+        ({"interpolation": "lanczos", "antialias": False}, "lanczos always smooths; set antialias"),
+        ({"letterbox": True, "resize": 8}, "resize must be 0 with letterbox, not 8"),
+        ({"fill": (1, 2)}, r"or 3 of them, not \[1, 2\]"),
+        ({"fill": (256,)}, "fill must be one number from 0 to 255"),
     ],
 )
 def test_an_invalid_spec_is_rejected(wrong: dict[str, Any], words: str) -> None:

@@ -2,6 +2,7 @@
 
 import time
 import tracemalloc
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_any_size_is_cropped_and_padded_exactly_like_torchvision(
 
 
 @pytest.mark.parametrize("size", [(640, 427), (300, 512), (100, 90)])
-@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic"])
+@pytest.mark.parametrize("name", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_every_interpolation_equals_pillows(name: str, size: tuple[int, int]) -> None:
     image, resampling = noise(*size), Image.Resampling[name.upper()]
     file = encoded(image, "PNG")
@@ -76,16 +77,24 @@ def test_a_model_with_one_channel_gets_luma() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 50_000), (50_000, 1), (65_535, 2)])
+@pytest.mark.parametrize("antialias", [True, False])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic"])
-def test_an_extreme_shape_needs_little_time(size: tuple[int, int], interpolation: str) -> None:
+def test_an_extreme_shape_needs_little_time(
+    size: tuple[int, int], interpolation: str, antialias: bool
+) -> None:
     """Resized whole, 1 x 50,000 would become 256 x 12,800,000."""
     file = encoded(noise(*size), "PNG")
-    spec = InputSpec(224, 224, 3, resize=256, interpolation=interpolation)
+    way: dict[str, Any] = {"interpolation": interpolation, "antialias": antialias}
+    specs = [
+        InputSpec(224, 224, 3, resize=256, **way),
+        InputSpec(224, 224, 3, **way),
+        InputSpec(224, 224, 3, letterbox=True, **way),
+    ]
     tracemalloc.start()
     try:
         began = time.process_time()
-        assert decode(file, spec).shape == (224, 224, 3)
-        assert decode(file, InputSpec(224, 224, 3, 0, interpolation)).shape == (224, 224, 3)
+        for spec in specs:
+            assert decode(file, spec).shape == (224, 224, 3)
         assert time.process_time() - began < 5
     finally:
         tracemalloc.stop()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from model_repo import cards
+from model_repo.architectures.adaptive_pool import AdaptiveAveragePool
 from model_repo.architectures.registry import (
     Architecture,
     architecture,
@@ -64,6 +65,31 @@ def test_a_network_returns_one_row_of_logits_for_each_image(name: str) -> None:
     shape = find(name).input_shape
     logits = on_meta(name, classes=7)(torch.empty(2, *shape, device="meta"))
     assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_network_takes_every_size_from_its_smallest_on(name: str) -> None:
+    found = find(name)
+    channels, height, width = found.input_shape
+    assert not found.why_not(channels, height, width)
+    if not found.min_side:
+        assert found.why_not(channels, height + 1, width).startswith("must be ")
+        return
+    network = on_meta(name, classes=7).eval()
+    least = found.min_side
+    for size in ((least, least), (least, 3 * least + 1), (256, 240), (449, 331)):
+        assert not found.why_not(channels, *size)
+        assert network(torch.empty(2, channels, *size, device="meta")).shape == (2, 7)
+    if least > 1:
+        assert "must be at least" in found.why_not(channels, least, least - 1)
+        with pytest.raises(RuntimeError):
+            network(torch.empty(2, channels, least, least - 1, device="meta"))
+
+
+@pytest.mark.parametrize("size", [(7, 7), (8, 8), (14, 7), (9, 20), (1, 3)])
+def test_the_adaptive_pool_equals_torchs(size: tuple[int, int]) -> None:
+    images = torch.randn(2, 5, *size, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(AdaptiveAveragePool(7)(images), nn.AdaptiveAvgPool2d(7)(images))
 
 
 @pytest.mark.parametrize("checkpoint", sorted(PUBLIC.glob("*.json")), ids=lambda path: path.stem)

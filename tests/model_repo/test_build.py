@@ -42,6 +42,9 @@ def test_the_other_models_are_built_if_one_fails(
     ("arguments", "message"),
     [
         ([], "name the models to build, or use --all"),
+        (["lenet5", "--name", "mine"], "--name builds one model without a card; remove the names"),
+        (["--name", "mine"], "--name needs --base and --weights and --labels too, or a card"),
+        (["lenet5", "--base", "lenet5"], "--base is for a model without a card; add --name NAME"),
         (["lenet5", "--all"], "name the models to build, or use --all"),
         (["lenet6"], "there is no card 'lenet6'; cards: alexnet,"),
         (["lenet5", "resnet18", "--weights", "random:0"], "--weights is for one model, not for 2"),
@@ -72,6 +75,8 @@ def test_a_repository_that_cannot_be_written_fails_before_the_weights(
     assert f"lenet5 was not built: Not a directory: {tmp_path}/file" in printed.err
 
 
-def test_a_path_as_weights_is_corrected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_of_weights_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert build.main(["lenet5", "--repo", str(tmp_path), "--weights", "my/net.pth"]) == 1
-    assert "for a file, write file:my/net.pth" in capsys.readouterr().err
+    assert "there is no file my/net.pth" in capsys.readouterr().err

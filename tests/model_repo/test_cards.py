@@ -134,7 +134,7 @@ def test_a_card_can_use_its_own_label_file(tmp_path: Path) -> None:
         (
             '"digits.txt"',
             '"../cards/lenet5.toml"',
-            "labels must be a file in labels/, one of digits.txt",
+            r"labels must be a list of names or a label file; there is no .*\(ours: digits",
         ),
         ("[input]", "[input", "card mine.toml: "),
     ],
@@ -153,7 +153,7 @@ def test_a_card_that_is_not_text_is_rejected(tmp_path: Path) -> None:
         cards.load("mine", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["resnet19", "../cards/lenet5", "", "lenet5.toml"])
+@pytest.mark.parametrize("name", ["resnet19", ""])
 def test_the_message_about_an_unknown_card_lists_the_known_ones(name: str) -> None:
     with pytest.raises(CardError, match="cards: alexnet, .*, vgg16"):
         cards.load(name)
@@ -201,5 +201,5 @@ def test_files_that_editors_and_macos_leave_are_no_cards_and_no_labels(tmp_path:
     for name in ("._mine.toml", ".#mine.toml", "._digits.txt"):
         (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
     assert cards.names(tmp_path) == ["mine"]
-    with pytest.raises(CardError, match="labels must be a file in .*, one of none, not 'digits"):
+    with pytest.raises(CardError, match=r"there is no file 'digits.txt' \(ours: none\)"):
         cards.load("mine", tmp_path, labels=tmp_path)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from model_repo.export import ExportError, OnnxLocalResponseNorm, ServedNetwork, export, trace
+from server.engines.onnx_precision import convert_precision
 
 SHAPE = (12, 10, 3)
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -41,7 +42,7 @@ class Exported:
     """A network and its ONNX file."""
 
     def __init__(self, folder: Path) -> None:
-        self.served = ServedNetwork(network(), classes=CLASSES, mean=MEAN, std=STD)
+        self.served = ServedNetwork(network(), top_k=10, mean=MEAN, std=STD)
         self.path = folder / "model.onnx"
         export(self.served, self.path, shape=SHAPE, max_batch=MAX_BATCH)
         self.graph = onnx.load_model(self.path).graph
@@ -121,10 +122,35 @@ def test_scores_are_the_largest_probabilities_in_descending_order(exported: Expo
     torch.testing.assert_close(probabilities.sum(1), torch.ones(4))
 
 
-def test_a_network_with_fewer_than_ten_classes_returns_all_of_them() -> None:
-    served = ServedNetwork(nn.Flatten(), classes=6, mean=(0.5,), std=(0.5,))
-    classes, scores, _ = served(torch.zeros(2, 2, 3, 1, dtype=torch.uint8))
-    assert classes.shape == scores.shape == (2, 6)
+def test_as_many_classes_are_returned_as_the_card_says() -> None:
+    served = ServedNetwork(nn.Flatten(), top_k=4, mean=(0.5,), std=(0.5,))
+    classes, scores, probabilities = served(torch.zeros(2, 2, 3, 1, dtype=torch.uint8))
+    assert classes.shape == scores.shape == (2, 4)
+    assert probabilities.shape == (2, 6)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_a_graph_takes_rgb_for_a_bgr_network_and_gives_independent_probabilities(
+    precision: str, tmp_path: Path
+) -> None:
+    body = network()
+    served = ServedNetwork(body, top_k=3, mean=MEAN, std=STD, activation="sigmoid", reverse=True)
+    path = tmp_path / "model.onnx"
+    export(served, path, shape=SHAPE, max_batch=MAX_BATCH)
+    path.write_bytes(convert_precision(path, precision))
+    pixels = np.random.default_rng(1).integers(0, 256, (3, *SHAPE), np.uint8)
+    blue_first = torch.from_numpy(pixels[..., ::-1].copy()).float() / 255
+    normalised = (blue_first - torch.tensor(MEAN)) / torch.tensor(STD)
+    with torch.inference_mode():
+        expected = body.eval()(normalised.permute(0, 3, 1, 2)).sigmoid()
+    settings = {"INFERENCE_PRECISION_HINT": "f32"}
+    outputs = ov.Core().compile_model(path, "CPU", settings)(pixels)
+    limit = 1e-5 if precision == "fp32" else 0.02
+    np.testing.assert_allclose(outputs["probabilities"], expected.numpy(), atol=limit)
+    assert outputs["classes"].shape == (3, 3)
+    best = torch.from_numpy(outputs["probabilities"]).topk(3).values
+    np.testing.assert_allclose(outputs["scores"], best.numpy(), atol=1e-6)
+    assert (outputs["probabilities"].sum(axis=1) > 2).all(), "each class by itself"
 
 
 def test_the_folded_normalisation_equals_the_definition() -> None:
@@ -137,7 +163,7 @@ def test_the_folded_normalisation_equals_the_definition() -> None:
 
     network = Logits()
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).repeat(1, 1, 1, 3)
-    ServedNetwork(network, classes=768, mean=MEAN, std=STD)(pixels)
+    ServedNetwork(network, top_k=10, mean=MEAN, std=STD)(pixels)
     mean, std = (torch.tensor(x, dtype=torch.float64).view(3, 1, 1) for x in (MEAN, STD))
     expected = (pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std
     torch.testing.assert_close(network.seen.double(), expected, atol=1e-6, rtol=0)
@@ -147,7 +173,7 @@ def test_exporting_prints_nothing_and_leaves_the_network_unchanged(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     body = nn.Sequential(nn.LocalResponseNorm(3), nn.Flatten())
-    served = ServedNetwork(body, classes=4 * 3, mean=(0.5,), std=(0.5,))
+    served = ServedNetwork(body, top_k=10, mean=(0.5,), std=(0.5,))
     level = logging.getLogger("torch.onnx").level
     export(served, tmp_path / "one.onnx", shape=(4, 3, 1), max_batch=1)
     assert capfd.readouterr() == ("", "")
@@ -167,7 +193,7 @@ def test_a_network_that_cannot_be_traced_is_an_error_and_stays_unchanged(tmp_pat
             x = self.norm(x).flatten(1)
             return x if x.sum() > 0 else -x
 
-    served = ServedNetwork(DataDependent(), classes=12, mean=(0.5,), std=(0.5,))
+    served = ServedNetwork(DataDependent(), top_k=10, mean=(0.5,), std=(0.5,))
     with pytest.raises(ExportError, match="data-dependent"):
         export(served, tmp_path / "data_dependent.onnx", shape=(4, 3, 1), max_batch=2)
     assert not any(isinstance(module, OnnxLocalResponseNorm) for module in served.modules())
@@ -178,7 +204,7 @@ def test_a_network_that_cannot_be_traced_is_an_error_and_stays_unchanged(tmp_pat
     ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_the_last_layer_stays_float32_in_half_precision(precision: str, dtype: torch.dtype) -> None:
-    served = ServedNetwork(network(), classes=CLASSES, mean=MEAN, std=STD)
+    served = ServedNetwork(network(), top_k=10, mean=MEAN, std=STD)
     program = trace(served, SHAPE, MAX_BATCH, precision, "cpu", opt_batch=4)
     state = program.state_dict
     (last,) = (value for value in state.values() if value.shape == (CLASSES, 8))

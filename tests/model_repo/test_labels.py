@@ -68,6 +68,79 @@ def test_the_message_about_a_wrong_file_names_the_line_and_what_to_do(
     assert str(caught.value) == f"labels in mine.txt: {message}"
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("list.json", '["cat", " dog ", "sea cow"]'),
+        (
+            "imagenet_class_index.json",
+            '{"0": ["n1", "cat"], "1": ["n2", "dog"], "2": ["n3", "sea cow"]}',
+        ),
+        ("index_to_name.json", '{"2": "sea cow", "0": "cat", "1": "dog"}'),
+        ("class_indices.json", '{"sea cow": 2, "cat": 0, "dog": 1}'),
+        ("config.json", '{"hidden": [1], "id2label": {"0": "cat", "1": "dog", "2": "sea cow"}}'),
+        ("config.json", '{"label2id": {"dog": 1, "cat": 0, "sea cow": 2}}'),
+        ("classes.json", '{"classes": ["cat", "dog", "sea cow"]}'),
+        ("bom.json", '\ufeff["cat", "dog", "sea cow"]'),
+        ("one.csv", "cat\ndog\nsea cow\n"),
+        ("header.csv", "name\ncat\ndog\nsea cow\n"),
+        ("index.csv", "0,cat\n2,sea cow\n1,dog\n"),
+        ("behind.csv", "cat,0\r\ndog,1\r\nsea cow,2\r\n"),
+        ("both.csv", 'index,name\n0,cat\n1,"dog"\n2,sea cow\n'),
+        ("more.csv", "id,group,label\n0,pet,cat\n1,pet,dog\n2,wild,sea cow\n"),
+        ("excel.csv", "\ufeffclass_id;class_name\n0;cat\n1;dog\n2;sea cow\n\n"),
+        ("tabs.tsv", "0\tcat\n1\tdog\n2\tsea cow\n"),
+    ],
+)
+def test_every_usual_form_of_a_label_file_is_read(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    assert read_labels(tmp_path / name) == ("cat", "dog", "sea cow")
+
+
+def test_names_in_csv_may_hold_commas_and_look_like_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('index,name\n0,"tench, Tinca tinca"\n1,2\n')
+    assert read_labels(tmp_path / "a.csv") == ("tench, Tinca tinca", "2")
+    (tmp_path / "b.csv").write_text("7\n8\n9\n")
+    assert read_labels(tmp_path / "b.csv") == ("7", "8", "9")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", "", "it is not JSON: "),
+        ("a.json", '"cat"', "it must be a list of names, index to name, or name to index"),
+        ("a.json", "[]", "it has no names"),
+        ("a.json", "{}", "it must be a list of names, index to name, or name to index"),
+        ("a.json", '["cat", ""]', "name 2 is empty; each name must be the name of one class"),
+        ("a.json", '["cat", 3]', "3 is not a name; names must be texts"),
+        ("a.json", '{"0": "cat", "2": "dog"}', "there are 2 names, but index 1 has none; indices"),
+        ("a.json", '{"cat": 1, "dog": 2}', "there are 2 names, but index 0 has none; indices"),
+        ("a.json", '{"cat": 0, "dog": 0}', "index 0 has two names, 'cat' and 'dog'"),
+        ("a.json", '{"cat": "dog"}', "'cat' is neither an index nor a name with an index"),
+        ("a.csv", "", "it has no names"),
+        (
+            "a.csv",
+            "cat,dog\nbird,cow\n",
+            "it has 2 columns; which one is the name? Add a first row",
+        ),
+        ("a.csv", "index,name\n0,cat\nx,dog\n", "'x' is not an index; indices are 0, 1, 2, ..."),
+        (
+            "a.csv",
+            "0,tench, Tinca\n1,dog\n",
+            "row 2 has 2 columns, the first row 3; put names with",
+        ),
+        ("a.csv", "0,cat\n2,dog\n", "there are 2 names, but index 1 has none"),
+    ],
+)
+def test_a_wrong_json_or_csv_file_is_described(
+    tmp_path: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="labels") as caught:
+        read_labels(tmp_path / name)
+    assert str(caught.value).startswith(f"labels in {name}: {message}")
+
+
 def test_repeated_names_are_found_with_their_classes() -> None:
     assert repeated_names(["crane", "dog", "maillot", "crane"]) == {"crane": [0, 3]}
     assert repeated_names(["cat", "dog"]) == {}

@@ -20,7 +20,7 @@ def exported_graph(name: str, folder: Path, built: Path) -> Path:
         return path
     card = cards.load(name)
     network = create(card.architecture, card.classes).eval()
-    served = ServedNetwork(network, classes=card.classes, mean=card.mean, std=card.std)
+    served = ServedNetwork(network, top_k=card.top_k, mean=card.mean, std=card.std)
     path = folder / ONNX_FILE
     export(served, path, shape=card.input.shape, max_batch=MAX_BATCH)
     return path

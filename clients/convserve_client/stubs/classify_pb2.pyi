@@ -98,12 +98,13 @@ class Image(_message.Message):
     encoded: _builtins.bytes
     """The bytes of a JPEG, PNG, WebP, BMP or GIF file (the first frame of a GIF). Grey, palette,
     alpha, CMYK and 16-bit images are converted, and the EXIF orientation is applied. Then the
-    image is resized and cropped as the model's card defines.
+    image is resized as the model's card defines: its shorter side, before the centre crop; both
+    sides; or the longer side, with a border of one colour (letterbox).
     """
     @_builtins.property
     def raw(self) -> Global___RawImage:
         """Pixels. Pixels of the model's input size are used unchanged. Pixels of another size are
-        resized and cropped like an encoded image.
+        resized like an encoded image.
         """
 
     def __init__(
@@ -137,7 +138,7 @@ class RawImage(_message.Message):
     width: _builtins.int
     """Width in pixels, at least 1."""
     channels: _builtins.int
-    """1 (grey) or 3 (red, green, blue)."""
+    """1 (grey) or 3 (red, green, blue: also for a network that was trained on blue, green, red)."""
     data: _builtins.bytes
     """height * width * channels bytes from 0 to 255, row by row, with interleaved channels (HWC)."""
     def __init__(
@@ -274,7 +275,10 @@ class Class(_message.Message):
     label: _builtins.str
     """Name of the class, from the model's labels."""
     probability: _builtins.float
-    """Softmax probability, 0 to 1. The probabilities of all classes add up to 1."""
+    """Probability, 0 to 1. It depends on the model's `activation`. softmax: an image has one class, and
+    the probabilities of all classes add up to 1. sigmoid: an image may have several classes or none;
+    this is the probability that it has this one, and nothing adds up to 1.
+    """
     def __init__(
         self,
         *,
@@ -461,6 +465,7 @@ class Model(_message.Message):
     PRECISION_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     VERSION_LABELS_FIELD_NUMBER: _builtins.int
+    ACTIVATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for requests: at most 64 lower-case letters, digits, "_", "." and "-"."""
     version: _builtins.int
@@ -493,6 +498,8 @@ class Model(_message.Message):
     """Backend of the engine: "openvino", "tensorrt", ..."""
     precision: _builtins.str
     """Precision of the engine: "bf16", "fp32", ..."""
+    activation: _builtins.str
+    """"softmax" or "sigmoid": what the probabilities mean, see Class."""
     @_builtins.property
     def labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of the classes by index. Only in the response of GetModel, and only in state READY."""
@@ -521,10 +528,11 @@ class Model(_message.Message):
         precision: _builtins.str = ...,
         labels: _abc.Iterable[_builtins.str] | None = ...,
         version_labels: _abc.Iterable[_builtins.str] | None = ...,
+        activation: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "version_labels", b"version_labels", "weights", b"weights", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "version_labels", b"version_labels", "weights", b"weights", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

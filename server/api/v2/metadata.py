@@ -255,6 +255,7 @@ def _config(model: LoadedModel, max_images: int) -> ModelConfig:
         "weights": manifest.weights.source,
         "trained": str(manifest.weights.trained).lower(),
         "precision": model.record.precision,
+        "activation": manifest.activation,
         "engine_max_batch": str(model.engine.max_batch),
     }
     formats = {IMAGE: "FORMAT_NHWC", ENCODED: "FORMAT_NONE"}

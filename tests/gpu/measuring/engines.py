@@ -98,7 +98,7 @@ def compile_plan(folder: Path, name: str) -> Results:
     """Compiles a network by TensorRT without running it, which needs no GPU."""
     card = cards.load(name)
     loaded = weights.load(card, "random:0")
-    served = ServedNetwork(loaded.network, classes=card.classes, mean=card.mean, std=card.std)
+    served = ServedNetwork(loaded.network, top_k=card.top_k, mean=card.mean, std=card.std)
     folder.mkdir(parents=True, exist_ok=True)
     export(served, folder / "model.onnx", shape=card.input.shape, max_batch=MAX_BATCH)
     began_s = time.monotonic()

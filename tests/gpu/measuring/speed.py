@@ -62,7 +62,7 @@ def measure_pytorch(
     Pixels and outputs are in page-locked memory on the host.
     """
     card = cards.load(name)
-    served = ServedNetwork(new_network(name), classes=card.classes, mean=card.mean, std=card.std)
+    served = ServedNetwork(new_network(name), top_k=card.top_k, mean=card.mean, std=card.std)
     module: Any = trace(served, card.input.shape, MAX_BATCH, precision, "cuda").module()
     if compiled:
         module = torch.compile(module, mode="reduce-overhead", dynamic=False)

@@ -1,0 +1,1 @@
+"""Reads card files: their keys and types, cards that build on others, and label files."""
