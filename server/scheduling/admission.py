@@ -11,7 +11,9 @@ from server.scheduling.device_share import MAX_CREDIT_S, DeviceShares, Share
 from server.scheduling.model_queue import ModelQueue
 from server.scheduling.occupancy import DeviceOccupancy
 from server.scheduling.plans import BatchPlan, StartTimes, alone_s, finish_s
+from server.scheduling.principal_queue import PrincipalQueue
 from server.scheduling.waiting_rows import WaitingRows
+from server.security.fair_limit import FairLimit
 
 # Above this idle ratio the device has spare capacity. (With 0.05, ResNet-50 at 80 % load was at
 # times considered overloaded, and 0.4 % of its answers were lost.)
@@ -32,7 +34,8 @@ class Admission:
     It changes only the request, and updates the idle ratio of the device.
 
     A request is admitted if its answer is expected in time and if the admitted requests of its
-    priority behind it stay in time. Requests of lower priorities may expire because of it.
+    principal and priority behind it stay in time. Requests of lower priorities may expire because
+    of it, and so may requests of a principal that uses more than its share.
     """
 
     def __init__(
@@ -41,47 +44,53 @@ class Admission:
         occupancy: DeviceOccupancy,
         shares: DeviceShares,
         capacity: int,
-        total_capacity: int,
+        all_rows: FairLimit,
     ) -> None:
-        """`capacity` is the number of rows that may wait for one model, `total_capacity` for all.
+        """`capacity` is the number of rows that may wait for one model, `all_rows` counts those of
+        all models.
 
-        The scheduler keeps `queues`, `occupancy` and `shares` up to date.
+        The scheduler keeps `queues`, `occupancy`, `shares` and `all_rows` up to date.
         """
         self._queues = queues
         self._occupancy = occupancy
         self._shares = shares
         self._capacity = capacity
-        self._total_capacity = total_capacity
+        self._all_rows = all_rows
 
-    def check(self, queue: ModelQueue, request: Request, total_rows: int, now_s: float) -> None:
+    def check(self, queue: ModelQueue, own: PrincipalQueue, request: Request, now_s: float) -> None:
         """Sets the request's predicted time, and its deadline if the client set none.
 
-        `total_rows` wait for all models. Raises Overloaded or DeadlineUnreachable.
+        `own` is the queue of the request's principal. Raises Overloaded or DeadlineUnreachable.
         """
         if request.deadline_s == math.inf:
             request.best_effort = True
             request.deadline_s = now_s + queue.objective_s
         limit_s = self._limit_s(queue, request, now_s)
-        if queue.rows + request.rows > self._capacity:
-            reason = f"the queue holds at most {self._capacity} images"
-            raise self._refusal(queue, request, now_s, reason)
-        if total_rows + request.rows > self._total_capacity:
-            reason = f"all queues together hold at most {self._total_capacity} images"
-            raise self._refusal(queue, request, now_s, reason)
+        is_shared = queue.principals.is_shared
+        if (
+            is_shared
+            or queue.rows + request.rows > self._capacity
+            or self._all_rows.used + request.rows > self._all_rows.limit
+        ):
+            self._check_capacity(queue, own, request, now_s)
         if not queue.rows and not self._occupancy.running:
             self._check_alone(queue, request, limit_s, now_s)
             return
-        waiting = queue.priorities[request.priority]
+        waiting = own.priorities[request.priority]
         step = waiting.step_of(request.deadline_s)
         ahead = waiting.up_to(step)
-        if waiting.total != queue.rows:  # requests of other priorities wait too
-            ahead += sum(higher.total for higher in queue.priorities[request.priority + 1 :])
-        rows = ahead + request.rows
+        if waiting.total != own.rows:  # requests of other priorities wait too
+            ahead += sum(higher.total for higher in own.priorities[request.priority + 1 :])
         self._occupancy.update_idle_ratio(now_s)
         has_spare_capacity = self._occupancy.idle_ratio > MIN_SPARE_RATIO
         starts = self._start_times(queue, has_spare_capacity, now_s)
         share = self._share(queue, now_s, queue.batch_penalty)
-        if has_spare_capacity or share.credit_s > MAX_CREDIT_S / 4:  # a burst, which ends
+        own_rows = ahead + request.rows
+        rows, credit_s = own_rows, share.credit_s
+        if is_shared:
+            rows = queue.rows_ahead(own, own_rows, share.ratio, now_s)
+            credit_s = max(credit_s, queue.principals.credit_s(own))
+        if has_spare_capacity or credit_s > MAX_CREDIT_S / 4:  # a burst, which ends
             candidates: Sequence[BatchPlan] = queue.plans
         else:
             candidates = _plans_in_overload(queue, limit_s - now_s)
@@ -95,9 +104,26 @@ class Admission:
                 break
         if plan is None:
             raise self._refusal(queue, request, now_s, _too_late(queue, request))
-        if not _others_stay_in_time(waiting, step, rows, plan, starts, share):
+        factor = 1.0
+        if rows != own_rows:  # rows of other principals run in between
+            all_rows = own_rows + waiting.total
+            all_ahead = queue.rows_ahead(own, all_rows, share.ratio, now_s)
+            factor = max(rows / own_rows, all_ahead / all_rows)
+        if not _others_stay_in_time(waiting, step, own_rows, factor, plan, starts, share):
             reason = "admitted requests would miss their deadlines"
             raise self._refusal(queue, request, now_s, reason)
+
+    def _check_capacity(
+        self, queue: ModelQueue, own: PrincipalQueue, request: Request, now_s: float
+    ) -> None:
+        """Checks the number of waiting rows."""
+        if not queue.principals.may_add(own, request.rows, self._capacity - queue.rows):
+            reason = f"the queue holds at most {self._capacity} images"
+        elif not self._all_rows.fits(request.principal, request.rows):
+            reason = f"all queues together hold at most {self._all_rows.limit} images"
+        else:
+            return
+        raise self._refusal(queue, request, now_s, reason)
 
     def _check_alone(
         self, queue: ModelQueue, request: Request, limit_s: float, now_s: float
@@ -169,23 +195,26 @@ class Admission:
                 f"{queue.model} needs {fastest_s * 1e3:.1f} ms for {request.rows} images when "
                 f"idle, and {max(0.0, request.deadline_s - now_s) * 1e3:.1f} ms are left"
             )
-        queued_s = self._drain_s(queue, queue.rows, now_s)
+        own = queue.principals.of(request.principal)
+        queue.principals.refused()
+        queued_s = self._drain_s(queue, own, max(1, own.rows), now_s)
         # When the same request would be in time if no others came, and one batch more: the batch
         # that runs then may have just started.
         left_s = self._limit_s(queue, request, now_s) - now_s
-        wait_s = self._drain_s(queue, queue.rows + request.rows, now_s) - left_s
-        wait_s = max(wait_s, 0.0) + min(plan.latency.p99_s(plan.rows) for plan in queue.plans)
+        excess_s = self._drain_s(queue, own, own.rows + request.rows, now_s) - left_s
+        batch_s = min(plan.latency.p99_s(plan.rows) for plan in queue.plans)
         return Overloaded(
-            f"{reason}: {queue.rows} images wait for {queue.model}, about {queued_s * 1e3:.0f} ms "
+            f"{reason}: {own.rows} images wait for {queue.model}, about {queued_s * 1e3:.0f} ms "
             "of work",
-            retry_after_s=wait_s,
+            retry_after_s=max(excess_s, 0.0) + batch_s,
         )
 
-    def _drain_s(self, queue: ModelQueue, rows: int, now_s: float) -> float:
-        """Seconds until the running batches and then `rows` rows are done."""
+    def _drain_s(self, queue: ModelQueue, own: PrincipalQueue, rows: int, now_s: float) -> float:
+        """Seconds until the running batches and then `rows` rows of a principal are done."""
         share = self._share(queue, now_s)
+        rows = queue.rows_ahead(own, rows, share.ratio, now_s)
         starts = StartTimes(self._occupancy.remaining_s(now_s), ())
-        return min(finish_s(plan, starts, max(1, rows), share) for plan in queue.plans)
+        return min(finish_s(plan, starts, rows, share) for plan in queue.plans)
 
 
 def _wait_limit_s(queue: ModelQueue) -> float:
@@ -214,15 +243,28 @@ def _plans_in_overload(queue: ModelQueue, budget_s: float) -> Sequence[BatchPlan
 
 
 def _others_stay_in_time(
-    waiting: WaitingRows, step: int, ahead: int, plan: BatchPlan, starts: StartTimes, share: Share
+    waiting: WaitingRows,
+    step: int,
+    ahead: int,
+    factor: float,
+    plan: BatchPlan,
+    starts: StartTimes,
+    share: Share,
 ) -> bool:
-    """Whether the requests behind `step` meet their deadlines with `ahead` rows before them."""
-    all_done_s = finish_s(plan, starts, ahead + waiting.total, share)
+    """Whether the requests behind `step` meet their deadlines with `ahead` rows before them.
+
+    All principals together run `factor` times as many rows meanwhile.
+    """
+    all_rows = ahead + waiting.total
+    if factor != 1.0:
+        all_rows = math.ceil(factor * all_rows)
+    all_done_s = finish_s(plan, starts, all_rows, share)
     for later in waiting.steps_after(step):
         limit_s = later * waiting.step_s
         if limit_s >= all_done_s:
             break  # from here on even the last request is in time
         ahead += waiting.by_step[later]
-        if waiting.with_deadline[later] and finish_s(plan, starts, ahead, share) > limit_s:
+        rows = math.ceil(factor * ahead)
+        if waiting.with_deadline[later] and finish_s(plan, starts, rows, share) > limit_s:
             return False
     return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from server.scheduling.latency import LatencyProfile
+from server.security.principal import LOCAL_CALLER, Principal
 
 PRIORITIES = range(10)  # 0 is the default, 9 the most urgent
 
@@ -40,6 +41,7 @@ class Request:
     arrived_s: float
     deadline_s: float = math.inf
     priority: int = 0  # one of PRIORITIES
+    principal: Principal = LOCAL_CALLER  # whose share of the device it uses
     # The client set no deadline. `deadline_s` is then the model's latency objective: it orders the
     # request, but the request does not expire.
     best_effort: bool = False
@@ -78,6 +80,7 @@ class Batch(NamedTuple):
     parts: list[BatchPart]
     rows: int
     expected_s: float  # expected run time
+    charged_s: float = 0.0  # device seconds that its principals are charged for
 
 
 class Scheduler(Protocol):

@@ -6,11 +6,14 @@ import math
 from collections.abc import Iterable, Sequence
 
 from server.scheduling.admission import Admission
-from server.scheduling.base import Batch, InstanceGroup, Request
+from server.scheduling.base import Batch, BatchPart, InstanceGroup, Request
 from server.scheduling.device_share import DeviceShares
 from server.scheduling.latency import LatencyEstimate
 from server.scheduling.model_queue import ModelQueue
 from server.scheduling.occupancy import DeviceOccupancy
+from server.scheduling.principal_queue import PrincipalQueue
+from server.security.fair_limit import FairLimit
+from server.security.principal import LOCAL_CALLER
 
 # A small batch is costly if its time per row is higher by this factor than that of the batch that
 # would be possible.
@@ -22,14 +25,15 @@ class DeadlineScheduler:
 
     A request is admitted only if its deadline can be met, see `Admission`. Requests of lower
     priority get the remaining time. If their deadline cannot be met any more, they expire before
-    they use the device. Models share the device by weight, see `DeviceShares`.
+    they use the device. Models share the device by weight, and principals share a model's part of
+    it, see `DeviceShares`. Priorities and deadlines order the requests of one principal.
     """
 
     def __init__(self, units: int, capacity: int, total_capacity: int | None = None) -> None:
         """`capacity` is the number of rows that may wait for one model, `total_capacity` for all
         models together (default: four times `capacity`)."""
         self._queues: dict[str, ModelQueue] = {}
-        self._rows = 0  # in all queues
+        self._all_rows = FairLimit(total_capacity or 4 * capacity)  # in all queues
         self._occupancy = DeviceOccupancy(units)
         self._shares = DeviceShares()
         self._admission = Admission(
@@ -37,7 +41,7 @@ class DeadlineScheduler:
             self._occupancy,
             self._shares,
             capacity,
-            total_capacity or 4 * capacity,
+            self._all_rows,
         )
         self._expired: list[tuple[str, Request]] = []
 
@@ -55,14 +59,16 @@ class DeadlineScheduler:
 
     def remove(self, model: str) -> list[Request]:
         queue = self._queues.pop(model)
-        self._rows -= queue.rows
-        return queue.ready_requests()
+        for principal, rows in queue.principals.rows():
+            self._all_rows.remove(principal, rows)
+        return queue.principals.ready_requests()
 
     def admit(self, model: str, request: Request, now_s: float) -> None:
         queue = self._queues[model]
-        self._admission.check(queue, request, self._rows, now_s)
-        queue.accept(request)
-        self._rows += request.rows
+        own = queue.principals.of(request.principal)
+        self._admission.check(queue, own, request, now_s)
+        queue.accept(own, request)
+        self._all_rows.add(request.principal, request.rows)
 
     def mark_ready(self, model: str, request: Request, now_s: float) -> None:
         queue = self._queues.get(model)
@@ -78,7 +84,7 @@ class DeadlineScheduler:
         request.mark_cancelled()
         queue = self._queues.get(model)
         if queue is not None:
-            self._rows -= queue.discard(request)
+            self._all_rows.remove(request.principal, queue.discard(request))
 
     def next_batch(self, now_s: float) -> Batch | None:
         while self._occupancy.free:
@@ -86,14 +92,15 @@ class DeadlineScheduler:
             if queue is None:
                 self._occupancy.mark_idle(now_s)
                 return None
-            first = queue.first()
+            own = queue.principals.next()
+            first = own.first()
             assert first is not None
             group_index = self._choose_group(queue, first, now_s)
             if group_index is None:
                 return None  # none of its instances fits into the free units
-            size = self._batch_size(queue, first, group_index, now_s)
+            size = self._batch_size(queue, own, first, group_index, now_s)
             if size:
-                return self._start_batch(queue, first, group_index, size, now_s)
+                return self._start_batch(queue, own, first, group_index, size, now_s)
             self._expire(queue, first)
         return None
 
@@ -112,6 +119,8 @@ class DeadlineScheduler:
         device_s = seconds * batch.units / device_units
         expected_s = batch.expected_s * batch.units / device_units
         self._shares.settle(queue.account, device_s, expected_s, now_s)
+        if queue.principals.is_shared:
+            queue.principals.settle(batch, device_s, expected_s, now_s)
 
     def next_wake_s(self, now_s: float) -> float | None:
         return None  # work never waits for an idle instance
@@ -151,7 +160,14 @@ class DeadlineScheduler:
                 best, best_key = index, key
         return best
 
-    def _batch_size(self, queue: ModelQueue, first: Request, group_index: int, now_s: float) -> int:
+    def _batch_size(
+        self,
+        queue: ModelQueue,
+        own: PrincipalQueue,
+        first: Request,
+        group_index: int,
+        now_s: float,
+    ) -> int:
         """The largest useful batch that meets the first request's deadline.
 
         0 if the request has to expire instead.
@@ -165,37 +181,69 @@ class DeadlineScheduler:
         possible = min(queue.groups[group_index].max_batch, math.ceil(queue.ready_rows / instances))
         limit_s = (math.inf if first.best_effort else first.deadline_s) - now_s
         in_time = max(1, latency.profile.largest_batch(limit_s / latency.p99_factor))
-        if in_time < possible and _is_costly(queue, latency, in_time, possible, instances):
-            return 0
+        if in_time < possible:
+            waiting_rows = own.ready_rows  # by another principal's rows no request expires
+            if _is_costly(queue, latency, waiting_rows, in_time, possible, instances):
+                return 0
         size = min(possible, in_time)
         queue.learn_batch_penalty(latency, size, possible)
         return size
 
     def _start_batch(
-        self, queue: ModelQueue, first: Request, group_index: int, size: int, now_s: float
+        self,
+        queue: ModelQueue,
+        own: PrincipalQueue,
+        first: Request,
+        group_index: int,
+        size: int,
+        now_s: float,
     ) -> Batch:
         """Takes up to `size` rows from the queue, fewer if a deadline needs a smaller batch."""
-        latency = queue.latencies[group_index]
-        rows = min(size, first.rows - first.taken_rows)
-        parts = [queue.take_from_first(first, rows)]
-        while rows < size and (request := queue.first()) is not None:
-            if not request.best_effort and request.deadline_s < first.deadline_s:
-                # Lower priority, but an earlier deadline: the batch must not make it late.
+        latency, group = queue.latencies[group_index], queue.groups[group_index]
+        ratio = group.units / self._occupancy.units
+        principals, is_shared = queue.principals, queue.principals.is_shared
+        row_s = self._charged_row_s(queue, group_index, size, now_s) if is_shared else 0.0
+        rows = 0
+        parts: list[BatchPart] = []
+        request: Request | None = first
+        while request is not None:
+            if request.deadline_s < first.deadline_s and not request.best_effort:
+                # An earlier deadline, of a lower priority or another principal: the batch must not
+                # make it late.
                 left_s = request.deadline_s - now_s
                 in_time = latency.profile.largest_batch(left_s / latency.p99_factor)
                 if in_time <= rows:
                     break
                 size = min(size, in_time)
             count = min(size - rows, request.rows - request.taken_rows)
-            parts.append(queue.take_from_first(request, count))
+            parts.append(queue.take_from_first(own, request, count))
             rows += count
-        self._rows -= rows
-        units, expected_s = queue.groups[group_index].units, latency.p50_s(rows)
-        batch = Batch(queue.model, group_index, units, parts, rows, expected_s)
+            if is_shared:
+                principals.charge(own, count * row_s)
+                self._all_rows.remove(request.principal, count)
+            if rows == size or not queue.ready_rows:
+                break
+            own = principals.next() if is_shared else own
+            request = own.first()
+        if not is_shared:
+            self._all_rows.remove(LOCAL_CALLER, rows)
+        expected_s = latency.p50_s(rows)
+        batch = Batch(queue.model, group_index, group.units, parts, rows, expected_s, rows * row_s)
         queue.batch_started(group_index)
         self._occupancy.start(batch, now_s)
-        self._shares.charge(queue.account, expected_s * units / self._occupancy.units)
+        self._shares.charge(queue.account, expected_s * ratio)
         return batch
+
+    def _charged_row_s(self, queue: ModelQueue, group_index: int, size: int, now_s: float) -> float:
+        """Device seconds that a row in a batch of `size` costs its principal."""
+        group = queue.groups[group_index]
+        row_s = queue.latencies[group_index].p50_s(size) / size
+        row_s *= group.units / self._occupancy.units
+        possible = self._free_instances(queue, group_index) * group.max_batch
+        if queue.principals.batch_starts(has_more=queue.ready_rows > possible, now_s=now_s):
+            return row_s
+        # Only for lack of requests is it dearer than in a full batch. Nobody is delayed by that.
+        return min(row_s, queue.least_row_s)
 
     def _free_instances(self, queue: ModelQueue, group_index: int) -> int:
         """Instances of a group that are free and for which units are free."""
@@ -209,9 +257,14 @@ class DeadlineScheduler:
 
 
 def _is_costly(
-    queue: ModelQueue, latency: LatencyEstimate, in_time: int, possible: int, instances: int
+    queue: ModelQueue,
+    latency: LatencyEstimate,
+    waiting_rows: int,
+    in_time: int,
+    possible: int,
+    instances: int,
 ) -> bool:
-    """Whether a batch of `in_time` rows for the first request would make the others late.
+    """Whether a batch of `in_time` rows for the first request would make `waiting_rows` late.
 
     A small batch costs more time per row. If the queue were processed at that cost, its last
     request would miss the latency objective. The first request then expires, as in Nexus (SOSP
@@ -221,4 +274,4 @@ def _is_costly(
     row_s = latency.p50_s(in_time) / in_time
     if row_s <= COSTLY_FACTOR * latency.p50_s(possible) / possible:
         return False
-    return queue.ready_rows * (row_s / instances) > queue.objective_s
+    return waiting_rows * (row_s / instances) > queue.objective_s

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from server.scheduling.base import InstanceGroup
 from server.scheduling.latency import LatencyProfile
+from server.security.principal import LOCAL_CALLER, Principal
 
 MODEL = "model"
 
@@ -60,6 +61,7 @@ class Arrival:
     rows: int = 1
     priority: int = 0
     model: str = MODEL
+    principal: Principal = LOCAL_CALLER
 
 
 def poisson(rate_hz: float, seconds: float, seed: int) -> list[float]:

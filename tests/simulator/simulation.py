@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -29,6 +30,8 @@ class Outcome:
     wasted_s: float = 0.0  # of these, for rows that were late
     busy_by_model_s: dict[str, float] = field(default_factory=dict)  # unit-seconds
     in_time_by_model: dict[str, int] = field(default_factory=dict)
+    in_time_by_principal: Counter[str] = field(default_factory=Counter)
+    late_by_principal: Counter[str] = field(default_factory=Counter)  # late or expired
     batches: list[Batch] = field(default_factory=list)
     timeline: list[tuple[float, bool]] = field(default_factory=list)  # completion, in time?
 
@@ -46,8 +49,10 @@ class Outcome:
                 if in_time:
                     self.in_time += 1
                     self.in_time_by_model[model] = self.in_time_by_model.get(model, 0) + 1
+                    self.in_time_by_principal[request.principal.name] += 1
                 else:
                     self.late += 1
+                    self.late_by_principal[request.principal.name] += 1
 
 
 class Simulation:
@@ -84,7 +89,8 @@ class Simulation:
         heapq.heappush(self._events, (at_s, self._sequence, happen))
 
     def _admit(self, arrival: Arrival, now_s: float) -> None:
-        request = Request(arrival.rows, now_s, now_s + arrival.deadline_s, arrival.priority)
+        deadline_s = now_s + arrival.deadline_s
+        request = Request(arrival.rows, now_s, deadline_s, arrival.priority, arrival.principal)
         try:
             self._scheduler.admit(arrival.model, request, now_s)
         except ServingError:
@@ -96,7 +102,9 @@ class Simulation:
     def _dispatch(self, now_s: float) -> None:
         while (batch := self._scheduler.next_batch(now_s)) is not None:
             self._start(batch, now_s)
-        self.outcome.expired += len(list(self._scheduler.take_expired()))
+        for _, request in self._scheduler.take_expired():
+            self.outcome.expired += 1
+            self.outcome.late_by_principal[request.principal.name] += 1
         wake_s = self._scheduler.next_wake_s(now_s)
         if wake_s is not None and wake_s != self._wake_s:
             self._wake_s = wake_s
