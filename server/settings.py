@@ -101,6 +101,22 @@ class Settings:
         "origins whose web pages may call the HTTP port from a browser, separated by commas, for "
         "example https://app.example; * allows all; empty allows none",
     )
+    auth: str = option(
+        "",
+        "file of principals, their tokens, certificates and permissions (TOML); read again when it "
+        "changes; empty lets everybody call",
+    )
+    max_auth_failures_per_min: int = option(
+        600,
+        "wrong credentials from one address in a minute; then only credentials that were right "
+        "before are accepted from it; 0 sets no limit",
+        minimum=0,
+    )
+    allow_remote_admin: bool = option(
+        False,
+        "without an auth file, answer methods that change something for callers on other machines "
+        "too",
+    )
     backend: str = option(
         "", "use only engines of this backend; empty takes the best one that works"
     )

@@ -22,16 +22,16 @@ from server.api.inference import (
     best_classes,
 )
 from server.api.stubs import classify_pb2 as pb
+from server.api.visible_models import VisibleModels
 from server.errors import InvalidInput
-from server.models.registry import ModelRegistry
 from server.models.version import ModelVersion
 
 
 class Classifier:
     """The RPCs of convserve.v1.Classifier, called as server.api.handlers describes."""
 
-    def __init__(self, registry: ModelRegistry, inference: Inference) -> None:
-        self._registry = registry
+    def __init__(self, models: VisibleModels, inference: Inference) -> None:
+        self._models = models
         self._inference = inference
 
     async def Classify(
@@ -63,15 +63,17 @@ class Classifier:
     async def ListModels(
         self, request: pb.ListModelsRequest, context: CallContext
     ) -> pb.ListModelsResponse:
-        return pb.ListModelsResponse(models=map(self._model, self._registry.versions()))
+        return pb.ListModelsResponse(
+            models=map(self._model, self._models.versions(context.caller.principal))
+        )
 
     async def GetModel(self, request: pb.GetModelRequest, context: CallContext) -> pb.Model:
-        version = self._registry.version(request.model, request.version)
+        version = self._models.version(context.caller.principal, request.model, request.version)
         context.set_model(version.model_name, str(version.number))
         return self._model(version, version.ready_model.labels if version.ready_model else ())
 
     def _model(self, version: ModelVersion, labels: Sequence[str] = ()) -> pb.Model:
-        return _model(version, labels, self._registry.labels(version))
+        return _model(version, labels, self._models.labels(version))
 
 
 def _content(request: pb.ClassifyRequest) -> Content:

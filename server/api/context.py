@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from server.security.caller import Caller
 from server.telemetry.tracing import Trace
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class CallContext:
 
     __slots__ = (
         "after_response",
+        "caller",
         "arrived_s",
         "deadline_s",
         "model",
@@ -56,6 +58,7 @@ class CallContext:
         arrived_s: float,
         deadline_s: float,
         after_response: DeferredCallbacks,
+        caller: Caller,
         trace: Trace | None = None,
     ) -> None:
         self.arrived_s = arrived_s
@@ -65,6 +68,7 @@ class CallContext:
         self.request_id = ""  # set only if an error message in a stream must repeat it
         self.stage = "decode"  # then "queue", then "compute"
         self.trace = trace  # None if this call is not traced
+        self.caller = caller
         self.after_response = after_response
 
     def set_model(self, name: str, version: str) -> None:

@@ -108,7 +108,7 @@ class _Handler:
         if self._tracing is not None:
             trace = self._tracing.begin(self.name, call.metadata(), arrived_s)
         deadline_s = call.deadline_s
-        context = CallContext(arrived_s, deadline_s, self._after_response, trace)
+        context = CallContext(arrived_s, deadline_s, self._after_response, call.caller, trace)
         left_s = None if deadline_s == math.inf else deadline_s - arrived_s
         try:
             return await self.respond(data, context, left_s)
@@ -163,12 +163,13 @@ class _StreamHandler:
     async def answer(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
         support = self._handler.support
         with counted_stream(self._handler.name, support.in_flight):
-            respond = partial(self._respond, call.deadline_s, call.time_remaining())
+            respond = partial(self._respond, call, call.time_remaining())
             await answer_in_order(requests, call, respond, support.stopping)
 
-    async def _respond(self, deadline_s: float, left_s: float | None, data: bytes) -> bytes:
+    async def _respond(self, call: WireCall, left_s: float | None, data: bytes) -> bytes:
         """Answers one request; a failure becomes a message too."""
-        context = CallContext(clock(), deadline_s, self._handler.support.after_response)
+        after_response = self._handler.support.after_response
+        context = CallContext(clock(), call.deadline_s, after_response, call.caller)
         try:
             return await self._handler.respond(data, context, left_s)
         except ServingError as error:

@@ -13,6 +13,7 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.api.in_flight import InFlightLimits
 from server.api.streaming import counted_stream
+from server.security.principal import Principal
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
@@ -37,13 +38,15 @@ class ServingState:
 
 
 class Health:
-    """Check and Watch. `is_serving` says whether a name serves; None means an unknown name.
+    """Check and Watch. `is_serving` says whether a name serves a caller.
+
+    It returns None for a name that is unknown to the caller.
 
     grpcio's own health servicer forgets all watchers of a name when one of them leaves (seen in
     1.76). Used on the event loop's thread only.
     """
 
-    def __init__(self, is_serving: Callable[[str], bool | None]) -> None:
+    def __init__(self, is_serving: Callable[[Principal, str], bool | None]) -> None:
         self._is_serving = is_serving
         self._change = asyncio.Event()
         self._is_retired = False
@@ -64,20 +67,22 @@ class Health:
         self._is_stopped = True
         self.retire()
 
-    def check(self, request: HealthCheckRequest) -> HealthCheckResponse:
+    def check(self, request: HealthCheckRequest, principal: Principal) -> HealthCheckResponse:
         """Raises Abort for an unknown name."""
-        status = self._status(request.service)
+        status = self._status(request.service, principal)
         if status == HealthCheckResponse.SERVICE_UNKNOWN:
             raise Abort(StatusCode.NOT_FOUND, "neither a service nor a model has this name")
         return HealthCheckResponse(status=status)
 
-    async def watch(self, request: HealthCheckRequest) -> AsyncIterator[HealthCheckResponse]:
-        """Yields the status now, and after each change."""
+    async def watch(
+        self, request: HealthCheckRequest, principal: Callable[[], Principal]
+    ) -> AsyncIterator[HealthCheckResponse]:
+        """Yields the status now, and after each change. The principal may change too."""
         sent = None
         while True:
             # Read before the status: changes that come while a response is sent are not missed.
             change, is_stopped = self._change, self._is_stopped
-            status = self._status(request.service)
+            status = self._status(request.service, principal())
             if status != sent:
                 sent = status
                 yield HealthCheckResponse(status=status)
@@ -85,8 +90,8 @@ class Health:
                 return
             await change.wait()
 
-    def _status(self, name: str) -> HealthCheckResponse.ServingStatus:
-        is_serving = self._is_serving(name)
+    def _status(self, name: str, principal: Principal) -> HealthCheckResponse.ServingStatus:
+        is_serving = self._is_serving(principal, name)
         if is_serving is None:
             return HealthCheckResponse.SERVICE_UNKNOWN
         if is_serving and not self._is_retired:
@@ -102,13 +107,15 @@ def health_methods(health: Health, in_flight: InFlightLimits) -> dict[str, Metho
     """
 
     async def check(data: bytes, call: WireCall) -> bytes:
-        response: Message = health.check(parse_small(HealthCheckRequest, data))
+        request = parse_small(HealthCheckRequest, data)
+        response: Message = health.check(request, call.caller.principal)
         return response.SerializeToString()
 
     async def watch(requests: AsyncIterator[bytes], call: WireCall) -> None:
         with counted_stream("Watch", in_flight):
             async for data in requests:  # there is exactly one
-                async for response in health.watch(parse_small(HealthCheckRequest, data)):
+                request = parse_small(HealthCheckRequest, data)
+                async for response in health.watch(request, lambda: call.caller.principal):
                     await call.write(response.SerializeToString())
                 return
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from server.api.content import Content, Decoders
 from server.api.context import CallContext
+from server.api.visible_models import VisibleModels
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput
-from server.models.registry import ModelRegistry
 from server.models.version import LoadedModel
 from server.scheduling.base import PRIORITIES
 from server.telemetry.clock import clock
@@ -71,9 +71,9 @@ class InferenceResponse:
 class Inference:
     """Runs inference requests. Used on the event loop's thread only."""
 
-    def __init__(self, registry: ModelRegistry, decoders: Decoders, *, max_images: int) -> None:
+    def __init__(self, models: VisibleModels, decoders: Decoders, *, max_images: int) -> None:
         self.max_images = max_images  # in one request
-        self._registry = registry
+        self._models = models
         self._decoders = decoders
 
     async def infer(self, request: InferenceRequest, context: CallContext) -> InferenceResponse:
@@ -81,8 +81,12 @@ class Inference:
 
         Raises every kind of ServingError.
         """
-        model = self._registry.route(
-            request.model, request.version, request.label, request.request_id
+        model = self._models.route(
+            context.caller.principal,
+            request.model,
+            request.version,
+            request.label,
+            request.request_id,
         )
         context.set_model(model.name, model.version_text)
         _check(request, model)

@@ -6,15 +6,20 @@ import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from socket import socket
 from typing import NamedTuple
+
+from starlette.routing import Route
 
 from server.api.classify import Classifier
 from server.api.content import Decoders
 from server.api.context import DeferredCallbacks
 from server.api.field_limit import max_fields
+from server.api.grpc_access import GrpcAccess
 from server.api.handlers import CallSupport, grpc_methods
 from server.api.health import HEALTH, Health, ServingState, health_methods
+from server.api.http.access import HttpAccess
 from server.api.http.app import application
 from server.api.http.calls import HttpCalls
 from server.api.http.routes import BodyLimits, Rest
@@ -26,8 +31,11 @@ from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.infer import TensorInference
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
+from server.api.v2.region_control import RegionControl
 from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_error
 from server.api.v2.shared_memory import SharedMemoryRegions
+from server.api.visible_models import VisibleModels
+from server.app.access import Access
 from server.errors import CannotServe
 from server.execution.devices import Devices
 from server.images.input_spec import ImageLimits
@@ -43,6 +51,8 @@ from server.process.load_thread import load_thread
 from server.scheduling.base import Scheduler
 from server.scheduling.deadline import DeadlineScheduler
 from server.scheduling.fixed import FixedScheduler
+from server.security.audit import AuditLog
+from server.security.principal import Principal
 from server.settings import Settings
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
@@ -52,6 +62,7 @@ from server.transport.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.listening import listening
+from server.transport.methods import Method
 
 MAX_DECODING_IMAGES = 512  # that wait for a decoder: 1 to 3 s of work
 
@@ -91,13 +102,15 @@ class Models(NamedTuple):
 
 
 class Operations(NamedTuple):
-    """The operations that all protocols share; `regions` is None without shared memory."""
+    """The operations that all protocols share; regions are None without shared memory."""
 
     inference: Inference
     tensors: TensorInference
     metadata: Metadata
     control: ModelControl
+    models: VisibleModels
     regions: SharedMemoryRegions | None
+    region_control: RegionControl | None
 
 
 class Api(NamedTuple):
@@ -185,6 +198,7 @@ def build_operations(
     models: Models,
     state: ServingState,
     in_flight: InFlightLimits,
+    audit: AuditLog,
 ) -> Operations:
     """The operations that all protocols share."""
     max_images = settings.max_images_per_call
@@ -195,11 +209,12 @@ def build_operations(
     )
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
     decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
-    inference = Inference(models.registry, decoders, max_images=max_images)
+    visible = VisibleModels(models.registry)
+    inference = Inference(visible, decoders, max_images=max_images)
     regions = SharedMemoryRegions() if settings.allow_shared_memory else None
     has_control = settings.model_control == "explicit"
     metadata = Metadata(
-        models.registry,
+        visible,
         state,
         max_images=max_images,
         has_shared_memory=regions is not None,
@@ -209,8 +224,10 @@ def build_operations(
         inference,
         TensorInference(inference, in_flight, regions),
         metadata,
-        ModelControl(models.watcher if has_control else None),
+        ModelControl(models.watcher if has_control else None, visible, audit),
+        visible,
         regions,
+        None if regions is None else RegionControl(regions, audit),
     )
 
 
@@ -220,51 +237,89 @@ def build_api(
     telemetry: Telemetry,
     models: Models,
     state: ServingState,
+    access: Access,
 ) -> Api:
     """The two servers, each with its protocols."""
-    registry, metrics = models.registry, telemetry.metrics
+    metrics = telemetry.metrics
     in_flight = InFlightLimits(
         max_fields=max_fields(settings.max_images_per_call),
         max_calls=settings.max_calls,
         max_bytes=settings.max_bytes_in_progress,
     )
-    operations = build_operations(settings, resources, models, state, in_flight)
-    inference, tensors, metadata, control, regions = operations
-
+    operations = build_operations(settings, resources, models, state, in_flight, access.audit)
     stopping, after_response = asyncio.Event(), DeferredCallbacks()
-    health = Health(lambda name: serves(registry, name))
+    health = Health(partial(serves, operations.models))
     models.changes.subscribe(health.on_change)
     support = CallSupport(metrics, in_flight, after_response, stopping, telemetry.tracing)
     methods = {
         **health_methods(health, in_flight),
         **reflection_methods(Reflection([*SERVICES, HEALTH], stopping), in_flight),
-        **grpc_methods(CLASSIFIER, Classifier(registry, inference), support),
-        **grpc_methods(
-            OPEN_INFERENCE,
-            OpenInference(tensors, metadata, control, regions),
-            support,
-            stream_error=stream_error,
-            without=SHARED_MEMORY_METHODS if regions is None else frozenset(),
-        ),
+        **inference_methods(operations, support),
     }
     transport_limits = TransportLimits(
         message_bytes=settings.max_message_bytes,
         receiving_bytes=settings.max_bytes_in_progress,
         streams=settings.max_calls + SPARE_STREAMS,
     )
-    grpc_server = GrpcServer(methods, transport_limits, resources.inflater, telemetry.loop_lag)
+    grpc_server = GrpcServer(
+        methods,
+        transport_limits,
+        resources.inflater,
+        telemetry.loop_lag,
+        GrpcAccess(access.control),
+    )
 
-    calls = HttpCalls(metrics, in_flight, after_response, resources.inflater)
-    limits = BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes)
-    rest = Rest(calls, *operations, max_fields=in_flight.max_fields, limits=limits)
-    origins = settings.cors_origins()
-    app = application(metrics, registry, state, models.devices, rest.routes(), origins)
+    http_access = HttpAccess(access.control)
+    calls = HttpCalls(metrics, in_flight, after_response, resources.inflater, http_access)
+    app = application(
+        metrics,
+        operations.models,
+        http_access,
+        state,
+        models.devices,
+        rest_routes(settings, calls, operations, in_flight),
+        settings.cors_origins(),
+    )
     http_server = HttpServer(app, settings.http_keep_alive_s)
-    return Api(grpc_server, http_server, calls, health, stopping, regions)
+    return Api(grpc_server, http_server, calls, health, stopping, operations.regions)
 
 
-def serves(registry: ModelRegistry, name: str) -> bool | None:
+def inference_methods(operations: Operations, support: CallSupport) -> dict[str, Method]:
+    """The methods of the two services for inference."""
+    regions = operations.region_control
+    open_inference = OpenInference(
+        operations.tensors, operations.metadata, operations.control, regions
+    )
+    return {
+        **grpc_methods(CLASSIFIER, Classifier(operations.models, operations.inference), support),
+        **grpc_methods(
+            OPEN_INFERENCE,
+            open_inference,
+            support,
+            stream_error=stream_error,
+            without=SHARED_MEMORY_METHODS if regions is None else frozenset(),
+        ),
+    }
+
+
+def rest_routes(
+    settings: Settings, calls: HttpCalls, operations: Operations, in_flight: InFlightLimits
+) -> list[Route]:
+    rest = Rest(
+        calls,
+        operations.inference,
+        operations.tensors,
+        operations.metadata,
+        operations.control,
+        operations.region_control,
+        max_fields=in_flight.max_fields,
+        limits=BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes),
+    )
+    return rest.routes()
+
+
+def serves(models: VisibleModels, principal: Principal, name: str) -> bool | None:
     """Whether a model answers, or the server as a whole; None for an unknown name."""
     if name in ("", *SERVICES):
-        return registry.is_ready
-    return registry.is_serving(name)
+        return models.is_ready
+    return models.is_serving(principal, name)

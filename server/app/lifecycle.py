@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 from server.api.health import ServingState
+from server.app.access import Access, build_access, watcher_of
 from server.app.composition import (
     Api,
     Models,
@@ -78,17 +79,19 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
     EngineLoader loads the engines.
     """
     contents = models_to_serve(settings)
+    telemetry = build_telemetry(settings)
+    access = build_access(settings, telemetry.metrics)
     try:
         async with asyncio.TaskGroup() as background:
             with opened(settings) as resources:
-                telemetry = build_telemetry(settings)
                 models = build_models(settings, loader, resources, telemetry, background)
                 state = ServingState()
-                api = build_api(settings, resources, telemetry, models, state)
+                api = build_api(settings, resources, telemetry, models, state, access)
                 ports = port_of(resources.grpc_socket), port_of(resources.http_socket)
                 server = Running(*ports, models.registry, telemetry.metrics, state, asyncio.Event())
                 http_task = await start(api, resources, background)
-                model_tasks = start_models(settings, models, contents, background)
+                tasks = start_models(settings, models, contents, background)
+                tasks += start_access(access, api, telemetry, background)
                 grpc_at = address_fields(resources.grpc_socket)
                 http_at = address_fields(resources.http_socket, "http_")
                 log.info("listening", extra=grpc_at | http_at)
@@ -96,7 +99,7 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                     yield server
                     await give_notice(settings, api, server)
                 finally:
-                    await drain(settings, api, server, models, model_tasks)
+                    await drain(settings, api, server, models, tasks)
                     await stop(api, models, telemetry, http_task)
                     await wait_until_idle(resources.loading)
     except BaseExceptionGroup as group:
@@ -123,6 +126,21 @@ def start_models(
 
     work = (load_and_watch(), models.registry.reconcile_forever(), models.golden_monitor.run())
     return [background.create_task(one) for one in work]
+
+
+def start_access(
+    access: Access, api: Api, telemetry: Telemetry, background: asyncio.TaskGroup
+) -> list[asyncio.Task[None]]:
+    """Starts the task that reads the auth file again when it changes."""
+    if access.file_use is None:
+        return []
+
+    def on_change() -> None:
+        api.grpc_server.recheck_access()
+        api.health.on_change()  # callers may see other models now
+
+    watcher = watcher_of(access.file_use, telemetry.metrics, on_change)
+    return [background.create_task(watcher.run())]
 
 
 async def load_models(registry: ModelRegistry, contents: RepositoryContents) -> None:
@@ -153,14 +171,14 @@ async def drain(
     api: Api,
     server: Running,
     models: Models,
-    model_tasks: list[asyncio.Task[None]],
+    tasks: list[asyncio.Task[None]],
 ) -> None:
     """Accepts no new calls and waits for those in progress, at most the grace period."""
     server.state.stop_accepting()
     api.health.stop()
     api.streams_stopping.set()
     models.loader.stop()
-    for task in model_tasks:
+    for task in tasks:
         task.cancel()
 
     async def stop_calls(grace_s: float | None) -> None:

@@ -264,6 +264,14 @@ class Model:
         log.error("version_rolled_back", extra=rejected.log_fields(to=stable.number, reason=reason))
 
 
+def missing_model(name: str, known: Iterable[str]) -> InvalidInput | ModelNotFound:
+    """The error for a name that is empty, or that no model of the known names has."""
+    listed = f"known models: {list_names(known) or 'none'}"
+    if not name:
+        return InvalidInput("model", f"is empty; {listed}")
+    return ModelNotFound(f"there is no model {name[:80]!r}; {listed}")
+
+
 def list_names(names: Iterable[str]) -> str:
     """The first names, separated by commas. Error messages must fit into gRPC's trailers."""
     first = list(islice(names, MAX_LISTED + 1))

@@ -8,11 +8,11 @@ from concurrent.futures import Executor
 from itertools import groupby
 
 from server.engines.base import Engine
-from server.errors import InvalidInput, ModelNotFound, ModelNotReady
+from server.errors import InvalidInput, ModelNotReady
 from server.execution.device import DeviceExecutor
 from server.models.changes import ChangeNotifier
 from server.models.loader import Loader
-from server.models.model import Model, list_names
+from server.models.model import Model, missing_model
 from server.models.reconciler import Reconciler
 from server.models.state import State
 from server.models.version import LoadedModel, ModelVersion
@@ -62,6 +62,10 @@ class ModelRegistry:
         """Whether the first `sync` has ended and some model answers requests."""
         return not self.is_loading and any(model.stable for model in self._models.values())
 
+    def names(self) -> list[str]:
+        """The names of all known models."""
+        return sorted(self._models)
+
     def is_serving(self, name: str) -> bool | None:
         """Whether the model answers requests; None if it is not known."""
         return self._models[name].stable is not None if name in self._models else None
@@ -91,10 +95,8 @@ class ModelRegistry:
 
         Raises InvalidInput if the name is empty, ModelNotFound with the known names.
         """
-        if not name:
-            raise InvalidInput("model", f"is empty; {self._known()}")
         if name not in self._models:
-            raise ModelNotFound(f"there is no model {name[:80]!r}; {self._known()}")
+            raise missing_model(name, self.names())
         if version < 0:
             raise InvalidInput("version", f"is {version}; versions count from 1, 0 is the newest")
         return self._models[name].version(version, label)
@@ -152,7 +154,7 @@ class ModelRegistry:
         async with self._lock:
             self._update(name, published, config)
             if name not in self._models:
-                raise ModelNotFound(f"there is no model {name[:80]!r}; {self._known()}")
+                raise missing_model(name, self.names())
             model = self._models[name]
             model.allow_retry()
             model.enable()
@@ -224,9 +226,6 @@ class ModelRegistry:
     async def _reconcile(self, model: Model) -> None:
         # While the server starts there are no requests that loading could slow down.
         await self._reconciler.reconcile(model, at_idle_priority=not self.is_loading)
-
-    def _known(self) -> str:
-        return f"known models: {list_names(sorted(self._models)) or 'none'}"
 
 
 def _ready(version: ModelVersion) -> LoadedModel:

@@ -25,27 +25,22 @@ class AccessControl:
         self._audit = audit
         self._report = report
 
-    @property
-    def generation(self) -> int:
-        """Changes when earlier decisions may be wrong."""
-        return self._authenticator.generation
-
     def admit(self, method: str, headers: Headers, peer: Peer) -> Caller:
-        """The caller of a method. Raises Unauthenticated, Forbidden."""
+        """The caller of a method. Raises Unauthenticated, Forbidden, and reports them."""
         if method in OPEN_METHODS:
             return self.caller_or_stranger(headers, peer)
         authenticator = self._authenticator
         try:
             caller = authenticator.identify(authenticator.relevant(headers), peer)
         except Unauthenticated as error:
-            self._report(error.reason, peer.host)
-            self._deny(method, Caller(STRANGER, peer), Unauthenticated)
+            self._failed(error, peer)
+            self._deny(method, Caller(STRANGER, peer), error)
             raise
         try:
             check_role(method, caller)
-        except Forbidden:
+        except Forbidden as error:
             self._report(FORBIDDEN, peer.host)
-            self._deny(method, caller, Forbidden)
+            self._deny(method, caller, error)
             raise
         return caller
 
@@ -56,9 +51,26 @@ class AccessControl:
             return self._authenticator.identify(relevant, peer)
         except Unauthenticated as error:
             if relevant:  # otherwise it is a probe without credentials
-                self._report(error.reason, peer.host)
+                self._failed(error, peer)
             return Caller(STRANGER, peer)
 
-    def _deny(self, method: str, caller: Caller, error: type[Exception]) -> None:
+    def recheck(self, method: str, headers: Headers, peer: Peer) -> Caller:
+        """The caller of a call in progress. Raises as `admit` does, and reports nothing."""
+        authenticator = self._authenticator
+        try:
+            caller = authenticator.identify(authenticator.relevant(headers), peer)
+        except Unauthenticated:
+            if method in OPEN_METHODS:
+                return Caller(STRANGER, peer)
+            raise
+        if method not in OPEN_METHODS:
+            check_role(method, caller)
+        return caller
+
+    def _failed(self, error: Unauthenticated, peer: Peer) -> None:
+        self._report(error.reason, peer.host)
+        self._authenticator.failed(error, peer)
+
+    def _deny(self, method: str, caller: Caller, error: Exception) -> None:
         if is_change(method):
-            self._audit.denied(caller, method, error.__name__)
+            self._audit.denied(caller, method, type(error).__name__)

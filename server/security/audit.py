@@ -19,6 +19,9 @@ OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
 MAX_DENIED_PER_S = 10
 
 
+MAX_TARGET = 128  # characters of a name that a client sends
+
+
 class AuditLog:
     """Used on the event loop's thread only."""
 
@@ -56,7 +59,7 @@ class AuditLog:
             return
         extra = _fields(caller, action, "") | {"outcome": outcome}
         if self._not_logged:
-            extra["denied_and_not_logged"] = str(self._not_logged)
+            extra["left_out"] = str(self._not_logged)
             self._not_logged = 0
         log.warning("admin_action", extra=extra)
 
@@ -66,5 +69,5 @@ def _fields(caller: Caller, action: str, target: str) -> dict[str, str]:
         "principal": caller.principal.name,
         "peer": caller.peer.host,
         "action": action,
-        "target": target,
+        "target": target[:MAX_TARGET],
     }

@@ -122,6 +122,12 @@ class Metrics:
         text = "Time to load the engine: hashes, compilation, golden check, warm-up."
         self.engine_load = gauge("engine_load_seconds", text, "model")
 
+        # Access.
+        text = "Calls without a valid credential or without the permission for their method."
+        self.auth_failures = counter("auth_failures", text, "reason")
+        text = "1 if the auth file on disk is broken and its previous content is in use."
+        self.auth_file_refused = gauge("auth_file_refused", text)
+
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, with its labels bound."""
         return ModelMetrics(self, name, objective_s)

@@ -15,6 +15,8 @@ from typing import Any
 
 from grpc import StatusCode
 
+from server.security.caller import Caller
+from server.transport.access import CallAccess
 from server.transport.calls_in_progress import BUSY_RETRY_S, CallsInProgress
 from server.transport.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW
 from server.transport.http2.stream import ResponseSender, Stream
@@ -51,6 +53,7 @@ class GrpcCall(Stream):
         "_unacknowledged",
         "_unread_bytes",
         "arrived_s",
+        "caller",
         "deadline_s",
     )
 
@@ -61,9 +64,11 @@ class GrpcCall(Stream):
         stream_id: int,
         head: RequestHead,
         method: Method,
+        caller: Caller,
     ) -> None:
         super().__init__(sender, stream_id)
         self.arrived_s = time.monotonic()
+        self.caller = caller
         self.deadline_s = math.inf
         self._calls = calls
         self._head = head
@@ -128,6 +133,9 @@ class GrpcCall(Stream):
         elif self._abort is None:
             self._abort = abort
             self._cancel()
+
+    def recheck(self, access: CallAccess) -> None:
+        """Looks at the caller again after permissions have changed. A unary call may finish."""
 
     # --- for the connection ------------------------------------------------------------------
 

@@ -13,10 +13,12 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from weakref import WeakSet
 
 from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
+from server.transport.access import CallAccess, EverybodyMayCall
 from server.transport.calls_in_progress import CallsInProgress, TransportLimits
 from server.transport.compression import Inflater
 from server.transport.grpc_call import GrpcCall
@@ -55,8 +57,12 @@ class GrpcServer:
         limits: TransportLimits,
         inflater: Inflater,
         loop_lag: LoopLag | None = None,
+        access: CallAccess | None = None,
     ) -> None:
-        self._router = Router(methods)
+        """Without `access` everybody may call every method."""
+        self._access = access or EverybodyMayCall()
+        self._router = Router(methods, self._access)
+        self._route_caches: WeakSet[RouteCache] = WeakSet()
         self._calls: CallsInProgress[GrpcCall] = CallsInProgress(
             limits, inflater, loop_lag or LoopLag()
         )
@@ -81,6 +87,13 @@ class GrpcServer:
         else:
             self._listener = await loop.create_server(self._new_connection, sock=listener)
         self._check_connections()
+
+    def recheck_access(self) -> None:
+        """Ends streams whose callers have lost their permission. Call it after each change."""
+        for routes in self._route_caches:
+            routes.clear()
+        for call in list(self._calls):
+            call.recheck(self._access)
 
     async def stop(self, grace_s: float | None) -> None:
         """Drains the server: no new connections, GOAWAY on the open ones, calls finish.
@@ -121,11 +134,12 @@ class GrpcServer:
 
     def _new_connection(self) -> ServerConnection:
         routes = RouteCache(self._router.route)
+        self._route_caches.add(routes)
 
         def new_stream(
             sender: ResponseSender, stream_id: int, headers: tuple[Header, ...]
         ) -> Stream | tuple[Header, ...]:
-            return self._new_stream(sender, stream_id, routes.route(headers))
+            return self._new_stream(sender, stream_id, routes.route(headers, sender.peer))
 
         streams = self._calls.limits.streams
         return ServerConnection(new_stream, self._opened, self._closed, self._turns, streams)
@@ -145,16 +159,16 @@ class GrpcServer:
         self, sender: ResponseSender, stream_id: int, route: Route
     ) -> Stream | tuple[Header, ...]:
         """A call for a request's route, or the headers of its refusal."""
-        head, method = route.head, route.method
-        if route.refusal is not None or method is None or self._calls.is_refusing:
+        head, method, caller = route.head, route.method, route.caller
+        if route.refusal is not None or not method or not caller or self._calls.is_refusing:
             return self._refusal(route)
         if isinstance(method, UnaryMethod):
             if head.timeout_s is not None:
                 abort = self._too_late(method, head.timeout_s)
                 if abort is not None:
                     return (*RESPONSE_HEAD, *abort.trailers)
-            return UnaryCall(self._calls, sender, stream_id, head, method)
-        return StreamingCall(self._calls, sender, stream_id, head, method)
+            return UnaryCall(self._calls, sender, stream_id, head, method, caller)
+        return StreamingCall(self._calls, sender, stream_id, head, method, caller)
 
     def _refusal(self, route: Route) -> tuple[Header, ...]:
         """The response of a call that is refused for its headers, or because the server stops."""

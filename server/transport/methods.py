@@ -8,6 +8,7 @@ from typing import Protocol
 
 from grpc import StatusCode
 
+from server.security.caller import Caller
 from server.transport.metadata import Header, Trailer
 from server.transport.metadata import trailers as trailers_of
 
@@ -32,6 +33,7 @@ class Abort(Exception):
 class WireCall(Protocol):
     """A call, as its method sees it."""
 
+    caller: Caller
     deadline_s: float  # on time.monotonic; infinite if the client set none
 
     def time_remaining(self) -> float | None:

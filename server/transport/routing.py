@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 from grpc import StatusCode
 
+from server.security.caller import Caller
+from server.security.peer import Peer
+from server.transport.access import CallAccess, Denial
 from server.transport.metadata import (
     ENCODINGS,
     MAX_HEADERS_BYTES,
@@ -35,6 +38,8 @@ class Route:
     head: RequestHead
     method: Method | None
     refusal: Refusal | None = None
+    caller: Caller | None = None  # None if the call is refused before it is known
+    is_lasting: bool = True  # the same for all calls of the connection, until permissions change
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,31 +53,44 @@ class Refusal:
 class Router:
     """Finds the route of a request."""
 
-    def __init__(self, methods: Mapping[str, Method]) -> None:
+    def __init__(self, methods: Mapping[str, Method], access: CallAccess) -> None:
         self._methods = methods
+        self._access = access
 
-    def route(self, headers: tuple[Header, ...]) -> Route:
+    def route(self, headers: tuple[Header, ...], peer: Peer) -> Route:
         head = request_head(headers)
         method = self._methods.get(head.path)
-        return Route(head, method, _refusal_of(head, method))
+        if not head.is_call:
+            return Route(head, method, _not_a_call(head))
+        caller = self._access.admit(head, peer)
+        if isinstance(caller, Denial):  # each is counted
+            abort = Abort(caller.code, caller.message)
+            return Route(head, method, refusal(abort, caller.code), is_lasting=False)
+        return Route(head, method, _refusal_of(head, method), caller)
 
 
 class RouteCache:
     """Routes of the requests of one connection."""
 
-    def __init__(self, find: Callable[[tuple[Header, ...]], Route]) -> None:
+    def __init__(self, find: Callable[[tuple[Header, ...], Peer], Route]) -> None:
         self._find = find
         self._routes: dict[tuple[Header, ...], Route] = {}
         self._latest: tuple[Header, ...] = ()
         self._latest_route: Route | None = None
 
-    def route(self, headers: tuple[Header, ...]) -> Route:
+    def clear(self) -> None:
+        """Forgets all routes: their callers may have lost permissions."""
+        self._routes.clear()
+        self._latest_route = None
+
+    def route(self, headers: tuple[Header, ...], peer: Peer) -> Route:
+        """The route of a request; `peer` is always the same."""
         if headers == self._latest and self._latest_route is not None:
             return self._latest_route  # much cheaper than their hash
         route = self._routes.get(headers)
         if route is None:
-            route = self._find(headers)
-            if route.head.size > CACHED_HEAD_BYTES:
+            route = self._find(headers, peer)
+            if route.head.size > CACHED_HEAD_BYTES or not route.is_lasting:
                 return route
             if len(self._routes) >= CACHED_ROUTES:
                 self._routes.clear()
@@ -85,11 +103,12 @@ def refusal(abort: Abort, code: StatusCode) -> Refusal:
     return Refusal((*RESPONSE_HEAD, *abort.trailers), code)
 
 
+def _not_a_call(head: RequestHead) -> Refusal:
+    return Refusal(response_head("text/plain", 415 if head.method == "POST" else 405))
+
+
 def _refusal_of(head: RequestHead, method: Method | None) -> Refusal | None:
-    """The refusal of a request that is no call, or a call that no method can answer."""
-    if not head.is_call:
-        status = 415 if head.method == "POST" else 405
-        return Refusal(response_head("text/plain", status))
+    """The refusal of a call that no method can answer."""
     if method is None or not head.is_valid:
         code, abort = _problem_of(head, method)
         return refusal(abort, code)

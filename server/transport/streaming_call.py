@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
+from server.security.caller import Caller
+from server.transport.access import CallAccess, Denial
 from server.transport.calls_in_progress import CallsInProgress
 from server.transport.grpc_call import GrpcCall
 from server.transport.http2.stream import ResponseSender
@@ -29,8 +31,9 @@ class StreamingCall(GrpcCall):
         stream_id: int,
         head: RequestHead,
         method: StreamingMethod,
+        caller: Caller,
     ) -> None:
-        super().__init__(calls, sender, stream_id, head, method)
+        super().__init__(calls, sender, stream_id, head, method, caller)
         self._messages = MessageQueue(calls.loop)
         self._written: asyncio.Future[None] | None = None  # `write` waits for it
         self._start(self._run(method))
@@ -45,6 +48,13 @@ class StreamingCall(GrpcCall):
         if not self.sender.send(self, framed(message, self._calls.limits.message_bytes)):
             self._written = self._calls.loop.create_future()
             await self._written
+
+    def recheck(self, access: CallAccess) -> None:
+        caller = access.recheck(self._head, self.sender.peer)
+        if isinstance(caller, Denial):
+            self.refuse(caller.code, caller.message)
+        else:
+            self.caller = caller
 
     def sent(self) -> None:
         if self._written is not None and not self._written.done():

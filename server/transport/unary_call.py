@@ -6,6 +6,7 @@ import asyncio
 
 from grpc import StatusCode
 
+from server.security.caller import Caller
 from server.transport.calls_in_progress import CallsInProgress
 from server.transport.grpc_call import GrpcCall
 from server.transport.http2.stream import ResponseSender
@@ -28,8 +29,9 @@ class UnaryCall(GrpcCall):
         stream_id: int,
         head: RequestHead,
         method: UnaryMethod,
+        caller: Caller,
     ) -> None:
-        super().__init__(calls, sender, stream_id, head, method)
+        super().__init__(calls, sender, stream_id, head, method, caller)
         self._answer = method.answer
         self._message: bytes | None = None  # the request
         self._is_compressed = False

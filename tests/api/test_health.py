@@ -15,6 +15,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from server.api.health import Health
 from server.api.stubs import classify_pb2 as pb
+from server.security.principal import LOCAL_CALLER
 from tests.api.classify_calls import failure
 from tests.support.serving import (
     HeldLoader,
@@ -91,8 +92,8 @@ async def test_a_stopping_server_ends_watches_and_reflection_streams(tmp_path: P
 
 
 async def test_a_change_during_a_write_reaches_the_watcher_too() -> None:
-    health = Health(lambda name: True)
-    statuses = health.watch(HealthCheckRequest())
+    health = Health(lambda principal, name: True)
+    statuses = health.watch(HealthCheckRequest(), lambda: LOCAL_CALLER)
     assert (await anext(statuses)).status == HealthCheckResponse.SERVING
     health.stop()  # the watch has not returned from its write
     reported = [response.status async for response in statuses]

@@ -50,6 +50,7 @@ class Subject:
     def refusal(self, headers: list[Header], peer: Peer = PEER) -> Unauthenticated:
         with pytest.raises(Unauthenticated) as caught:
             self.name_of(headers, peer)
+        self.authenticator.failed(caught.value, peer)
         self.reasons.update([caught.value.reason])
         return caught.value
 
@@ -184,12 +185,18 @@ def test_a_known_token_ends_when_it_expires(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_reload_revokes_tokens_that_are_gone() -> None:
     subject, other = Subject(), new_token()
     assert subject.name_of([bearer(TEAM_A)]) == "team-a"
-    generation = subject.authenticator.generation
     text = '[principals.team-b]\nroles = ["classify"]\n' + token_lines("team-b", other)
     subject.authenticator.replace(parse_auth_file(text.encode()))
-    assert subject.authenticator.generation != generation
     assert subject.refusal([bearer(TEAM_A)]).reason == "unknown_token"
     assert subject.name_of([bearer(other)]) == "team-b"
+
+
+def test_a_reload_moves_a_token_to_its_new_principal() -> None:
+    subject = Subject()
+    assert subject.name_of([bearer(TEAM_A)]) == "team-a"
+    text = '[principals.team-b]\nroles = ["observe"]\n' + token_lines("team-b", TEAM_A)
+    subject.authenticator.replace(parse_auth_file(text.encode()))
+    assert subject.name_of([bearer(TEAM_A)]) == "team-b"
 
 
 # --- the limit of failures --------------------------------------------------------------------
@@ -205,6 +212,8 @@ def test_too_many_wrong_credentials_from_an_address_are_not_looked_at() -> None:
         assert subject.refusal([bearer(OPERATOR)]).reason == "limited"
     assert "try again in 60 s" in str(subject.refusal([wrong]))
     # A token that was right before stays right: its owner may share the address.
+    assert subject.name_of([bearer(TEAM_A)]) == "team-a"
+    subject.authenticator.replace(parse_auth_file(auth_file().encode()))
     assert subject.name_of([bearer(TEAM_A)]) == "team-a"
     # Nor does another address suffer.
     assert subject.name_of([bearer(OPERATOR)], Peer("203.0.113.6", False, None)) == "operator"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import h11
 from starlette.applications import Starlette
@@ -17,10 +18,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.health import ServingState
+from server.api.http.access import PEER, HttpAccess, refusal
 from server.api.http.problem import http_problem
 from server.api.http.routes import HEADER_LENGTH
+from server.api.visible_models import VisibleModels
+from server.errors import ServingError
 from server.execution.devices import Devices
-from server.models.registry import ModelRegistry
+from server.security.caller import Caller
+from server.security.peer import peer_of
+from server.security.permissions import LISTS, READ_METRICS
 from server.telemetry.metrics import Metrics
 
 HEAD_S = 20.0  # for the head of a request to arrive; the gRPC port waits as long
@@ -41,6 +47,7 @@ class HttpConnection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport)}
         self.timeout_keep_alive_task = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
@@ -99,7 +106,8 @@ class Draining:
 
 def application(
     metrics: Metrics,
-    registry: ModelRegistry,
+    models: VisibleModels,
+    access: HttpAccess,
     state: ServingState,
     devices: Devices,
     routes: Sequence[Route],
@@ -111,30 +119,38 @@ def application(
     """
 
     async def read_metrics(request: Request) -> Response:
+        try:
+            access.admit(request, READ_METRICS)
+        except ServingError as error:
+            return refusal(request, error, READ_METRICS)
         text, content_type = metrics.render_for(request.headers.get("accept", ""))
         return Response(text, headers={"content-type": content_type})
 
     async def healthz(request: Request) -> Response:
         """503 if only a restart of the process can help: a device is lost."""
         lost = devices.lost_reason
+        if lost and not _may_list(access.caller_or_stranger(request)):
+            lost = "a device is lost; restart the server"
         return PlainTextResponse(f"{lost or 'ok'}\n", status_code=503 if lost else 200)
 
     async def readyz(request: Request) -> Response:
-        """200 once loading has finished and some model answers; the body has every version."""
-        is_ready = state.is_accepting and registry.is_ready
-        body = {
-            "ready": is_ready,
-            "accepting": state.is_accepting,
-            "models": [
+        """200 once loading has finished and some model answers.
+
+        The body has every version that the caller may list.
+        """
+        caller = access.caller_or_stranger(request)
+        is_ready = state.is_accepting and models.is_ready
+        body: dict[str, Any] = {"ready": is_ready, "accepting": state.is_accepting}
+        if _may_list(caller):
+            body["models"] = [
                 {
                     "name": version.model_name,
                     "version": version.number,
                     "state": version.state.name,
                     "reason": version.reason,
                 }
-                for version in registry.versions()
-            ],
-        }
+                for version in models.versions(caller.principal)
+            ]
         return JSONResponse(body, status_code=200 if is_ready else 503)
 
     async def on_http_error(request: Request, error: Exception) -> Response:
@@ -151,6 +167,10 @@ def application(
         exception_handlers={HTTPException: on_http_error},
         middleware=[Middleware(Draining, state=state), *_cors(cors_origins)],
     )
+
+
+def _may_list(caller: Caller) -> bool:
+    return not caller.principal.roles.isdisjoint(LISTS)
 
 
 def _cors(origins: Sequence[str]) -> list[Middleware]:

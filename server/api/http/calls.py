@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from server.api.context import CallContext, DeferredCallbacks
+from server.api.http.access import HttpAccess, refusal
 from server.api.http.body import BodyReader
 from server.api.http.problem import http_problem, problem
 from server.api.in_flight import InFlightLimits
@@ -36,6 +37,7 @@ DEADLINE = "Grpc-Timeout"
 STOP_CHECK_S = 0.2  # between checks of what is still in progress when the server stops
 
 Answer = Callable[[Request, bytes, CallContext], Coroutine[Any, Any, Response]]
+Respond = Callable[[Request, CallContext], Coroutine[Any, Any, Response]]
 
 
 class HttpCalls:
@@ -47,9 +49,11 @@ class HttpCalls:
         in_flight: InFlightLimits,
         after_response: DeferredCallbacks,
         inflater: Inflater,
+        access: HttpAccess,
     ) -> None:
         self._metrics = metrics
         self._after_response = after_response
+        self._access = access
         self._bodies = BodyReader(in_flight, inflater)
         self._working: set[asyncio.Task[Response]] = set()
         self._is_stopping = False
@@ -59,8 +63,7 @@ class HttpCalls:
         """A route without a body that is answered from memory. No limit refuses it."""
         metrics = MethodMetrics(method, self._metrics)
 
-        async def endpoint(request: Request) -> Response:
-            context = CallContext(clock(), math.inf, self._after_response)
+        async def respond(request: Request, context: CallContext) -> Response:
             try:
                 response = await answer(request, b"", context)
             except Exception as error:
@@ -68,14 +71,13 @@ class HttpCalls:
             metrics.succeeded(context, clock() - context.arrived_s)
             return response
 
-        return Route(path, endpoint, methods=["GET"], name=method)
+        return self._route(path, "GET", method, metrics, respond)
 
     def post(self, path: str, method: str, answer: Answer, limit: int) -> Route:
         """A route with a body of at most `limit` bytes."""
         metrics = MethodMetrics(method, self._metrics)
 
-        async def endpoint(request: Request) -> Response:
-            context = CallContext(clock(), math.inf, self._after_response)
+        async def respond(request: Request, context: CallContext) -> Response:
             try:
                 if self._is_stopping:
                     raise ModelNotReady("the server is stopping")
@@ -95,7 +97,24 @@ class HttpCalls:
             context.after_response(metrics.succeeded, context, seconds)
             return response
 
-        return Route(path, endpoint, methods=["POST"], name=method)
+        return self._route(path, "POST", method, metrics, respond)
+
+    def _route(
+        self, path: str, verb: str, method: str, metrics: MethodMetrics, respond: Respond
+    ) -> Route:
+        """A route that refuses callers without permission before it reads their body."""
+
+        async def endpoint(request: Request) -> Response:
+            arrived_s = clock()
+            try:
+                caller = self._access.admit(request, method)
+            except ServingError as error:
+                metrics.rejected(STATUS[type(error)])
+                return refusal(request, error, method)
+            context = CallContext(arrived_s, math.inf, self._after_response, caller)
+            return await respond(request, context)
+
+        return Route(path, endpoint, methods=[verb], name=method)
 
     async def stop(self, grace_s: float | None) -> None:
         """Refuses new calls and waits for those in progress, at most `grace_s`; then ends them.

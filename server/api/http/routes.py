@@ -30,7 +30,7 @@ from server.api.v2.infer import TensorInference
 from server.api.v2.json_codec import decode_json, decode_request, encode_response
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
-from server.api.v2.shared_memory import SharedMemoryRegions
+from server.api.v2.region_control import RegionControl
 from server.api.v2.versions import MAX_QUOTED, is_whole_number, parse_version
 from server.errors import InvalidInput, ModelNotReady
 
@@ -95,7 +95,7 @@ class Rest:
         tensors: TensorInference,
         metadata: Metadata,
         control: ModelControl,
-        regions: SharedMemoryRegions | None,
+        regions: RegionControl | None,
         *,
         max_fields: int,
         limits: BodyLimits,
@@ -151,7 +151,7 @@ class Rest:
 
     async def _model_ready(self, request: Request, body: bytes, context: CallContext) -> Response:
         name, version = _name_and_version(request)
-        is_ready = self._metadata.is_model_ready(name, version)
+        is_ready = self._metadata.is_model_ready(name, version, context)
         return JsonResponse({"name": name, "ready": is_ready}, _ready_status(is_ready))
 
     async def _config(self, request: Request, body: bytes, context: CallContext) -> Response:
@@ -164,14 +164,16 @@ class Rest:
     async def _index(self, request: Request, body: bytes, context: CallContext) -> Response:
         given: IndexBody | None = decode_json(_INDEX, body) if body else None
         only_ready = given is not None and given.ready is True
-        return JsonResponse(self._metadata.index("", only_ready=only_ready))
+        return JsonResponse(self._metadata.index("", context, only_ready=only_ready))
 
     async def _load(self, request: Request, body: bytes, context: CallContext) -> Response:
-        await self._control.load("", request.path_params["name"], _control_parameters(body))
+        name = request.path_params["name"]
+        await self._control.load(context, "", name, _control_parameters(body))
         return JsonResponse({})
 
     async def _unload(self, request: Request, body: bytes, context: CallContext) -> Response:
-        await self._control.unload("", request.path_params["name"], _control_parameters(body))
+        name = request.path_params["name"]
+        await self._control.unload(context, "", name, _control_parameters(body))
         return JsonResponse({})
 
     async def _infer(self, request: Request, body: bytes, context: CallContext) -> Response:
@@ -221,7 +223,7 @@ class Rest:
 class _SharedMemoryRoutes:
     """The routes under /v2/systemsharedmemory."""
 
-    def __init__(self, calls: HttpCalls, regions: SharedMemoryRegions) -> None:
+    def __init__(self, calls: HttpCalls, regions: RegionControl) -> None:
         self._calls = calls
         self._regions = regions
 
@@ -247,11 +249,11 @@ class _SharedMemoryRoutes:
     async def _register(self, request: Request, body: bytes, context: CallContext) -> Response:
         given: RegionBody = decode_json(_REGION, body)
         name = request.path_params["name"]
-        self._regions.register(name, given.key, given.offset or 0, given.byte_size)
+        self._regions.register(context, name, given.key, given.offset or 0, given.byte_size)
         return JsonResponse({})
 
     async def _unregister(self, request: Request, body: bytes, context: CallContext) -> Response:
-        self._regions.unregister(request.path_params.get("name", ""))
+        self._regions.unregister(context, request.path_params.get("name", ""))
         return JsonResponse({})
 
 

@@ -14,8 +14,8 @@ from server.api.health import ServingState
 from server.api.v2.outputs import CLASSIFIABLE
 from server.api.v2.tensors import ENCODED, IMAGE, INPUTS, OUTPUTS, dimensions
 from server.api.v2.versions import parse_version
+from server.api.visible_models import VisibleModels
 from server.errors import InvalidInput, ModelNotFound
-from server.models.registry import ModelRegistry
 from server.models.state import State
 from server.models.version import LoadedModel, ModelVersion
 from server.repository.manifest import LABELS_FILE
@@ -132,14 +132,14 @@ class Metadata:
 
     def __init__(
         self,
-        registry: ModelRegistry,
+        models: VisibleModels,
         state: ServingState,
         *,
         max_images: int,
         has_shared_memory: bool = False,
         has_model_control: bool = False,
     ) -> None:
-        self._registry = registry
+        self._models = models
         self._state = state
         self._max_images = max_images
         self._server = ServerMetadata(
@@ -157,13 +157,13 @@ class Metadata:
 
     def is_ready(self) -> bool:
         """Whether loading has finished, some model answers, and the server is not stopping."""
-        return self._state.is_accepting and self._registry.is_ready
+        return self._state.is_accepting and self._models.is_ready
 
-    def is_model_ready(self, name: str, version: str) -> bool:
+    def is_model_ready(self, name: str, version: str, context: CallContext) -> bool:
         """Whether a model answers. An unknown one is no error: Triton's clients ask for it."""
         choice = parse_version("version", version)
         try:
-            found = self._registry.version(name, *choice)
+            found = self._models.version(context.caller.principal, name, *choice)
         except ModelNotFound:
             return False
         return found.ready_model is not None and self._state.is_accepting
@@ -175,7 +175,7 @@ class Metadata:
             model.name,
             [
                 str(known.number)
-                for known in self._registry.versions()
+                for known in self._models.versions(context.caller.principal)
                 if known.model_name == model.name and known.ready_model is not None
             ],
             _platform(model),
@@ -191,7 +191,7 @@ class Metadata:
 
     def statistics(self, name: str, version: str, context: CallContext) -> list[ModelStatistics]:
         """Of one version, of all versions of a model, or of all models if no name is given."""
-        models = self._registry.serving_models()
+        models = self._models.serving_models(context.caller.principal)
         if name:
             chosen = self._loaded(name, version, context)
             models = [model for model in models if model.name == chosen.name]
@@ -199,8 +199,10 @@ class Metadata:
                 models = [chosen]
         return [_statistics(model) for model in models]
 
-    def index(self, repository_name: str, *, only_ready: bool) -> list[IndexEntry]:
-        """Every known version. Raises InvalidInput for a repository name."""
+    def index(
+        self, repository_name: str, context: CallContext, *, only_ready: bool
+    ) -> list[IndexEntry]:
+        """Every version that the caller sees. Raises InvalidInput for a repository name."""
         check_repository(repository_name)
         return [
             IndexEntry(
@@ -209,13 +211,14 @@ class Metadata:
                 INDEX_STATE.get(version.state, "UNAVAILABLE"),
                 _index_reason(version),
             )
-            for version in self._registry.versions()
+            for version in self._models.versions(context.caller.principal)
             if version.ready_model is not None or not only_ready
         ]
 
     def _loaded(self, name: str, version: str, context: CallContext) -> LoadedModel:
         """The version that a question is about. Raises as the registry does."""
-        model = self._registry.resolve(name, *parse_version("version", version))
+        choice = parse_version("version", version)
+        model = self._models.resolve(context.caller.principal, name, *choice)
         context.set_model(model.name, model.version_text)
         return model
 

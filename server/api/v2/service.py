@@ -14,7 +14,7 @@ from server.api.v2.infer import TensorInference
 from server.api.v2.messages import infer_response, tensor_request
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
-from server.api.v2.shared_memory import SharedMemoryRegions
+from server.api.v2.region_control import RegionControl
 
 SHARED_MEMORY_METHODS = frozenset(
     f"SystemSharedMemory{action}" for action in ("Status", "Register", "Unregister")
@@ -35,7 +35,7 @@ class OpenInference:
         tensors: TensorInference,
         metadata: Metadata,
         control: ModelControl,
-        regions: SharedMemoryRegions | None = None,
+        regions: RegionControl | None = None,
     ) -> None:
         self._tensors = tensors
         self._metadata = metadata
@@ -55,7 +55,7 @@ class OpenInference:
     async def ModelReady(
         self, request: pb.ModelReadyRequest, context: CallContext
     ) -> pb.ModelReadyResponse:
-        is_ready = self._metadata.is_model_ready(request.name, request.version)
+        is_ready = self._metadata.is_model_ready(request.name, request.version, context)
         return pb.ModelReadyResponse(ready=is_ready)
 
     async def ServerMetadata(
@@ -102,20 +102,24 @@ class OpenInference:
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: CallContext
     ) -> pb.RepositoryIndexResponse:
-        entries = self._metadata.index(request.repository_name, only_ready=request.ready)
+        entries = self._metadata.index(request.repository_name, context, only_ready=request.ready)
         entry = pb.RepositoryIndexResponse.ModelIndex
         return pb.RepositoryIndexResponse(models=[_message(entry, one) for one in entries])
 
     async def RepositoryModelLoad(
         self, request: pb.RepositoryModelLoadRequest, context: CallContext
     ) -> pb.RepositoryModelLoadResponse:
-        await self._control.load(request.repository_name, request.model_name, request.parameters)
+        await self._control.load(
+            context, request.repository_name, request.model_name, request.parameters
+        )
         return pb.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(
         self, request: pb.RepositoryModelUnloadRequest, context: CallContext
     ) -> pb.RepositoryModelUnloadResponse:
-        await self._control.unload(request.repository_name, request.model_name, request.parameters)
+        await self._control.unload(
+            context, request.repository_name, request.model_name, request.parameters
+        )
         return pb.RepositoryModelUnloadResponse()
 
     async def SystemSharedMemoryStatus(
@@ -131,17 +135,18 @@ class OpenInference:
     async def SystemSharedMemoryRegister(
         self, request: pb.SystemSharedMemoryRegisterRequest, context: CallContext
     ) -> pb.SystemSharedMemoryRegisterResponse:
-        regions = self._shared_memory()
-        regions.register(request.name, request.key, request.offset, request.byte_size)
+        self._shared_memory().register(
+            context, request.name, request.key, request.offset, request.byte_size
+        )
         return pb.SystemSharedMemoryRegisterResponse()
 
     async def SystemSharedMemoryUnregister(
         self, request: pb.SystemSharedMemoryUnregisterRequest, context: CallContext
     ) -> pb.SystemSharedMemoryUnregisterResponse:
-        self._shared_memory().unregister(request.name)
+        self._shared_memory().unregister(context, request.name)
         return pb.SystemSharedMemoryUnregisterResponse()
 
-    def _shared_memory(self) -> SharedMemoryRegions:
+    def _shared_memory(self) -> RegionControl:
         assert self._regions is not None, "without regions these RPCs are not served"
         return self._regions
 

@@ -7,7 +7,6 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import NoReturn
 
 from server.errors import Unauthenticated
 from server.security.caller import Caller
@@ -27,6 +26,7 @@ FAILURES = (
     *(MISSING, MALFORMED, EXPIRED, LIMITED),
     *(UNKNOWN_TOKEN, UNKNOWN_CERTIFICATE, UNKNOWN_USER, FORBIDDEN),
 )
+GUESSES = frozenset({MALFORMED, EXPIRED, UNKNOWN_TOKEN})  # the limit per address counts these
 
 # A proxy on this machine forwards requests of other machines, and a browser those of web pages.
 FORWARDING = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip", b"origin"})
@@ -40,15 +40,16 @@ Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
 class Authenticator(ABC):
     """Used on the event loop's thread only."""
 
-    generation = 0  # changes when earlier answers may be wrong
-
     @abstractmethod
     def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         """The headers that `identify` looks at. Equal ones of one connection mean one caller."""
 
     @abstractmethod
     def identify(self, relevant: Headers, peer: Peer) -> Caller:
-        """The caller. Raises Unauthenticated."""
+        """The caller. Raises Unauthenticated; a new request must then call `failed`."""
+
+    def failed(self, error: Unauthenticated, peer: Peer) -> None:  # noqa: B027  optional
+        """Counts a wrong credential against the peer's address."""
 
 
 class OpenAuthenticator(Authenticator):
@@ -71,6 +72,7 @@ class FileAuthenticator(Authenticator):
 
     def __init__(self, identities: Identities, limit: FailureLimit) -> None:
         self._limit = limit
+        self._verified: dict[bytes, tuple[Principal, float]] = {}  # by Authorization value
         self.replace(identities)
 
     def replace(self, identities: Identities) -> None:
@@ -78,8 +80,9 @@ class FileAuthenticator(Authenticator):
         self._identities = identities
         proxy = identities.proxy
         self._headers = {AUTHORIZATION, proxy.header} if proxy else {AUTHORIZATION}
-        self._verified: dict[bytes, tuple[Principal, float]] = {}
-        self.generation += 1
+        # Owners of valid tokens keep their access, whatever others send from the same address.
+        known = {value: self._lookup(value) for value in self._verified}
+        self._verified = {value: found for value, found in known.items() if found}
 
     def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
         names = self._headers
@@ -112,40 +115,50 @@ class FileAuthenticator(Authenticator):
 
     def _of_token(self, values: list[bytes], peer: Peer) -> Caller:
         if len(values) > 1:
-            self._fail(MALFORMED, "authorization: is given several times; give it once", peer)
+            raise Unauthenticated("authorization: is given several times; give it once", MALFORMED)
         value = values[0]
-        known = self._verified.get(value)
-        if known is None:
-            known = self._verify(value, peer)
-        principal, expires_s = known
+        principal, expires_s = self._verified.get(value) or self._verify(value, peer)
         if expires_s != math.inf and expires_s <= time.time():
-            self._fail(EXPIRED, "authorization: the token has expired", peer)
+            raise Unauthenticated("authorization: the token has expired", EXPIRED)
         return Caller(principal, peer, expires_s)
 
     def _verify(self, value: bytes, peer: Peer) -> tuple[Principal, float]:
         self._check_limit(peer)
+        found = self._lookup(value)
+        if found is None:
+            if token_of(value) is None:
+                message = "authorization: is not 'Bearer TOKEN' with a whole token"
+                raise Unauthenticated(message, MALFORMED)
+            raise Unauthenticated("authorization: the token is not valid", UNKNOWN_TOKEN)
+        if len(self._verified) >= MAX_VERIFIED:
+            self._verified.clear()
+        self._verified[value] = found
+        return found
+
+    def _lookup(self, value: bytes) -> tuple[Principal, float] | None:
+        """The principal of a token, and when the token expires; None if it is not valid."""
         given = token_of(value)
         if given is None:
-            self._fail(MALFORMED, "authorization: is not 'Bearer TOKEN' with a whole token", peer)
+            return None
         stored = self._identities.tokens.get(given.id)
         digest = NO_DIGEST if stored is None else stored.digest
         if not hmac.compare_digest(given.digest, digest) or stored is None:
-            self._fail(UNKNOWN_TOKEN, "authorization: the token is not valid", peer)
-        if len(self._verified) >= MAX_VERIFIED:
-            self._verified.clear()
-        known = self._verified[value] = stored.principal, stored.expires_s
-        return known
+            return None
+        return stored.principal, stored.expires_s
 
     def _of_certificate(self, certificate: PeerCertificate, peer: Peer) -> Caller:
         principals = self._identities.principals_of(certificate)
         if len(principals) != 1:
-            # Not limited: a CA has signed the certificate, so nobody can try many of them.
             raise Unauthenticated(
                 "no token is given, and the client certificate belongs to "
                 f"{'several principals' if principals else 'no principal'} of this server",
                 UNKNOWN_CERTIFICATE,
             )
         return Caller(principals.pop(), peer)
+
+    def failed(self, error: Unauthenticated, peer: Peer) -> None:
+        if error.reason in GUESSES:
+            self._limit.failed(peer.host)
 
     def _check_limit(self, peer: Peer) -> None:
         wait_s = self._limit.wait_s(peer.host)
@@ -155,7 +168,3 @@ class FileAuthenticator(Authenticator):
                 f"{math.ceil(wait_s)} s",
                 LIMITED,
             )
-
-    def _fail(self, reason: str, message: str, peer: Peer) -> NoReturn:
-        self._limit.failed(peer.host)
-        raise Unauthenticated(message, reason)

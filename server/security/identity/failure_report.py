@@ -30,6 +30,6 @@ class FailureReport:
             return
         log.warning(
             "access_denied",
-            extra={"reason": reason, "peer": host, "not_logged_before": self._not_logged},
+            extra={"reason": reason, "peer": host, "left_out": self._not_logged},
         )
         self._next_log_s, self._not_logged = now_s + LOG_PERIOD_S, 0

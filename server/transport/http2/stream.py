@@ -16,6 +16,7 @@ from ngh2 import Connection
 from ngh2.enums import ErrorCode
 from ngh2.exceptions import NGH2Error
 
+from server.security.peer import peer_of
 from server.transport.metadata import Header
 
 
@@ -64,6 +65,7 @@ class ResponseSender:
         streams: dict[int, Stream],
         on_event: Callable[[Any], None],
     ) -> None:
+        self.peer = peer_of(transport)
         self._http2 = http2
         self._transport = transport
         self._streams = streams
