@@ -97,7 +97,7 @@ class Run:
 
         def send_next() -> None:
             nonlocal done
-            due_s = self.now_s()
+            due_s = clock() - self._zero_s
             if due_s < until_s:
                 self._start(due_s, next(classes), due_s)
                 return
@@ -129,7 +129,7 @@ class Run:
 
         def send_due() -> None:
             nonlocal upcoming
-            while upcoming is not None and upcoming[0] <= (now_s := self.now_s()):
+            while upcoming is not None and upcoming[0] <= (now_s := clock() - self._zero_s):
                 self._start_or_skip(*upcoming, now_s)
                 upcoming = next(arrivals, None)
             if upcoming is not None:
@@ -203,7 +203,8 @@ class Run:
 
     def _record(self, request: _Request, status: str, rows: float) -> None:
         self._requests.discard(request)
-        due_s, finished_s, class_index = request.due_s, self.now_s(), request.class_index
+        finished_s = clock() - self._zero_s
+        due_s, class_index = request.due_s, request.class_index
         self.samples.add(
             due_s,
             request.sent_s,
@@ -250,7 +251,6 @@ class _Request(UnaryCall):
         sent_s: float,
         class_index: int,
     ) -> None:
-        super().__init__()
         self.run = run
         self.channel = channel
         self.body = body

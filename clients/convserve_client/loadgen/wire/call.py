@@ -57,12 +57,9 @@ class UnaryCall(Stream):
         "trailers",
     )
 
-    def __init__(self) -> None:
-        self.connection: ClientConnection | None = None  # that carries the call
-        self.is_done = True
-
     def begin(self, deadline_s: float) -> None:
         """Called by the channel when it sends the call."""
+        self.connection: ClientConnection | None = None  # that carries the call
         self.is_done = False
         self.deadline_s = deadline_s
         self.code = OK  # gRPC's status as a number

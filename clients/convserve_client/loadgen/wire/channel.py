@@ -208,7 +208,6 @@ class _AwaitedCall(UnaryCall):
     __slots__ = ("_waiter",)
 
     def __init__(self) -> None:
-        super().__init__()
         self._waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def ended(self) -> None:

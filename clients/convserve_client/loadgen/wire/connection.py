@@ -35,9 +35,9 @@ STREAM_WINDOW = 8 << 20
 CONNECTION_WINDOW = 256 << 20
 
 # After this many requests, output is written before the loop's turn ends, so that the server can
-# start to work. Measured with 64 callers of LeNet-5 on two cores (medians of six rounds): 8,650
-# answers per second, but 7,550 if all is written at the end of the turn.
-REQUESTS_PER_WRITE = 8
+# start to work. Measured with 64 callers of LeNet-5 on two cores: a sixth more answers per second
+# than with one write at the end of the turn. 8 give no more, and cost 5 % more CPU time.
+REQUESTS_PER_WRITE = 16
 BYTES_PER_WRITE = 64 << 10  # a longer output costs more to copy, because it leaves the CPU's cache
 
 NO_LIMIT = 1 << 31
@@ -122,8 +122,6 @@ class ClientConnection(asyncio.Protocol):
         self._wrong_protocol = ""
         self._why = "the connection was closed"
 
-    # --- for the loop ------------------------------------------------------------------------
-
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         if transport.get_extra_info("ssl_object") is None:
@@ -163,7 +161,7 @@ class ClientConnection(asyncio.Protocol):
             self._end()
             return
         if not self.ready.done():
-            self._recognise(data)
+            self._wrong_protocol = self._wrong_protocol or other_protocol(data)
         self._handle(self._http2.events())
         self._flush()
         if self.is_leaving and not self.streams:
@@ -176,8 +174,6 @@ class ClientConnection(asyncio.Protocol):
         self._is_writable = True
         self._flush()
         self._owner.on_room(self)
-
-    # --- for the channel ---------------------------------------------------------------------
 
     def open(self, stream: Stream, headers: Sequence[Header], body: bytes) -> bool:
         """Sends a request as far as the server's windows allow, the rest later.
@@ -227,8 +223,6 @@ class ClientConnection(asyncio.Protocol):
         self._is_closed = True
         self._transport.abort()
 
-    # --- events ------------------------------------------------------------------------------
-
     def _handle(self, events: list[Any]) -> None:
         streams = self.streams
         for event in events:
@@ -246,7 +240,8 @@ class ClientConnection(asyncio.Protocol):
             elif kind is ResponseReceived:
                 stream = streams.get(event.stream_id)
                 if stream is not None:
-                    head = self._heads.read(event.headers)
+                    heads, headers = self._heads, event.headers
+                    head = heads.latest if headers == heads.latest_headers else heads.read(headers)
                     if event.end_stream:
                         self._end_stream(stream, head)
                     else:
@@ -254,7 +249,9 @@ class ClientConnection(asyncio.Protocol):
             elif kind is TrailersReceived:
                 stream = streams.get(event.stream_id)
                 if stream is not None:
-                    self._end_stream(stream, self._trailers.read(event.headers))
+                    heads, headers = self._trailers, event.headers
+                    head = heads.latest if headers == heads.latest_headers else heads.read(headers)
+                    self._end_stream(stream, head)
             else:
                 self._handle_rare(event)
         if not self.is_leaving:
@@ -297,15 +294,6 @@ class ClientConnection(asyncio.Protocol):
             self._reset(stream.stream_id)  # the server answered before it read the whole request
         stream.response_ended(trailers)
 
-    # --- ends --------------------------------------------------------------------------------
-
-    def _recognise(self, data: bytes) -> None:
-        """Finds out what a server speaks that does not speak HTTP/2."""
-        if data.startswith(TLS_ALERT):
-            self._wrong_protocol = "the port expects TLS; use --tls or --tls-ca"
-        elif data.startswith(HTTP1):
-            self._wrong_protocol = "the port speaks HTTP/1.1, not HTTP/2; use the port of gRPC"
-
     def _leave(self) -> None:
         if not self.is_leaving:
             self.is_leaving = True
@@ -323,8 +311,6 @@ class ClientConnection(asyncio.Protocol):
         self.streams.clear()
         for stream in streams:
             stream.failed(None, self._why)
-
-    # --- writing -----------------------------------------------------------------------------
 
     def _reset(self, stream_id: int) -> None:
         with suppress(NGH2Error):  # the library has closed the connection
@@ -351,3 +337,12 @@ class ClientConnection(asyncio.Protocol):
             data = self._http2.data_to_send()
             if data:
                 self._transport.write(data)
+
+
+def other_protocol(data: bytes) -> str:
+    """What to do if the first bytes of a server are not those of HTTP/2; empty if they are."""
+    if data.startswith(TLS_ALERT):
+        return "the port expects TLS; use --tls or --tls-ca"
+    if data.startswith(HTTP1):
+        return "the port speaks HTTP/1.1, not HTTP/2; use the port of gRPC"
+    return ""

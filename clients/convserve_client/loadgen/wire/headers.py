@@ -51,12 +51,10 @@ class ResponseHeads:
 
     def __init__(self) -> None:
         self._cache: dict[tuple[Header, ...], ResponseHead] = {}
-        self._latest: tuple[Header, ...] | None = None
-        self._latest_head = ResponseHead()
+        self.latest_headers: tuple[Header, ...] | None = None  # comparing is cheaper than a hash
+        self.latest = ResponseHead()
 
     def read(self, headers: tuple[Header, ...]) -> ResponseHead:
-        if headers == self._latest:  # much cheaper than their hash
-            return self._latest_head
         head = self._cache.get(headers)
         if head is None:
             head = _response_head(headers)
@@ -65,7 +63,7 @@ class ResponseHeads:
             if len(self._cache) >= MAX_CACHED_HEADS:
                 self._cache.clear()
             self._cache[headers] = head
-        self._latest, self._latest_head = headers, head
+        self.latest_headers, self.latest = headers, head
         return head
 
 
