@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,23 @@ class Settings:
         "image that alone needs more is refused",
         minimum=1 << 20,
     )
+    max_connections: int = option(
+        8192,
+        "open connections of both ports; further ones are closed at once",
+        minimum=1,
+        maximum=1 << 20,
+    )
+    max_connections_per_peer: int = option(
+        1024,
+        "open connections from one address (IPv6: from one /64 network) to both ports",
+        minimum=1,
+        maximum=1 << 20,
+    )
+    trusted_peers: str = option(
+        "",
+        "addresses and networks of proxies, separated by commas, for example 10.0.0.0/8; they have "
+        "no limits by peer",
+    )
     max_calls: int = option(
         4096, "calls in progress; further calls are refused", minimum=1, maximum=2**31 - 1
     )
@@ -223,6 +241,7 @@ class Settings:
                     f"cors_origin has {origin!r}; an origin is scheme://host or scheme://host:port "
                     "without a path, or *"
                 )
+        self.trusted_networks()
         if self.queue_rows < self.max_images_per_call:
             raise ValueError(
                 f"queue_rows is {self.queue_rows}; it must hold one call of max_images_per_call, "
@@ -244,6 +263,19 @@ class Settings:
         """The origins as browsers send them: in lower case, without a slash at the end."""
         origins = (one.strip().removesuffix("/").lower() for one in self.cors_origin.split(","))
         return [origin for origin in origins if origin]
+
+    def trusted_networks(self) -> list[IPv4Network | IPv6Network]:
+        """Raises ValueError for what is neither an address nor a network."""
+        networks = []
+        for name in split_list(self.trusted_peers):
+            try:
+                networks.append(ip_network(name, strict=False))
+            except ValueError:
+                raise ValueError(
+                    f"trusted_peers has {name!r}; an address such as 10.0.0.7 or a network such as "
+                    "10.0.0.0/8 is needed"
+                ) from None
+        return networks
 
     def serves(self, model: str) -> bool:
         """Whether to serve a model without a client's request to load it."""

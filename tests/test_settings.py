@@ -10,7 +10,10 @@ import pytest
 from server.images.input_spec import ImageLimits
 from server.settings import PREFIX, Settings, parse
 
-TEXTS = {"repo": "folder", "host": "::1", "backend": "null", "models": "a,b", "cors_origin": "*"}
+TEXTS = {
+    **{"repo": "folder", "host": "::1", "backend": "null", "models": "a,b", "cors_origin": "*"},
+    "trusted_peers": "10.0.0.0/8",
+}
 NUMBERS = {
     "queue_rows": 700,
     "max_bytes_in_progress": 2_000_000_000,

@@ -36,6 +36,13 @@ class InFlightLimits:
             return
         raise Overloaded(reason, retry_after_s=BUSY_RETRY_S)
 
+    def check(self) -> None:
+        """Raises Overloaded if no other call may begin now."""
+        try:
+            self.begin()
+        finally:
+            self.end()
+
     def add_bytes(self, size: int) -> None:
         """Counts `size` more bytes of a call in progress. Raises as `begin` does."""
         self.calls -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -48,6 +49,7 @@ from server.models.startup import version_policy
 from server.models.watcher import RepositoryWatcher
 from server.process.cores import available_cores
 from server.process.load_thread import load_thread
+from server.process.open_files import raise_open_files_limit
 from server.scheduling.base import Scheduler
 from server.scheduling.deadline import DeadlineScheduler
 from server.scheduling.fixed import FixedScheduler
@@ -60,9 +62,14 @@ from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
 from server.transport.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
+from server.transport.connection_limits import ConnectionLimits
 from server.transport.grpc_server import GrpcServer
 from server.transport.listening import listening
 from server.transport.methods import Method
+
+log = logging.getLogger(__name__)
+
+SPARE_FILES = 256  # that are not connections: engines, model files, the log
 
 MAX_DECODING_IMAGES = 512  # that wait for a decoder: 1 to 3 s of work
 
@@ -136,6 +143,23 @@ def opened(settings: Settings) -> Iterator[Resources]:
         listening(settings.host, settings.http_port, settings.http_unix_socket) as http_socket,
     ):
         yield Resources(decoding, loading, inflater, grpc_socket, http_socket)
+
+
+def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionLimits:
+    """The limits of both ports. They never exceed what the system allows the process to open."""
+    wanted, files = settings.max_connections, raise_open_files_limit()
+    possible = min(wanted, max(1, files - SPARE_FILES))
+    if possible < wanted:
+        extra = {"max_connections": possible, "wanted": wanted, "open_files_limit": files}
+        log.warning("max_connections_lowered", extra=extra)
+    limits = ConnectionLimits(
+        possible,
+        settings.max_connections_per_peer,
+        settings.trusted_networks(),
+        lambda port, reason: metrics.connections_cut.labels(port, reason).inc(),
+    )
+    metrics.read_connections(limits.open)
+    return limits
 
 
 def build_telemetry(settings: Settings) -> Telemetry:
@@ -280,7 +304,9 @@ def build_api(
         rest_routes(settings, calls, operations, in_flight),
         settings.cors_origins(),
     )
-    http_server = HttpServer(app, settings.http_keep_alive_s)
+    http_server = HttpServer(
+        app, settings.http_keep_alive_s, build_connection_limits(settings, metrics)
+    )
     return Api(grpc_server, http_server, calls, health, stopping, operations.regions)
 
 

@@ -104,6 +104,9 @@ class Metrics:
         text = "Compute time of results that no client received."
         self.wasted = counter("wasted_compute_seconds", text, "model")
 
+        text = "Connections that the server refused or cut, by port and reason."
+        self.connections_cut = counter("connections_cut", text, "port", "reason")
+
         # Versions and engines.
         text = "1 if the version answers requests, 0 if it is known but does not."
         self.ready = gauge("model_ready", text, "model", "version")
@@ -174,6 +177,10 @@ class Metrics:
             read,
         )
 
+    def read_connections(self, read: Callable[[], dict[str, int]]) -> None:
+        """Exports convserve_connections{port}; `read` is called at each scrape."""
+        self._read("convserve_connections", "Open connections.", "port", read)
+
     def read_gpus(self, gpus: GpuMonitor) -> None:
         """Exports the readings of NVML for each GPU."""
         for name, help, read in (
@@ -192,6 +199,10 @@ class Metrics:
     def render(self) -> bytes:
         """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
+
+    def format_for(self, accept: str) -> str:
+        """The content type that an Accept header leads to; there are a few."""
+        return choose_encoder(accept)[1]
 
     def render_for(self, accept: str) -> tuple[bytes, str]:
         """All metrics and their content type, in the best format that the Accept header allows.

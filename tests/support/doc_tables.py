@@ -56,6 +56,7 @@ def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
     """Name, type, labels and help of each metric."""
     metrics = Metrics()
     metrics.read_queue_rows(lambda: {"any": 1})
+    metrics.read_connections(lambda: {"any": 1})
     metrics.read_busy(lambda: {"any": 1.0})
     metrics.read_gpus(GpuMonitor(FakeNvml()))
     labels = {

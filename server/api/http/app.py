@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-import h11
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -15,69 +13,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from server.api.health import ServingState
-from server.api.http.access import PEER, HttpAccess, refusal
+from server.api.http.access import HttpAccess
+from server.api.http.metrics_page import MetricsPage
 from server.api.http.problem import http_problem
 from server.api.http.routes import HEADER_LENGTH
 from server.api.visible_models import VisibleModels
-from server.errors import ServingError
 from server.execution.devices import Devices
 from server.security.caller import Caller
-from server.security.peer import peer_of
-from server.security.permissions import LISTS, READ_METRICS
+from server.security.permissions import LISTS
 from server.telemetry.metrics import Metrics
 
-HEAD_S = 20.0  # for the head of a request to arrive; the gRPC port waits as long
 CLOSE = (b"connection", b"close")
 CORS_MAX_AGE_S = 7200  # how long a browser may remember what is allowed; Chrome's maximum
-
-
-class HttpConnection(H11Protocol):
-    """Uvicorn's connection with a timeout for the head of a request, and for a silent client.
-
-    Uvicorn waits without limit for both. Such a client would hold a file descriptor that other
-    clients need, those of the gRPC port too. A connection without a single byte gets as much time
-    as one between two requests: proxies in Go open connections in advance, and a request that
-    arrives as the server closes one is lost.
-    """
-
-    _head_timer: asyncio.TimerHandle | None = None  # runs while a head is incomplete
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app_state = {**self.app_state, PEER: peer_of(transport)}
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._stop_timer()
-        elif self._head_timer is None:
-            self._start_timer()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        has_begun = self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]
-        if has_begun and self._head_timer is None and not self.transport.is_closing():
-            self._unset_keepalive_if_required()
-            self._start_timer()
-
-    def connection_lost(self, error: Exception | None) -> None:
-        self._stop_timer()
-        self._unset_keepalive_if_required()
-        super().connection_lost(error)
-
-    def _start_timer(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
-
-    def _stop_timer(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
 
 
 class Draining:
@@ -118,14 +67,6 @@ def application(
     Pages of the origins may call them, those of any origin if one is "*".
     """
 
-    async def read_metrics(request: Request) -> Response:
-        try:
-            access.admit(request, READ_METRICS)
-        except ServingError as error:
-            return refusal(request, error, READ_METRICS)
-        text, content_type = metrics.render_for(request.headers.get("accept", ""))
-        return Response(text, headers={"content-type": content_type})
-
     async def healthz(request: Request) -> Response:
         """503 if only a restart of the process can help: a device is lost."""
         lost = devices.lost_reason
@@ -159,7 +100,7 @@ def application(
 
     return Starlette(
         routes=[
-            Route("/metrics", read_metrics),
+            Route("/metrics", MetricsPage(metrics, access).get),
             Route("/healthz", healthz),
             Route("/readyz", readyz),
             *routes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from io import BytesIO
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -22,7 +23,11 @@ from server.transport.compression import (
     TooLargeError,
 )
 
-MAX_BODY_S = 30.0  # for a body to arrive; it counts as a call in progress meanwhile
+# A body has MAX_BODY_S to arrive, and longer if it is large and keeps this rate, as over a slow
+# mobile link. Its bytes count as in progress meanwhile, but it is no call yet: clients that send
+# slowly must not take the calls of the others.
+MAX_BODY_S = 30.0
+MIN_BYTES_PER_S = 32 << 10
 IDENTITY = "identity"
 ENCODINGS = (IDENTITY, *WINDOW_BITS)
 
@@ -56,7 +61,7 @@ class BodyReader:
     async def read(self, request: Request, limit: int, deadline_s: float) -> AsyncIterator[bytes]:
         """The body, of at most `limit` bytes, a form of a few more.
 
-        It counts as a call in progress until the end.
+        It counts as a call in progress from its last byte until the end.
 
         Raises TimeoutError when the deadline passes, HTTPException, InvalidInput, Overloaded, and
         ModelNotReady when the server stops.
@@ -64,8 +69,9 @@ class BodyReader:
         held = _HeldBytes(self._in_flight)
         if is_form(request):
             limit += MAX_FORM_BYTES
+        is_call = False
         try:
-            self._in_flight.begin()
+            self._in_flight.check()
             close = CLOSE if "expect" in request.headers else None
             encoding = _encoding(request, close)
             length = request.headers.get("content-length", "")
@@ -74,29 +80,36 @@ class BodyReader:
             body = await self._receive(request, limit, deadline_s, held)
             if encoding != IDENTITY:
                 body = await self._inflate(body, encoding, limit, held)
+            is_call = True
+            self._in_flight.begin()
             yield body
         finally:
-            self._in_flight.end(held.size)
+            self._in_flight.remove_bytes(held.size)
+            if is_call:
+                self._in_flight.end()
 
     async def _receive(
         self, request: Request, limit: int, deadline_s: float, held: _HeldBytes
     ) -> bytes:
-        left_s = deadline_s - clock()
+        began_s = clock()
+        left_s = deadline_s - began_s
         task = asyncio.current_task()
         assert task is not None
         self._receiving.add(task)
-        parts = []
+        body = BytesIO()
         try:
-            async with asyncio.timeout(min(left_s, MAX_BODY_S)):
+            async with asyncio.timeout(min(left_s, MAX_BODY_S)) as timeout:
+                ends_at = asyncio.get_running_loop().time() + MAX_BODY_S
+                last_s = ends_at + left_s - MAX_BODY_S
                 async for part in request.stream():
                     if held.size + len(part) > limit:
                         raise _too_large(limit)
                     held.add(len(part))
-                    parts.append(part)
+                    body.write(part)
+                    timeout.reschedule(min(last_s, ends_at + held.size / MIN_BYTES_PER_S))
         except TimeoutError:
-            if left_s > MAX_BODY_S:
-                message = f"the body took more than {MAX_BODY_S:.0f} s"
-                raise HTTPException(408, message) from None
+            if clock() < began_s + left_s:
+                raise HTTPException(408, _too_slow(held.size)) from None
             raise
         except asyncio.CancelledError:
             if not self._is_stopped:
@@ -105,7 +118,7 @@ class BodyReader:
             raise ModelNotReady("the server has stopped") from None
         finally:
             self._receiving.discard(task)
-        return b"".join(parts)
+        return body.getvalue()  # no copy, see CPython's BytesIO
 
     async def _inflate(self, body: bytes, encoding: str, limit: int, held: _HeldBytes) -> bytes:
         """Raises InvalidInput, Overloaded, and HTTPException for more than `limit` bytes."""
@@ -143,6 +156,13 @@ def _encoding(request: Request, close: Mapping[str, str] | None) -> str:
         message = f"Content-Encoding: {given!r}; {', '.join(ENCODINGS)} are understood"
         raise HTTPException(415, message, close)
     return encoding
+
+
+def _too_slow(size: int) -> str:
+    return (
+        f"{size:,} bytes of the body came in time; {MAX_BODY_S:.0f} s are allowed, and 1 s for "
+        f"each {MIN_BYTES_PER_S:,} bytes"
+    )
 
 
 def _too_large(limit: int, headers: Mapping[str, str] | None = None) -> HTTPException:

@@ -107,12 +107,17 @@ class _Part:
         """The image in this part. Raises InvalidInput."""
         encoding = self.headers.get("content-transfer-encoding", "binary").strip().lower()
         if encoding == "base64":
-            return Base64File(bytes(self.data), self.name)
+            return Base64File(self._take(), self.name)
         if encoding not in ("binary", "8bit", "7bit"):
             given = encoding[:MAX_QUOTED]
             message = f"has the Content-Transfer-Encoding {given!r}; binary or base64 is allowed"
             raise InvalidInput(self.name, message)
-        return ImageFile(bytes(self.data), self.name)
+        return ImageFile(self._take(), self.name)
+
+    def _take(self) -> bytes:
+        data = bytes(self.data)
+        self.data = bytearray()
+        return data
 
     def text(self) -> str:
         """The value of a field that is no file. Raises InvalidInput."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
 
-from server.api.http.app import HttpConnection
+from server.api.http.connection import HttpConnection
+from server.api.http.reading import ReadingTurns
+from server.transport.connection_limits import ConnectionLimits
 
 CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
 
@@ -16,11 +19,11 @@ CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
 class HttpServer(uvicorn.Server):
     """An HTTP server that leaves signals to its owner."""
 
-    def __init__(self, app: Starlette, keep_alive_s: float) -> None:
+    def __init__(self, app: Starlette, keep_alive_s: float, limits: ConnectionLimits) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
-                http=HttpConnection,
+                http=partial(HttpConnection, limits=limits, turns=ReadingTurns()),  # type: ignore[arg-type]  # uvicorn only calls it
                 log_config=None,
                 access_log=False,
                 lifespan="off",
