@@ -277,7 +277,7 @@ def build_api(
     support = CallSupport(metrics, in_flight, after_response, stopping, telemetry.tracing)
     methods = {
         **health_methods(health, in_flight),
-        **reflection_methods(Reflection([*SERVICES, HEALTH], stopping), in_flight),
+        **reflection_methods(Reflection([*SERVICES, HEALTH]), in_flight, stopping),
         **inference_methods(operations, support),
     }
     transport_limits = TransportLimits(
