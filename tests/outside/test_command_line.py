@@ -1,0 +1,85 @@
+"""h2load, nghttp and curl."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from server.api.stubs import classify_pb2 as pb
+from tests.outside.conftest import Digit
+from tests.outside.tools import needs, output
+from tests.support.http2_frames import message
+from tests.transport.attacks.attack import CLASSIFY, DIGIT
+from tests.transport.attacks.processes import ServerProcess
+
+GRPC = ("-H", "content-type: application/grpc", "-H", "te: trailers")
+
+
+@pytest.fixture
+def body(tmp_path: Path) -> Path:
+    """A file with the body of a Classify call."""
+    path = tmp_path / "body"
+    path.write_bytes(message(DIGIT))
+    return path
+
+
+@needs("h2load")
+@pytest.mark.parametrize(("connections", "streams"), [(1, 1), (8, 32), (50, 10)])
+def test_h2load_loses_no_call(
+    server: ServerProcess, body: Path, connections: int, streams: int
+) -> None:
+    calls = 2_000
+    load = (f"-n{calls}", f"-c{connections}", f"-m{streams}", "-d", body)
+    shown = output("h2load", *load, *GRPC, f"http://127.0.0.1:{server.port}{CLASSIFY}")
+    assert f"{calls} done, {calls} succeeded, 0 failed, 0 errored, 0 timeout" in shown
+    assert f"status codes: {calls} 2xx" in shown
+
+
+@needs("nghttp")
+def test_nghttp_shows_the_response_and_its_trailers(server: ServerProcess, body: Path) -> None:
+    url = f"http://127.0.0.1:{server.port}{CLASSIFY}"
+    shown = output("nghttp", "-nv", "-d", body, *GRPC, url)
+    received = re.findall(
+        r"recv \(stream_id=\d+\) ([\w:-]+: .*)", re.sub(r"\x1b\[[\d;]*m", "", shown)
+    )
+    assert ":status: 200" in received
+    assert "content-type: application/grpc" in received
+    assert "grpc-status: 0" in received
+
+
+@needs("curl")
+def test_curl_classifies_a_file(server: ServerProcess, digit: Digit) -> None:
+    http = f"http://127.0.0.1:{server.http_port}"
+    assert output("curl", "-sf", f"{http}/healthz")
+    url = f"{http}/v1/models/lenet5:classify"
+    for form in (("--data-binary", f"@{digit.path}"), ("-F", f"image=@{digit.path}")):
+        answer = json.loads(output("curl", "-sf", *form, url))
+        assert answer["classes"][0]["index"] == digit.label
+
+
+@needs("curl")
+def test_curl_calls_grpc_with_prior_knowledge(
+    server: ServerProcess, body: Path, tmp_path: Path
+) -> None:
+    url = f"http://127.0.0.1:{server.port}{CLASSIFY}"
+    answer = tmp_path / "answer"
+    shown = output(
+        "curl", "-s", "--http2-prior-knowledge", *GRPC, "--data-binary", f"@{body}",
+        "-o", answer, "-D-", url,
+    )  # fmt: skip
+    assert "grpc-status: 0" in shown
+    assert pb.ClassifyResponse.FromString(answer.read_bytes()[5:]).model == "lenet5"
+
+
+@needs("curl")
+def test_curl_learns_which_port_speaks_what(server: ServerProcess) -> None:
+    """HTTP/1.1 at the gRPC port, and HTTP/2 at the HTTP port."""
+    shown = output("curl", "-s", "-w", "%{http_code}", f"http://127.0.0.1:{server.port}/healthz")
+    assert "This port speaks gRPC" in shown
+    assert shown.endswith("505")
+    http = f"http://127.0.0.1:{server.http_port}/healthz"
+    shown = output("curl", "-s", "--http2", "-w", "%{http_code} %{http_version}", http)
+    assert shown.endswith("200 1.1")  # the offer of an upgrade is ignored
