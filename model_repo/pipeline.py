@@ -172,6 +172,8 @@ def _build_staged(
 
     progress.stage("weights")
     loaded = _load_weights(card, options, pixels, progress)
+    if loaded.note:
+        progress.tell(loaded.note)
     served = _served(loaded.network, card)
 
     progress.stage("reference")

@@ -20,6 +20,9 @@ class BuildProgress:
     def advance(self, done: int, total: int | None) -> None:
         """Progress within the stage, in bytes or steps. `total` is None if it is unknown."""
 
+    def tell(self, text: str) -> None:
+        """Something that the user may want to know."""
+
     def warn(self, text: str) -> None:
         """The build continues, but the user must know this."""
 
@@ -69,6 +72,9 @@ class ConsoleProgress(BuildProgress):
             completed=STAGES.index(self._stage) + fraction,
             description=f"{self._stage} {amount}",
         )
+
+    def tell(self, text: str) -> None:
+        self._console.print(f"{self._model}: {text}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         self._console.print(f"{self._model}: {text}", style="bold yellow", soft_wrap=True)

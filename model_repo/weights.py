@@ -8,9 +8,9 @@
     digits         trained during the build, on handwritten digits
     random:SEED    random parameters: the predictions mean nothing
 
-A checkpoint must hold exactly the parameters and buffers of the network, by name: either those of
-the served network or those of the network in training. Batch counters may be missing, because old
-checkpoints do not have them.
+A checkpoint must hold all parameters and buffers of the network, in any of the usual wrappers and
+under the names of torchvision, timm or transformers: see model_repo.checkpoints.fitting. Batch
+counters may be missing, because old checkpoints do not have them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model_repo import digits
-from model_repo.architectures.registry import create, find
+from model_repo.architectures.registry import create
 from model_repo.card_files.sources import is_path
 from model_repo.cards import Card
 from model_repo.checkpoints.download import (
@@ -37,13 +36,14 @@ from model_repo.checkpoints.download import (
     WeightsUnavailable,
     fetch,
     redacted,
-    sha256_of,
 )
-from model_repo.checkpoints.reader import MAX_NAMES_SHOWN, WrongCheckpoint, read_checkpoint
+from model_repo.checkpoints.parameters import network_parameters
+from model_repo.checkpoints.reader import WrongCheckpoint
+from model_repo.checkpoints.shards import content_sha256
 
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
 DEFAULT_CACHE = "~/.cache/convserve/weights"
-BATCH_COUNTER = ".num_batches_tracked"
+MAX_NOTE = 1000  # characters
 # Of an untrained network:
 RESIDUAL_SCALE = 0.25  # initial size of a residual branch, relative to its input
 LOGIT_STD = 2.0  # standard deviation of the logits over the classes
@@ -119,7 +119,7 @@ def _existing_file(name: str) -> Path:
     if path.is_file():
         return path
     if path.is_dir():
-        raise WeightsError(f"{path} is a folder; give the checkpoint file in it as file:PATH")
+        raise WeightsError(f"{path} is a folder; give the checkpoint file in it{_inside(path)}")
     if path.is_symlink() and not path.exists():
         raise WeightsUnavailable(
             f"{path} is a symbolic link to {os.readlink(path)}, which does not exist"
@@ -127,6 +127,14 @@ def _existing_file(name: str) -> Path:
     if path.exists():
         raise WeightsError(f"{path} is not a regular file")
     raise WeightsUnavailable(f"there is no file {path}")
+
+
+def _inside(folder: Path) -> str:
+    """The checkpoint in a folder, for a message. An index comes before its parts."""
+    for pattern in ("*.index.json", "*.safetensors", "*.bin", "*.pth", "*.pt", "*.ckpt"):
+        for path in sorted(folder.glob(pattern)):
+            return f", for example {path}"
+    return ""
 
 
 def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
@@ -147,63 +155,21 @@ def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
 
 
 def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
-    sha256 = sha256_of(path)
+    network = _without_memory(card)
+    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     try:
-        state = _served_state(card, read_checkpoint(path))
+        parameters = network_parameters(path, card.architecture, expected)
+        sha256 = content_sha256(path)
     except WrongCheckpoint as error:
         raise WrongCheckpoint(f"{source} {error}") from error.__cause__
-    network = _without_memory(card)
-    network.load_state_dict(state, assign=True)
-    return Weights(network=network.eval(), source=source, sha256=sha256, trained=True)
-
-
-def _served_state(card: Card, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The part of a checkpoint that the served network needs. Raises WrongCheckpoint if anything
-    is missing, unknown, of another shape, or not finite."""
-    training_only = find(card.architecture).training_only
-    in_training = any(name.startswith(training_only) for name in state)
-    expected = _without_memory(card, auxiliary=in_training).state_dict()
-    for name in expected.keys() - state.keys():
-        if name.endswith(BATCH_COUNTER):
-            state[name] = torch.zeros((), dtype=torch.int64)
-    problems = _problems(expected, state)
-    if problems:
-        raise WrongCheckpoint(
-            f"does not fit {card.architecture} with {card.classes} classes: {'; '.join(problems)}"
-        )
-    return {
-        name: state[name].to(tensor.dtype).contiguous()
-        for name, tensor in expected.items()
-        if not name.startswith(training_only)
-    }
-
-
-def _problems(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Describes each kind of difference, with the first names of each."""
-    names_by_kind = {
-        "missing": [name for name in expected if name not in state],
-        "unknown": [name for name in state if name not in expected],
-        "of another shape": [
-            f"{name} {list(state[name].shape)} for {list(tensor.shape)}"
-            for name, tensor in expected.items()
-            if name in state and state[name].shape != tensor.shape
-        ],
-        "with numbers that are not finite": [
-            name for name, tensor in state.items() if not _is_finite(tensor)
-        ],
-    }
-    return [
-        f"{len(names)} {kind} ({', '.join(names[:MAX_NAMES_SHOWN])}"
-        f"{', ...' if len(names) > MAX_NAMES_SHOWN else ''})"
-        for kind, names in names_by_kind.items()
-        if names
-    ]
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # torch has no isfinite for numbers of 8 bits.
-    wide = tensor.float() if tensor.is_floating_point() and tensor.itemsize == 1 else tensor
-    return bool(wide.isfinite().all())
+    network.load_state_dict(parameters.tensors, assign=True)
+    return Weights(
+        network=network.eval(),
+        source=source,
+        sha256=sha256,
+        trained=True,
+        note=f"{path.name}: {parameters.taken}"[:MAX_NOTE],
+    )
 
 
 def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:
@@ -268,10 +234,10 @@ def _noise_images(card: Card, generator: torch.Generator) -> Tensor:
     return F.interpolate(coarse, (height, width), mode="bilinear")
 
 
-def _without_memory(card: Card, *, auxiliary: bool = False) -> nn.Module:
+def _without_memory(card: Card) -> nn.Module:
     """The network on torch's meta device: its parameters have shapes but no values."""
     with torch.device("meta"):
-        return create(card.architecture, card.classes, auxiliary=auxiliary)
+        return create(card.architecture, card.classes)
 
 
 def _parameter_hash(network: nn.Module) -> str:

@@ -166,11 +166,6 @@ def _text(head: bytes) -> str:
         return ""
     if not all(character.isprintable() or character.isspace() for character in content):
         return ""
-    if '"weight_map"' in content:
-        return (
-            "is the index of a checkpoint in several files; join these files into one, "
-            "for example with safetensors.torch"
-        )
     if content.lstrip().startswith(("{", "[")):
         return f"is JSON text, not a checkpoint; {DOWNLOAD_ITSELF}"
     return f"is text, not a checkpoint; {CHOOSE_OTHER}"

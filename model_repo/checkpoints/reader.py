@@ -1,4 +1,4 @@
-"""Reads checkpoint files: tensors by name, saved by torch.save or in the safetensors format.
+"""Reads checkpoint files: the content that torch.save or safetensors wrote.
 
 Code in a file never runs. The content decides the format, not the ending of the name. A file that
 cannot be read gets one sentence that says what it is and what to do.
@@ -6,30 +6,29 @@ cannot be read gets one sentence that says what it is and what to do.
 
 from __future__ import annotations
 
-import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from model_repo.checkpoints.download import WeightsError
 from model_repo.checkpoints.file_kinds import SAVE_STATE, is_safetensors, is_zip, why_no_checkpoint
+from model_repo.checkpoints.pickled import LEGACY_MAGIC, pickled_names
+from model_repo.checkpoints.safe_types import allowed, is_allowed
+from model_repo.checkpoints.shards import is_index, shard_files
 
 MAX_NAMES_SHOWN = 3
 CHUNK_BYTES = 1 << 20
-# torch.save before PyTorch 1.6 writes four pickles: this number, a version, a platform, the data.
-LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-LEGACY_PICKLES = 4
 # Classes that torch.load accepts: see torch.serialization.get_safe_globals and its built-in list.
 SAFE_CLASS = re.compile(
     r"torch\.(\w+|_utils\.\w+|_tensor\.\w+|nn\.parameter\.\w+|storage\.\w+|serialization\.\w+)"
-    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|(builtins|__builtin__)\.\w+"
+    r"|collections\.(OrderedDict|Counter)|_codecs\.encode|builtins\.(bytearray|set|complex)"
 )
 
 
@@ -37,11 +36,18 @@ class WrongCheckpoint(WeightsError):
     """The file is not a checkpoint, or belongs to another network."""
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint by name. Raises WrongCheckpoint.
+def read_checkpoint(path: Path) -> Any:
+    """What a checkpoint holds: often a dictionary, with the tensors by name somewhere in it.
 
-    The message continues a sentence: "net.pth " + "is a Git LFS pointer, ...".
+    An index of several files gives the tensors of all of them. Raises WrongCheckpoint. The message
+    continues a sentence: "net.pth " + "is a Git LFS pointer, ...".
     """
+    if is_index(path):
+        try:
+            files = shard_files(path)
+        except ValueError as error:
+            raise WrongCheckpoint(str(error)) from None
+        return _joined(files)
     if reason := why_no_checkpoint(path):
         raise WrongCheckpoint(reason)
     with path.open("rb") as file:
@@ -49,19 +55,39 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     if is_zip(head):
         _compare_checksums(path)
     try:
-        content = load_file(path) if is_safetensors(head) else _load_without_code(path)
+        return load_file(path) if is_safetensors(head) else _load_without_code(path)
     except Exception as error:  # for a damaged file both libraries raise many different types
         raise WrongCheckpoint(_why_unreadable(path, head)) from error
-    if reason := _why_no_state(content):
-        raise WrongCheckpoint(reason)
-    return dict(content)
+
+
+def shown(names: Sequence[str], most: int = MAX_NAMES_SHOWN) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
+
+
+def _joined(files: Sequence[Path]) -> dict[str, Any]:
+    """The tensors of several files. Raises WrongCheckpoint that names the file."""
+    tensors: dict[str, Any] = {}
+    for file in files:
+        try:
+            content = read_checkpoint(file)
+        except WrongCheckpoint as error:
+            raise WrongCheckpoint(f"has a part {file.name} that {error}") from error.__cause__
+        if not isinstance(content, dict):
+            raise WrongCheckpoint(f"has a part {file.name} without tensors by name")
+        tensors |= content
+    return tensors
 
 
 def _load_without_code(path: Path) -> Any:
+    names: list[str] = []
+    with suppress(Exception):  # torch finds the damage again
+        names = pickled_names(path)[1]
     # torch gets a file, because it would choose the format by the end of the name.
     with warnings.catch_warnings(), path.open("rb") as file:
         warnings.simplefilter("ignore")  # about formats; the errors say more
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(allowed(names)):  # type: ignore[arg-type]
+            return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _compare_checksums(path: Path) -> None:
@@ -86,109 +112,22 @@ def _why_unreadable(path: Path, head: bytes) -> str:
     if is_safetensors(head):
         return damaged
     try:
-        protocol, classes = _pickled_classes(path, head)
+        protocol, names = pickled_names(path)
     except Exception:  # a damaged pickle fails in many ways
         return damaged
-    unsafe = [name for name in dict.fromkeys(classes) if not SAFE_CLASS.fullmatch(name)]
+    unsafe = [name for name in names if not (SAFE_CLASS.fullmatch(name) or is_allowed(name))]
     if any(name.startswith("torch.nn.") for name in unsafe):
         return (
-            f"contains a whole network ({unsafe[0]}), and loading it could run code; {SAVE_STATE}"
+            f"contains a whole network ({unsafe[0]}), and loading it could run code; where it was "
+            f"trained, {SAVE_STATE}"
         )
-    if unsafe and all(name.startswith("numpy.") for name in unsafe):
-        return f"contains NumPy values ({_shown(unsafe)}), not only tensors; {SAVE_STATE}"
     if unsafe:
         return (
-            f"contains Python objects ({_shown(unsafe)}), and loading them could run code; "
-            f"{SAVE_STATE}"
+            f"contains Python objects ({shown(unsafe)}), and loading them could run code; where it "
+            f"was trained, {SAVE_STATE}"
         )
     if not is_zip(head) and head != LEGACY_MAGIC:
         return f"is a pickle that torch.save did not write; {SAVE_STATE}"
     if protocol > 2:
         return f"is saved with pickle protocol {protocol}; save it with protocol 2, the default"
     return damaged
-
-
-def _pickled_classes(path: Path, head: bytes) -> tuple[int, list[str]]:
-    """Protocol of the pickle in a checkpoint, and the names of all its classes and functions."""
-    if is_zip(head):
-        with zipfile.ZipFile(path) as archive:
-            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-            with archive.open(name) as file:
-                return _scan(file)
-    protocol, classes = 0, []
-    with path.open("rb") as file:
-        for _ in range(LEGACY_PICKLES if head == LEGACY_MAGIC else 1):
-            protocol, names = _scan(file)
-            classes += names
-    return protocol, classes
-
-
-def _scan(file: IO[bytes]) -> tuple[int, list[str]]:
-    protocol, names = 0, list[str]()
-    for name, argument in _operations(file):
-        if name == "PROTO":
-            protocol = int(argument)
-        else:
-            names.append(str(argument))
-    return protocol, names
-
-
-def _operations(file: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    """The protocol and the globals of a pickle, without running it."""
-    pushed, memo = ["", ""], list[str]()
-    argument: Any
-    for operation, argument, _ in pickletools.genops(file):
-        if operation.name == "PROTO":
-            yield "PROTO", argument
-        elif operation.name in ("GLOBAL", "INST"):
-            yield "GLOBAL", str(argument).replace(" ", ".", 1)
-        elif operation.name == "STACK_GLOBAL":
-            yield "GLOBAL", ".".join(pushed[-2:])
-        elif operation.name == "MEMOIZE":
-            memo.append(pushed[-1])
-        elif operation.name in ("BINGET", "LONG_BINGET") and argument < len(memo):
-            pushed.append(memo[argument])
-        elif "UNICODE" in operation.name:
-            pushed.append(str(argument))
-
-
-def _why_no_state(content: object) -> str:
-    """Why the content is not real tensors by name. Empty if it is."""
-    if not isinstance(content, Mapping):
-        kind = type(content).__name__
-        return f"contains a value of type {kind}, not tensors by name; {SAVE_STATE}"
-    if not content:
-        return f"contains no tensors; {SAVE_STATE}"
-    for name, value in content.items():
-        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values()):
-            return (
-                f"keeps its tensors in an entry {name!r}; "
-                f"save that entry alone: torch.save(checkpoint[{name!r}], PATH)"
-            )
-    others = [
-        repr(name)
-        for name, value in content.items()
-        if not isinstance(name, str) or not isinstance(value, Tensor)
-    ]
-    if others:
-        return f"contains entries that are not tensors by name ({_shown(others)}); {SAVE_STATE}"
-    special = [name for name, tensor in content.items() if not _is_plain(tensor)]
-    if special:
-        return (
-            f"contains tensors that are sparse, complex, quantised or without values "
-            f"({_shown(special)}); save dense real tensors"
-        )
-    return ""
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return (
-        tensor.layout == torch.strided
-        and not tensor.is_complex()
-        and not tensor.is_quantized
-        and not tensor.is_meta
-    )
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:MAX_NAMES_SHOWN]) + (", ..." if len(names) > MAX_NAMES_SHOWN else "")

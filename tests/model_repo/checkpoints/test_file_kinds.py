@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import struct
 import tarfile
 import zipfile
@@ -17,7 +16,6 @@ from model_repo.checkpoints.file_kinds import why_no_checkpoint
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21461\nsize 46830571\n"
 DVC = b"outs:\n- md5: a304afb96060aad90176268345e10355\n  size: 46830571\n  path: net.pth\n"
-INDEX = json.dumps({"metadata": {}, "weight_map": {"fc.bias": "net-00001-of-00002"}}).encode()
 
 
 def zipped(*names: str) -> bytes:
@@ -62,7 +60,6 @@ TENSOR = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
         (b"<HTML><BODY>", "is an HTML page, not a checkpoint; its address may need a login"),
         (b"<?xml version='1.0'?><Error/>", "is an XML document, not a checkpoint; its address"),
         (b'{"error": "not found"}', "is JSON text, not a checkpoint; its address may need a login"),
-        (INDEX, "is the index of a checkpoint in several files; join these files into one"),
         (b"hello\n", "is text, not a checkpoint; choose the file that torch.save or safetensors"),
         ("h\u00e4llo\r\n".encode("utf-16"), "is text, not a checkpoint; choose the file"),
         ("\u00e4".encode() * 5000, "is text, not a checkpoint; choose the file"),
