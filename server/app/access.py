@@ -10,7 +10,7 @@ from typing import NamedTuple
 from server.security.access import AccessControl
 from server.security.audit import AuditLog
 from server.security.identity.auth_watcher import AuthFile, AuthFileWatcher, fields_of
-from server.security.identity.authenticator import FileAuthenticator, OpenAuthenticator
+from server.security.identity.authenticator import FAILURES, FileAuthenticator, OpenAuthenticator
 from server.security.identity.failure_limit import FailureLimit
 from server.security.identity.failure_report import FailureReport
 from server.settings import Settings
@@ -34,14 +34,16 @@ class Access(NamedTuple):
 
 def build_access(settings: Settings, metrics: Metrics) -> Access:
     """Raises CannotServe if there is an auth file that can't be used."""
-    audit = AuditLog()
-    report = FailureReport(lambda reason: metrics.auth_failures.labels(reason).inc())
+    audit, failures = AuditLog(), metrics.auth_failures
+    for reason in FAILURES:
+        failures.labels(reason)  # start at 0, so that rate() sees the first one
+    report = FailureReport(lambda reason: failures.labels(reason).inc())
     if not settings.auth:
         everybody = OpenAuthenticator(allow_remote_admin=settings.allow_remote_admin)
         return Access(AccessControl(everybody, audit, report), audit, None)
     file = AuthFile(Path(settings.auth))
     log.info("auth_file_loaded", extra=fields_of(file))
-    limit = FailureLimit(settings.max_auth_failures_per_min)
+    limit = FailureLimit(settings.max_auth_failures_per_min, settings.trusted_networks())
     authenticator = FileAuthenticator(file.identities, limit)
     control = AccessControl(authenticator, audit, report)
     return Access(control, audit, AuthFileUse(file, authenticator))

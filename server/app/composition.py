@@ -17,12 +17,13 @@ from server.api.classify import Classifier
 from server.api.content import Decoders
 from server.api.context import DeferredCallbacks
 from server.api.field_limit import max_fields
-from server.api.grpc_access import GrpcAccess
 from server.api.handlers import CallSupport, grpc_methods
 from server.api.health import HEALTH, Health, ServingState, health_methods
 from server.api.http.access import HttpAccess
 from server.api.http.app import application
 from server.api.http.calls import HttpCalls
+from server.api.http.metrics_page import MetricsPage
+from server.api.http.probes import Probes
 from server.api.http.routes import BodyLimits, Rest
 from server.api.http.server import HttpServer
 from server.api.in_flight import InFlightLimits
@@ -32,11 +33,11 @@ from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.infer import TensorInference
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
-from server.api.v2.region_control import RegionControl
 from server.api.v2.service import SHARED_MEMORY_METHODS, OpenInference, stream_error
-from server.api.v2.shared_memory import SharedMemoryRegions
+from server.api.v2.shared_memory import RegionControl, SharedMemoryRegions
 from server.api.visible_models import VisibleModels
 from server.app.access import Access
+from server.app.grpc_access import GrpcAccess
 from server.errors import CannotServe
 from server.execution.devices import Devices
 from server.images.input_spec import ImageLimits
@@ -295,18 +296,14 @@ def build_api(
 
     http_access = HttpAccess(access.control)
     calls = HttpCalls(metrics, in_flight, after_response, resources.inflater, http_access)
-    app = application(
-        metrics,
-        operations.models,
-        http_access,
-        state,
-        models.devices,
-        rest_routes(settings, calls, operations, in_flight),
-        settings.cors_origins(),
-    )
-    http_server = HttpServer(
-        app, settings.http_keep_alive_s, build_connection_limits(settings, metrics)
-    )
+    routes = [
+        Route("/metrics", MetricsPage(metrics, http_access).get),
+        *Probes(operations.models, http_access, state, models.devices).routes(),
+        *rest_routes(settings, calls, operations, in_flight),
+    ]
+    app = application(routes, state, settings.cors_origins())
+    connection_limits = build_connection_limits(settings, metrics)
+    http_server = HttpServer(app, settings.http_keep_alive_s, connection_limits)
     return Api(grpc_server, http_server, calls, health, stopping, operations.regions)
 
 

@@ -69,16 +69,8 @@ class Metrics:
             collector(registry=registry)
         registry.register(_DroppedLogLines())
 
-        def counter(name: str, help: str, *labels: str) -> Counter:
-            return Counter(f"convserve_{name}", help, labels, registry=registry)
-
-        def gauge(name: str, help: str, *labels: str) -> Gauge:
-            return Gauge(f"convserve_{name}", help, labels, registry=registry)
-
-        def histogram(name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return BufferedHistogram(
-                f"convserve_{name}", help, labels, buckets=buckets, registry=registry
-            )
+        make = _Factory(registry)
+        counter, gauge, histogram = make.counter, make.gauge, make.histogram
 
         # Requests. Labels model and version are empty if the request named no known model.
         text = "Requests by status. model and version are empty if the model is unknown."
@@ -107,6 +99,12 @@ class Metrics:
         text = "Connections that the server refused or cut, by port and reason."
         self.connections_cut = counter("connections_cut", text, "port", "reason")
 
+        # Access.
+        text = "Calls without a valid credential or without the permission for their method."
+        self.auth_failures = counter("auth_failures", text, "reason")
+        text = "1 if the auth file on disk is broken and its previous content is in use."
+        self.auth_file_refused = gauge("auth_file_refused", text)
+
         # Versions and engines.
         text = "1 if the version answers requests, 0 if it is known but does not."
         self.ready = gauge("model_ready", text, "model", "version")
@@ -124,12 +122,6 @@ class Metrics:
         self.engine_fallback = gauge("engine_fallback", text, "model", "version", "backend")
         text = "Time to load the engine: hashes, compilation, golden check, warm-up."
         self.engine_load = gauge("engine_load_seconds", text, "model")
-
-        # Access.
-        text = "Calls without a valid credential or without the permission for their method."
-        self.auth_failures = counter("auth_failures", text, "reason")
-        text = "1 if the auth file on disk is broken and its previous content is in use."
-        self.auth_file_refused = gauge("auth_file_refused", text)
 
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, with its labels bound."""
@@ -230,6 +222,24 @@ class Metrics:
                 yield GaugeMetricFamily(name, help, labels=[label])
 
         self.registry.register(Collector())
+
+
+class _Factory:
+    """Makes instruments with the server's prefix in a registry."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def counter(self, name: str, help: str, *labels: str) -> Counter:
+        return Counter(f"convserve_{name}", help, labels, registry=self._registry)
+
+    def gauge(self, name: str, help: str, *labels: str) -> Gauge:
+        return Gauge(f"convserve_{name}", help, labels, registry=self._registry)
+
+    def histogram(self, name: str, help: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return BufferedHistogram(
+            f"convserve_{name}", help, labels, buckets=buckets, registry=self._registry
+        )
 
 
 class _DroppedLogLines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from ipaddress import ip_network
 
 import pytest
 
@@ -254,7 +255,7 @@ def test_the_limit_forgets_the_address_that_failed_longest_ago() -> None:
 
 
 def test_exempt_addresses_and_a_limit_of_zero_are_never_refused() -> None:
-    exempt = FailureLimit(1, lambda host: host == "203.0.113.5")
+    exempt = FailureLimit(1, [ip_network("203.0.113.0/24")])
     unlimited = FailureLimit(0)
     for limit in (exempt, unlimited):
         for _ in range(10):

@@ -30,7 +30,7 @@ from server.api.v2.infer import TensorInference
 from server.api.v2.json_codec import decode_json, decode_request, encode_response
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
-from server.api.v2.region_control import RegionControl
+from server.api.v2.shared_memory import RegionControl
 from server.api.v2.versions import MAX_QUOTED, is_whole_number, parse_version
 from server.errors import InvalidInput, ModelNotReady
 

@@ -14,7 +14,7 @@ from server.api.v2.infer import TensorInference
 from server.api.v2.messages import infer_response, tensor_request
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
-from server.api.v2.region_control import RegionControl
+from server.api.v2.shared_memory import RegionControl
 
 SHARED_MEMORY_METHODS = frozenset(
     f"SystemSharedMemory{action}" for action in ("Status", "Register", "Unregister")

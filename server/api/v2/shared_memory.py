@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from server.api.content import Decoders
+from server.api.context import CallContext
 from server.api.in_flight import InFlightLimits
 from server.api.v2.tensors import (
     REGION,
@@ -39,6 +40,7 @@ from server.api.v2.tensors import (
 from server.engines.base import RowSource
 from server.errors import InvalidInput, Overloaded
 from server.images.input_spec import InputSpec, Pixels
+from server.security.audit import AuditLog
 
 FOLDER = Path("/dev/shm")
 MAX_NAME = 128  # characters
@@ -220,6 +222,28 @@ class SharedMemoryRegions:
             is_idle = not region.users and now_s - region.used_s >= FORGET_S
             if is_idle and not os.fstat(region.descriptor).st_nlink:
                 self.unregister(region.name)
+
+
+class RegionControl:
+    """Registers regions for clients, and writes that to the audit log."""
+
+    def __init__(self, regions: SharedMemoryRegions, audit: AuditLog) -> None:
+        self._regions = regions
+        self._audit = audit
+
+    def register(
+        self, context: CallContext, name: str, key: str, offset: int, byte_size: int
+    ) -> None:
+        with self._audit.action(context.caller, "SystemSharedMemoryRegister", name):
+            self._regions.register(name, key, offset, byte_size)
+
+    def unregister(self, context: CallContext, name: str) -> None:
+        """All regions if the name is empty."""
+        with self._audit.action(context.caller, "SystemSharedMemoryUnregister", name):
+            self._regions.unregister(name)
+
+    def status(self, name: str) -> list[Region]:
+        return self._regions.status(name)
 
 
 class CallWindows:
