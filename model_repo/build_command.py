@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from model_repo import cards, weights
+from model_repo.card_files.new_card import NewCardError, write_card
 from model_repo.card_files.sources import CardSource
 from model_repo.interruption import Interruption
 from model_repo.pipeline import BuildError, BuildOptions, BuildResult, build
@@ -27,7 +29,12 @@ PRECISIONS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f1
 
 def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
     """Returns the exit status."""
-    models, options = _parse(arguments)
+    known = cards.names()
+    parser = _parser(known)
+    given = parser.parse_args(arguments)
+    if given.new_card:
+        return _write_card(parser, given)
+    models, options = _what_to_build(parser, given, known)
     interruption.before_exit(writer.discard_unfinished)
     terminal = sys.stdout.isatty()
     console = Console(markup=False, highlight=False, emoji=False, width=None if terminal else 132)
@@ -54,11 +61,37 @@ def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
     return 1 if failures else 0
 
 
-def _parse(arguments: Sequence[str] | None) -> tuple[dict[str, str | CardSource], BuildOptions]:
+def _write_card(parser: argparse.ArgumentParser, given: argparse.Namespace) -> int:
+    """Writes the card of --new-card. Returns the exit status."""
+    if given.names or given.all or given.name:
+        parser.error("--new-card only writes a card; build it after you have read it")
+    if not given.checkpoint:
+        parser.error("--new-card needs --from CHECKPOINT")
+    try:
+        card = write_card(Path(given.new_card), Path(given.checkpoint), force=given.force)
+    except NewCardError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f"{card.path}: {card.architecture} with {card.classes} classes")
+    if not card.labels_exist:
+        print(f"Write {card.labels}: {card.classes} names, one per line, in the training's order.")
+    print(f"Check how images were prepared, then run: convserve build {_typed(card.path)}")
+    return 0
+
+
+def _typed(path: Path) -> str:
+    """The path as it must be typed: quoted if it needs it."""
+    return shlex.quote(str(path))
+
+
+def _what_to_build(
+    parser: argparse.ArgumentParser, given: argparse.Namespace, known: Sequence[str]
+) -> tuple[dict[str, str | CardSource], BuildOptions]:
     """The cards by the names to show, and the options. Exits with status 2 for wrong usage."""
-    known = cards.names()
-    parser = _parser(known)
-    given = parser.parse_args(arguments)
+    for option in ("checkpoint", "force"):
+        if getattr(given, option):
+            name = {"checkpoint": "from"}.get(option, option)
+            parser.error(f"--{name} belongs to --new-card CARD.toml")
     models = _models(parser, given, known)
     if given.weights and len(models) > 1:
         parser.error(f"--weights is for one model, not for {len(models)}; build them one by one")
@@ -130,7 +163,7 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=command,
         usage=f"{command} CARD... | --all | --name NAME --base CARD --weights FILE --labels FILE "
-        "[OPTION ...]",
+        "| --new-card CARD --from FILE [OPTION ...]",
         description="Builds models and publishes each as a new version in a model repository. "
         "A card describes a model: give the name of one of ours, or the path of your own.",
         epilog=f"Cards: {', '.join(known)}.",
@@ -161,6 +194,14 @@ def _add_card_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="names of the classes: one per line, or .json or .csv",
     )
+    option = parser.add_argument_group("write a card").add_argument
+    option(
+        "--new-card",
+        metavar="CARD",
+        help="write a commented card for the checkpoint of --from, and build nothing",
+    )
+    option("--from", dest="checkpoint", metavar="FILE", help="checkpoint to recognise")
+    option("--force", action="store_true", help="overwrite an existing card")
 
 
 def _add_weights_options(parser: argparse.ArgumentParser) -> None:
