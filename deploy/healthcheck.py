@@ -11,6 +11,7 @@ Uses only the standard library, because the image has no curl.
 import http.client
 import os
 import socket
+import ssl
 import sys
 
 PATHS = {"live": "/healthz", "ready": "/readyz"}
@@ -38,7 +39,16 @@ def connection() -> http.client.HTTPConnection:
     host = os.environ.get("CONVSERVE_HOST", "").strip().removeprefix("[").removesuffix("]")
     if host in ("", "0.0.0.0", "::"):  # all addresses
         host = LOOPBACK
+    if os.environ.get("CONVSERVE_TLS_CERT") and uses_tls():
+        # The certificate is for the names that clients use, not for this address.
+        context = ssl._create_unverified_context()
+        return http.client.HTTPSConnection(host, int(port), timeout=TIMEOUT_S, context=context)
     return http.client.HTTPConnection(host, int(port), timeout=TIMEOUT_S)
+
+
+def uses_tls() -> bool:
+    """Whether the HTTP port speaks TLS if the server has a certificate."""
+    return os.environ.get("CONVSERVE_HTTP_TLS", "").lower() not in ("false", "0")
 
 
 def main() -> int:

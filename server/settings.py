@@ -97,6 +97,34 @@ class Settings:
         minimum=1,
         maximum=86_400,
     )
+    tls_cert: str = option(
+        "",
+        "PEM file with the certificate of the server and its intermediates; both ports then speak "
+        "TLS only; the TLS files are read again when they change",
+    )
+    tls_key: str = option("", "PEM file with the private key of --tls-cert, without a passphrase")
+    tls_client_ca: str = option(
+        "", "PEM file with the CAs whose clients may connect; empty asks for no client certificate"
+    )
+    tls_client: str = option(
+        "required",
+        "with --tls-client-ca: required refuses clients without a certificate, on the HTTP port "
+        "except for /healthz and /readyz; optional lets them connect",
+        choices=("required", "optional"),
+    )
+    http_tls: bool = option(
+        True, "with --tls-cert: false leaves the HTTP port without TLS and certificates"
+    )
+    tls_handshake_timeout_s: float = option(
+        10.0, "seconds for a TLS handshake", minimum=0.1, maximum=600
+    )
+    max_handshakes: int = option(
+        512,
+        "TLS handshakes in progress; a further one ends the one whose client has been silent for "
+        "the longest time",
+        minimum=2,
+        maximum=65_536,
+    )
     cors_origin: str = option(
         "",
         "origins whose web pages may call the HTTP port from a browser, separated by commas, for "
@@ -235,6 +263,11 @@ class Settings:
     def __post_init__(self) -> None:
         for entry in fields(self):
             _check(entry.name, getattr(self, entry.name), entry.type, entry.metadata)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
+            raise ValueError(f"{given} is set, but {missing} is not; TLS needs both")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca is set, but tls_cert and tls_key are not")
         for origin in self.cors_origins():
             if not ORIGIN.fullmatch(origin):
                 raise ValueError(

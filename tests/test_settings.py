@@ -22,6 +22,12 @@ NUMBERS = {
     "trace_ratio": 1,
 }
 
+WITH = {  # options that need others
+    "tls_cert": ["--tls-key", "key.pem"],
+    "tls_key": ["--tls-cert", "cert.pem"],
+    "tls_client_ca": ["--tls-cert", "cert.pem", "--tls-key", "key.pem"],
+}
+
 
 def other_than_default(entry: Any) -> str:
     """A valid value that is not the default."""
@@ -38,7 +44,9 @@ def test_every_option_has_a_flag_a_variable_and_help(
 ) -> None:
     text = other_than_default(entry)
     flag = "--" + entry.name.replace("_", "-")
-    by_flag, by_variable = parse([flag, text], {}), parse([], {PREFIX + entry.name.upper(): text})
+    others = WITH.get(entry.name, [])
+    by_flag = parse([flag, text, *others], {})
+    by_variable = parse(others, {PREFIX + entry.name.upper(): text})
     expected = text == "True" if entry.type is bool else entry.type(text)
     assert getattr(by_flag, entry.name) == expected != entry.default
     assert by_flag == by_variable

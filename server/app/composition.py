@@ -67,6 +67,7 @@ from server.transport.connection_limits import ConnectionLimits
 from server.transport.grpc_server import GrpcServer
 from server.transport.listening import listening
 from server.transport.methods import Method
+from server.transport.tls.ports import Tls, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +131,7 @@ class Api(NamedTuple):
     health: Health
     streams_stopping: asyncio.Event
     regions: SharedMemoryRegions | None
+    tls: Tls | None
 
 
 @contextmanager
@@ -266,6 +268,7 @@ def build_api(
 ) -> Api:
     """The two servers, each with its protocols."""
     metrics = telemetry.metrics
+    tls = tls_of(settings, metrics)
     in_flight = InFlightLimits(
         max_fields=max_fields(settings.max_images_per_call),
         max_calls=settings.max_calls,
@@ -292,19 +295,24 @@ def build_api(
         resources.inflater,
         telemetry.loop_lag,
         GrpcAccess(access.control),
+        tls.grpc if tls is not None else None,
     )
 
+    http_tls = tls if settings.http_tls and not settings.http_unix_socket else None
+    requires_certificate = http_tls is not None and http_tls.requires_client
     http_access = HttpAccess(access.control)
     calls = HttpCalls(metrics, in_flight, after_response, resources.inflater, http_access)
+    probes = Probes(operations.models, http_access, state, models.devices, requires_certificate)
     routes = [
         Route("/metrics", MetricsPage(metrics, http_access).get),
-        *Probes(operations.models, http_access, state, models.devices).routes(),
+        *probes.routes(),
         *rest_routes(settings, calls, operations, in_flight),
     ]
-    app = application(routes, state, settings.cors_origins())
+    app = application(routes, state, settings.cors_origins(), requires_certificate)
     connection_limits = build_connection_limits(settings, metrics)
-    http_server = HttpServer(app, settings.http_keep_alive_s, connection_limits)
-    return Api(grpc_server, http_server, calls, health, stopping, operations.regions)
+    encrypt = http_tls.http if http_tls is not None else None
+    http_server = HttpServer(app, settings.http_keep_alive_s, connection_limits, encrypt)
+    return Api(grpc_server, http_server, calls, health, stopping, operations.regions, tls)
 
 
 def inference_methods(operations: Operations, support: CallSupport) -> dict[str, Method]:

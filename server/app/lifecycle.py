@@ -92,6 +92,8 @@ async def running(settings: Settings, *, loader: Loader | None = None) -> AsyncI
                 http_task = await start(api, resources, background)
                 tasks = start_models(settings, models, contents, background)
                 tasks += start_access(access, api, telemetry, background)
+                if api.tls is not None:
+                    tasks.append(background.create_task(api.tls.watch()))
                 grpc_at = address_fields(resources.grpc_socket)
                 http_at = address_fields(resources.http_socket, "http_")
                 log.info("listening", extra=grpc_at | http_at)
@@ -203,6 +205,8 @@ async def stop(
         api.regions.unregister()
     if telemetry.tracing is not None:
         await asyncio.to_thread(telemetry.tracing.close)
+    if api.tls is not None:
+        api.tls.close()
     api.http_server.should_exit = True
     await http_task
     models.devices.stop()

@@ -33,14 +33,16 @@ def peer_of(transport: asyncio.BaseTransport) -> Peer:
     """The peer of a connection. The names it proves are fixed when the TLS handshake ends."""
     tls: Any = transport.get_extra_info("ssl_object")
     certificate = None if tls is None else certificate_of(tls.getpeercert())
+    return Peer(*address_of(transport), certificate)
+
+
+def address_of(transport: asyncio.BaseTransport) -> tuple[str, bool]:
+    """The host of a connection's peer, and whether it is on this machine. See Peer."""
     connection = transport.get_extra_info("socket")
     if connection is not None and connection.family == socket.AF_UNIX:
-        return Peer(UNIX, True, certificate)
+        return UNIX, True
     address = transport.get_extra_info("peername")
-    if not isinstance(address, tuple):
-        return Peer("", False, certificate)
-    host, is_loopback = _plain_address(address[0])
-    return Peer(host, is_loopback, certificate)
+    return _plain_address(address[0]) if isinstance(address, tuple) else ("", False)
 
 
 def certificate_of(fields: Mapping[str, Any] | None) -> PeerCertificate | None:

@@ -123,6 +123,9 @@ class Metrics:
         text = "Time to load the engine: hashes, compilation, golden check, warm-up."
         self.engine_load = gauge("engine_load_seconds", text, "model")
 
+        text = "TLS handshakes by port (grpc, http) and outcome."
+        self.tls_handshakes = counter("tls_handshakes", text, "port", "outcome")
+
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, with its labels bound."""
         return ModelMetrics(self, name, objective_s)
@@ -172,6 +175,19 @@ class Metrics:
     def read_connections(self, read: Callable[[], dict[str, int]]) -> None:
         """Exports convserve_connections{port}; `read` is called at each scrape."""
         self._read("convserve_connections", "Open connections.", "port", read)
+
+    def read_tls(self, expires: Callable[[], float], is_refusing: Callable[[], float]) -> None:
+        """Exports the certificate's end, as Unix time, and whether new files were refused."""
+        for name, help, read in (
+            ("certificate_expiry_timestamp_seconds", "End of the certificate in use.", expires),
+            (
+                "files_refused",
+                "1 while the TLS files on disk can't be used; earlier ones are.",
+                is_refusing,
+            ),
+        ):
+            gauge = Gauge(f"convserve_tls_{name}", help, registry=self.registry)
+            gauge.set_function(read)
 
     def read_gpus(self, gpus: GpuMonitor) -> None:
         """Exports the readings of NVML for each GPU."""

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import partial
 from weakref import WeakSet
 
 from grpc import StatusCode
@@ -29,6 +30,7 @@ from server.transport.metadata import Header
 from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
 from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
 from server.transport.streaming_call import StreamingCall
+from server.transport.tls.handshake import Encrypt, MakeProtocol
 from server.transport.unary_call import UnaryCall
 
 CHECK_CONNECTIONS_S = 10.0  # period of the checks for dead connections and slow requests
@@ -58,8 +60,10 @@ class GrpcServer:
         inflater: Inflater,
         loop_lag: LoopLag | None = None,
         access: CallAccess | None = None,
+        encrypt: Encrypt | None = None,
     ) -> None:
-        """Without `access` everybody may call every method."""
+        """Without `access` everybody may call every method, without `encrypt` there is no TLS."""
+        self._encrypt = encrypt
         self._access = access or EverybodyMayCall()
         self._router = Router(methods, self._access)
         self._route_caches: WeakSet[RouteCache] = WeakSet()
@@ -85,7 +89,10 @@ class GrpcServer:
         if listener.family == socket.AF_UNIX:
             self._listener = await loop.create_unix_server(self._new_connection, sock=listener)
         else:
-            self._listener = await loop.create_server(self._new_connection, sock=listener)
+            connect: MakeProtocol = self._new_connection
+            if self._encrypt is not None:
+                connect = partial(self._encrypt, self._new_connection)
+            self._listener = await loop.create_server(connect, sock=listener)
         self._check_connections()
 
     def recheck_access(self) -> None:

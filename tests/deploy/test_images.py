@@ -19,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from server.settings import parse
 from tests.deploy.files import COMPOSE, DOCKERFILE, ROOT, copied_sources, stage
 from tests.support.serving import publish, serve
+from tests.support.tls_files import Client, issue_server, write
+from tests.support.tls_files import options as tls_options
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -172,6 +175,21 @@ def test_the_health_check_connects_where_the_server_listens(
     assert (connection.host, connection.port) == (host, port)
     if "CONVSERVE_HTTP_UNIX_SOCKET" not in variables:
         assert parse([], variables).http_port == port
+
+
+async def test_the_health_check_works_through_tls(tmp_path: Path) -> None:
+    """It has no certificate, and asks for none of a known CA."""
+    publish(tmp_path / "repo")
+    authority = trustme.CA()
+    files = write(tmp_path / "tls", issue_server(authority), client_ca=authority)
+    client = Client(authority, authority.issue_cert("client.example"))
+    tls = {"credentials": client.credentials(), **tls_options(files)}
+    async with serve(tmp_path / "repo", **tls) as served:
+        variables = {"CONVSERVE_HTTP_PORT": str(served.server.http_port)}
+        variables["CONVSERVE_TLS_CERT"] = str(files.certificate)
+        assert await asyncio.to_thread(check, "ready", **variables) == 0
+        variables["CONVSERVE_HTTP_TLS"] = "false"
+        assert await asyncio.to_thread(check, "ready", **variables) == 1
 
 
 async def test_the_health_check_works_through_a_unix_socket(tmp_path: Path) -> None:

@@ -58,6 +58,7 @@ def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
     metrics.read_queue_rows(lambda: {"any": 1})
     metrics.read_connections(lambda: {"any": 1})
     metrics.read_busy(lambda: {"any": 1.0})
+    metrics.read_tls(lambda: 1.0, lambda: False)
     metrics.read_gpus(GpuMonitor(FakeNvml()))
     labels = {
         value._name: tuple(value._labelnames)  # there is no public way without samples

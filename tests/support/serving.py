@@ -269,10 +269,12 @@ async def serve(
     load: Loader | None = None,
     wait: bool = True,
     limit_s: float = 100,
+    credentials: grpc.ChannelCredentials | None = None,
     **options: Any,
 ) -> AsyncIterator[Served]:
     """A server of the repository. With `wait` its models are loaded; `load` replaces the loader.
 
+    With `credentials` the channel speaks TLS.
     A test that takes longer than `limit_s` is stuck and fails.
     """
     defaults: dict[str, Any] = {"host": "127.0.0.1", "port": 0, "http_port": 0, "grace_s": 5.0}
@@ -280,7 +282,11 @@ async def serve(
     async with asyncio.timeout(limit_s), running(settings, loader=load) as server:
         address = f"127.0.0.1:{server.port}"
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-        async with grpc.aio.insecure_channel(address, options=unlimited) as channel:
+        if credentials is None:
+            opening = grpc.aio.insecure_channel(address, options=unlimited)
+        else:
+            opening = grpc.aio.secure_channel(address, credentials, options=unlimited)
+        async with opening as channel:
             served = Served(server, channel)
             if wait:
                 await until(channel, "", HealthCheckResponse.SERVING)

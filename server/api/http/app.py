@@ -14,6 +14,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.health import ServingState
+from server.api.http.client_certificates import RequireCertificate
 from server.api.http.problem import http_problem
 from server.api.http.routes import HEADER_LENGTH
 
@@ -46,9 +47,15 @@ class Draining:
 
 
 def application(
-    routes: Sequence[Route], state: ServingState, cors_origins: Sequence[str]
+    routes: Sequence[Route],
+    state: ServingState,
+    cors_origins: Sequence[str],
+    requires_certificate: bool,
 ) -> Starlette:
-    """The routes. Pages of the origins may call them, those of any origin if one is "*"."""
+    """The routes. Pages of the origins may call them, those of any origin if one is "*".
+
+    With `requires_certificate` clients without one may only call the probes.
+    """
 
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
@@ -57,7 +64,11 @@ def application(
     return Starlette(
         routes=routes,
         exception_handlers={HTTPException: on_http_error},
-        middleware=[Middleware(Draining, state=state), *_cors(cors_origins)],
+        middleware=[
+            Middleware(Draining, state=state),
+            *([Middleware(RequireCertificate)] if requires_certificate else []),
+            *_cors(cors_origins),
+        ],
     )
 
 

@@ -10,9 +10,9 @@ from starlette.routing import Route
 
 from server.api.health import ServingState
 from server.api.http.access import HttpAccess
+from server.api.http.client_certificates import has_certificate
 from server.api.visible_models import VisibleModels
 from server.execution.devices import Devices
-from server.security.caller import Caller
 from server.security.permissions import LISTS
 
 
@@ -25,11 +25,14 @@ class Probes:
         access: HttpAccess,
         state: ServingState,
         devices: Devices,
+        requires_certificate: bool,
     ) -> None:
+        """With `requires_certificate` a caller without one is a stranger."""
         self._models = models
         self._access = access
         self._state = state
         self._devices = devices
+        self._requires_certificate = requires_certificate
 
     def routes(self) -> list[Route]:
         return [
@@ -40,7 +43,7 @@ class Probes:
     async def _healthz(self, request: Request) -> Response:
         """503 if only a restart of the process can help: a device is lost."""
         lost = self._devices.lost_reason
-        if lost and not _may_list(self._access.caller_or_stranger(request)):
+        if lost and not self._may_list(request):
             lost = "a device is lost; restart the server"
         return PlainTextResponse(f"{lost or 'ok'}\n", status_code=503 if lost else 200)
 
@@ -49,10 +52,10 @@ class Probes:
 
         The body has every version that the caller may list.
         """
-        caller = self._access.caller_or_stranger(request)
         is_ready = self._state.is_accepting and self._models.is_ready
         body: dict[str, Any] = {"ready": is_ready, "accepting": self._state.is_accepting}
-        if _may_list(caller):
+        if self._may_list(request):
+            caller = self._access.caller_or_stranger(request)
             body["models"] = [
                 {
                     "name": version.model_name,
@@ -64,6 +67,8 @@ class Probes:
             ]
         return JSONResponse(body, status_code=200 if is_ready else 503)
 
-
-def _may_list(caller: Caller) -> bool:
-    return not caller.principal.roles.isdisjoint(LISTS)
+    def _may_list(self, request: Request) -> bool:
+        if self._requires_certificate and not has_certificate(request.scope):
+            return False
+        caller = self._access.caller_or_stranger(request)
+        return not caller.principal.roles.isdisjoint(LISTS)

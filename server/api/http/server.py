@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -12,6 +14,7 @@ from starlette.applications import Starlette
 from server.api.http.connection import HttpConnection
 from server.api.http.reading import ReadingTurns
 from server.transport.connection_limits import ConnectionLimits
+from server.transport.tls.handshake import Encrypt
 
 CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
 
@@ -19,11 +22,24 @@ CLOSE_TIMEOUT_S = 1  # for clients that are slow to read their last response
 class HttpServer(uvicorn.Server):
     """An HTTP server that leaves signals to its owner."""
 
-    def __init__(self, app: Starlette, keep_alive_s: float, limits: ConnectionLimits) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        keep_alive_s: float,
+        limits: ConnectionLimits,
+        encrypt: Encrypt | None = None,
+    ) -> None:
+        """Without `encrypt` there is no TLS."""
+        turns = ReadingTurns()
+
+        def connect(**arguments: Any) -> asyncio.Protocol:
+            make = partial(HttpConnection, limits=limits, turns=turns, **arguments)
+            return make() if encrypt is None else encrypt(make)
+
         super().__init__(
             uvicorn.Config(
                 app,
-                http=partial(HttpConnection, limits=limits, turns=ReadingTurns()),  # type: ignore[arg-type]  # uvicorn only calls it
+                http=connect,  # type: ignore[arg-type]  # uvicorn only calls it
                 log_config=None,
                 access_log=False,
                 lifespan="off",

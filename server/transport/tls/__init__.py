@@ -1,0 +1,1 @@
+"""TLS on accepted connections: handshakes off the event loop, encrypted transports."""

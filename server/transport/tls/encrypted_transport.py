@@ -1,0 +1,212 @@
+"""A transport that encrypts: between a TCP transport and a protocol, after the TLS handshake."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from server.transport.http2.reading import TURN_BUDGET_S, ReadingTurns
+
+RECORD_BYTES = 16_384  # what one TLS record can hold
+
+Bytes = bytes | bytearray | memoryview
+
+
+class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
+    """The transport of `protocol`, and the protocol of the TCP transport `raw`.
+
+    It costs less than the event loop's own TLS: one read and one write of OpenSSL for all data of a
+    turn, and no exception where a record ends. Used on the event loop's thread only.
+    """
+
+    def __init__(
+        self,
+        raw: asyncio.Transport,
+        tls: ssl.SSLObject,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        protocol: asyncio.Protocol,
+        turns: ReadingTurns,
+    ) -> None:
+        super().__init__()
+        self._raw = raw
+        self._tls = tls
+        self._incoming = incoming
+        self._outgoing = outgoing
+        self._protocol = protocol
+        self._turns = turns
+        self._is_paused = False  # the protocol wants no data
+        self._is_read_scheduled = False
+        self._is_closing = False
+
+    def start(self) -> None:
+        """Takes over the connection, with what the client has sent behind its handshake."""
+        self._raw.set_protocol(self)
+        self._protocol.connection_made(self)
+        self._read()
+
+    # --- the TCP transport's calls -----------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        self._incoming.write(data)
+        if not (self._is_paused or self._is_read_scheduled):
+            self._read()
+
+    def eof_received(self) -> bool:
+        self._end_of_data()
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_closing = True
+        self._protocol.connection_lost(error)
+
+    def pause_writing(self) -> None:
+        self._protocol.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._protocol.resume_writing()
+
+    # --- the protocol's calls ----------------------------------------------------------------
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "ssl_object":
+            return self._tls
+        if name == "sslcontext":
+            return self._tls.context
+        return self._raw.get_extra_info(name, default)
+
+    def write(self, data: Bytes) -> None:
+        if not data or self._is_closing:
+            return
+        try:
+            written = self._tls.write(data)
+            while written < len(data):
+                written += self._tls.write(memoryview(data)[written:])
+        except ssl.SSLError:
+            self.abort()
+            return
+        self._raw.write(self._outgoing.read())
+
+    def writelines(self, list_of_data: Iterable[Bytes]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def close(self) -> None:
+        """Sends what is buffered and TLS's own end; does not wait for the client's."""
+        if self._is_closing:
+            return
+        self._is_closing = True
+        with suppress(ssl.SSLError):  # SSLWantReadError: the client's end has not come
+            self._tls.unwrap()
+        if self._outgoing.pending:
+            self._raw.write(self._outgoing.read())
+        self._raw.close()
+
+    def abort(self) -> None:
+        self._is_closing = True
+        self._raw.abort()
+
+    def is_closing(self) -> bool:
+        return self._is_closing or self._raw.is_closing()
+
+    def pause_reading(self) -> None:
+        if not self._is_paused:
+            self._is_paused = True
+            if not (self._is_closing or self._is_read_scheduled):
+                self._raw.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._is_paused:
+            self._is_paused = False
+            if self._is_closing:
+                return
+            if self._incoming.pending or self._tls.pending():
+                self._read_later()
+            else:
+                self._raw.resume_reading()
+
+    def is_reading(self) -> bool:
+        return not (self._is_paused or self._is_closing)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self._protocol = protocol
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._raw.set_write_buffer_limits(high, low)
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._raw.get_write_buffer_limits()
+
+    def get_write_buffer_size(self) -> int:
+        return self._raw.get_write_buffer_size()
+
+    def can_write_eof(self) -> bool:
+        return False
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        """Decrypts what has arrived and passes it on, for as long as a connection may read."""
+        if self._is_closing:
+            return
+        tls, incoming = self._tls, self._incoming
+        chunks: list[bytes] = []
+        ended, until_s = False, 0.0
+        try:
+            while incoming.pending or tls.pending():
+                chunk = tls.read(RECORD_BYTES)
+                if not chunk:
+                    ended = True
+                    break
+                chunks.append(chunk)
+                if until_s == 0.0:
+                    until_s = time.monotonic() + TURN_BUDGET_S
+                elif time.monotonic() > until_s:
+                    self._read_later()
+                    break
+        except ssl.SSLWantReadError:
+            pass  # the rest of a record is on its way
+        except ssl.SSLError:
+            self._broken()
+            return
+        if self._outgoing.pending:  # new keys of TLS 1.3, for example
+            self._raw.write(self._outgoing.read())
+        if chunks:
+            self._protocol.data_received(chunks[0] if len(chunks) == 1 else b"".join(chunks))
+        if ended:
+            self._end_of_data()
+
+    def _read_later(self) -> None:
+        """Reads the rest in a later turn; no more arrives until then."""
+        if not self._is_read_scheduled:
+            self._is_read_scheduled = True
+            self._raw.pause_reading()
+            self._turns.add(self._read_rest)
+
+    def _read_rest(self) -> None:
+        self._is_read_scheduled = False
+        if self._is_closing or self._is_paused:
+            return
+        self._read()
+        if not (self._is_read_scheduled or self._is_paused or self._is_closing):
+            self._raw.resume_reading()
+
+    def _end_of_data(self) -> None:
+        """The client sends no more. As on a plain connection, that ends it."""
+        if not self._is_closing:
+            self._protocol.eof_received()
+            self.close()
+
+    def _broken(self) -> None:
+        """The client's bytes are no TLS, or were changed on their way."""
+        if self._outgoing.pending:
+            self._raw.write(self._outgoing.read())  # the alert
+        self._is_closing = True
+        self._raw.close()

@@ -1,0 +1,292 @@
+"""Data after the handshake: whole, in order, bounded in memory and in time, on both event loops."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+
+from server.security.peer import Peer, peer_of
+from server.transport.http2.reading import TURN_BUDGET_S
+from tests.support.tls_files import HOST
+from tests.transport.tls.echo_server import TRUSTING, Echo, EchoServer, echo_server
+
+Main = Callable[[], Coroutine[Any, Any, None]]
+
+LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
+both_loops = pytest.mark.parametrize("loop", LOOPS)
+
+
+class Client:
+    """A TLS client whose records and pauses the test decides. Its methods block."""
+
+    def __init__(self, port: int) -> None:
+        self.tcp = socket.create_connection((HOST, port))
+        self.tcp.settimeout(20)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = TRUSTING.context("h2")
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=HOST)
+        while not self._handshake_is_done():
+            self.tcp.sendall(self._outgoing.read())
+            self._incoming.write(self.tcp.recv(65_536))
+
+    def records(self, *parts: bytes) -> bytes:
+        """Encrypted records, one for each part."""
+        for part in parts:
+            self.tls.write(part)
+        return self._outgoing.read()
+
+    def receive(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                data += self.tls.read(size - len(data))
+            except ssl.SSLWantReadError:
+                self._incoming.write(self.tcp.recv(65_536))
+        return data
+
+    def _handshake_is_done(self) -> bool:
+        try:
+            self.tls.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+
+@both_loops
+@pytest.mark.parametrize("size", [1, 16_384, 16_385, 20_000_000])
+def test_data_comes_back_whole(tmp_path: Path, loop: str, size: int) -> None:
+    data = bytes(range(251)) * (size // 251) + bytes(size % 251)
+
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+            reader, writer = await server.open()
+            writer.write(data)
+            assert await reader.readexactly(size) == data
+            writer.transport.abort()
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_data_that_comes_with_the_end_of_the_handshake_is_read(tmp_path: Path, loop: str) -> None:
+    """A part of a record comes with it, too."""
+
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+
+            def talk() -> bytes:
+                client = Client(server.port)
+                whole, cut = client.records(b"hello"), client.records(b"again")
+                client.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                client.tcp.sendall(client.records() + whole + cut[:7])
+                first = client.receive(5)
+                client.tcp.sendall(cut[7:])
+                answer = first + client.receive(5)
+                client.tcp.close()
+                return answer
+
+            assert await asyncio.to_thread(talk) == b"helloagain"
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_the_protocol_knows_its_peer_and_its_transport(tmp_path: Path, loop: str) -> None:
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+            reader, writer = await server.open()
+            writer.write(b"hello")
+            await reader.readexactly(5)
+            transport = server.protocols[0].transport
+            assert peer_of(transport) == Peer(HOST, True, None)
+            assert isinstance(transport.get_extra_info("sslcontext"), ssl.SSLContext)
+            assert transport.get_extra_info("peername")[0] == HOST
+            assert transport.is_reading()
+            writer.transport.abort()
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_a_client_that_does_not_read_stops_the_server_from_reading(
+    tmp_path: Path, loop: str
+) -> None:
+    """It has at most the buffers of the sockets and of the transport filled."""
+
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+            reader, writer = await server.open(limit=1 << 10)
+            writer.transport.pause_reading()  # type: ignore[attr-defined]
+            writer.write(bytes(64 << 20))
+            await server.ended("done")
+            protocol = server.protocols[0]
+            while protocol.transport.is_reading():
+                await asyncio.sleep(0.001)
+            assert protocol.transport.get_write_buffer_size() < 4 << 20
+            assert protocol.received < 32 << 20
+            writer.transport.abort()
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_the_end_of_a_client_ends_the_connection(tmp_path: Path, loop: str) -> None:
+    """Both the end of TLS and that of TCP; what came before is delivered."""
+
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+
+            def talk(has_tls_end: bool) -> bytes:
+                client = Client(server.port)
+                data = client.records(b"hello")
+                if has_tls_end:
+                    with pytest.raises(ssl.SSLWantReadError):
+                        client.tls.unwrap()
+                    client.tcp.sendall(data + client.records())
+                else:
+                    client.tcp.sendall(data)
+                    client.tcp.shutdown(socket.SHUT_WR)
+                answer = client.receive(5)
+                while client.tcp.recv(65_536):
+                    pass
+                client.tcp.close()
+                return answer
+
+            for has_tls_end in (True, False):
+                assert await asyncio.to_thread(talk, has_tls_end) == b"hello"
+                await server.protocols[-1].lost.wait()
+                assert server.protocols[-1].has_eof
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_the_server_s_end_is_seen_by_the_client(tmp_path: Path, loop: str) -> None:
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+            reader, writer = await server.open()
+            writer.write(b"hello")
+            await reader.readexactly(5)
+            server.protocols[0].transport.write(b"bye")
+            server.protocols[0].transport.close()
+            server.protocols[0].transport.write(b"lost")
+            assert await reader.read() == b"bye"  # a cut connection would raise
+            writer.close()
+            await writer.wait_closed()
+
+    LOOPS[loop](main())
+
+
+@both_loops
+def test_changed_bytes_end_the_connection(tmp_path: Path, loop: str) -> None:
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+
+            def talk() -> None:
+                client = Client(server.port)
+                record = bytearray(client.records(b"hello"))
+                record[-1] ^= 1
+                client.tcp.sendall(record)
+                with pytest.raises(ssl.SSLError, match="BAD_RECORD_MAC"):
+                    client.receive(5)
+                client.tcp.close()
+
+            await asyncio.to_thread(talk)
+            await server.protocols[0].lost.wait()
+            assert server.protocols[0].received == 0
+
+    LOOPS[loop](main())
+
+
+class Timed(Echo):
+    """Notes the times of its data, and answers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.times_s: list[float] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.times_s.append(time.monotonic())
+        self.received += len(data)
+
+
+@both_loops
+def test_records_of_a_byte_do_not_hold_the_loop(tmp_path: Path, loop: str) -> None:
+    """They are read for the budget of a turn, then other work of the loop has its turn."""
+    count = 20_000
+
+    async def main() -> None:
+        async with echo_server(tmp_path, make=Timed) as server:
+
+            def send() -> Client:
+                client = Client(server.port)
+                client.tcp.sendall(client.records(*[b"x"] * count))
+                return client
+
+            turns = 0
+
+            async def count_turns() -> None:
+                nonlocal turns
+                while True:
+                    turns += 1
+                    await asyncio.sleep(0)
+
+            counting = asyncio.create_task(count_turns())
+            client = await asyncio.to_thread(send)
+            await server.ended("done")
+            protocol = server.protocols[0]
+            while protocol.received < count:
+                await asyncio.sleep(0)
+            counting.cancel()
+            assert isinstance(protocol, Timed)
+            assert len(protocol.times_s) > 1
+            assert protocol.received == count
+            assert turns > len(protocol.times_s)
+            client.tcp.close()
+
+    LOOPS[loop](main())
+
+
+def test_the_budget_is_that_of_http2() -> None:
+    assert TURN_BUDGET_S <= 0.002
+
+
+class Hesitant(Echo):
+    """Stops reading at each piece of data, until the test lets it go on."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.transport.pause_reading()
+
+
+@both_loops
+def test_a_protocol_that_has_paused_gets_no_data(tmp_path: Path, loop: str) -> None:
+    async def main() -> None:
+        async with echo_server(tmp_path, make=Hesitant) as server:
+            reader, writer = await server.open()
+            protocol = await first(server, writer, reader)
+            writer.write(b"second")
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert protocol.received == 5
+            protocol.transport.resume_reading()
+            assert await reader.readexactly(6) == b"second"
+            writer.transport.abort()
+
+    LOOPS[loop](main())
+
+
+async def first(
+    server: EchoServer, writer: asyncio.StreamWriter, reader: asyncio.StreamReader
+) -> Echo:
+    writer.write(b"first")
+    assert await reader.readexactly(5) == b"first"
+    return server.protocols[0]
