@@ -59,12 +59,12 @@ class AuditLog:
             return
         extra = _fields(caller, action, "") | {"outcome": outcome}
         if self._not_logged:
-            extra["left_out"] = str(self._not_logged)
+            extra["left_out"] = self._not_logged
             self._not_logged = 0
         log.warning("admin_action", extra=extra)
 
 
-def _fields(caller: Caller, action: str, target: str) -> dict[str, str]:
+def _fields(caller: Caller, action: str, target: str) -> dict[str, str | int]:
     return {
         "principal": caller.principal.name,
         "peer": caller.peer.host,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from server.errors import Forbidden
 from server.security.caller import Caller
-from server.security.principal import Role
+from server.security.principal import REMOTE_CALLER, Role
 
 READ_METRICS = "metrics"  # GET /metrics
 
@@ -48,6 +48,11 @@ def check_role(method: str, caller: Caller) -> None:
     """Raises Forbidden. A method that does not exist needs any role."""
     needed = METHOD_ROLES.get(method, ANY)
     if caller.principal.roles.isdisjoint(needed):
+        if caller.principal is REMOTE_CALLER:
+            raise Forbidden(
+                f"{method} changes the server, so it answers only direct callers on this machine; "
+                "start the server with --auth, or with --allow-remote-admin"
+            )
         names = " or ".join(sorted(needed))
         raise Forbidden(f"{method} needs the role {names}, which this caller does not have")
     if method == READ_METRICS and not caller.principal.sees_all_models:

@@ -16,6 +16,8 @@ PRINCIPAL = '[principals.a]\nroles = ["classify"]\n'
 PROXY = '[proxy]\nheader = "%s"\naddresses = [%s]\n'
 
 WRONG = [
+    ("", "has no table under principals"),
+    ("# nothing\n[principals]\n", "has no table under principals"),
     ("[principals.a", "is not TOML: Expected ']' at the end of a table declaration (at end of"),
     ("x = 1\ny = = 2", "is not TOML: Invalid value (at line 2, column 5)"),
     (
@@ -36,7 +38,7 @@ WRONG = [
     (PRINCIPAL + "max_calls = 0", "principals.a: Expected `int` >= 1 - at `max_calls`"),
     ('[principals."a b"]\nroles = ["admin"]', "principals: 'a b' is not a name; 1 to 64"),
     ('[principals.anonymous]\nroles = ["admin"]', "principals: 'anonymous' is not a name"),
-    (token_lines("b", TEAM_A), "tokens[0]: principal names no table under principals"),
+    (PRINCIPAL + token_lines("b", TEAM_A), "tokens[0]: principal names no table under principals"),
     (PRINCIPAL + "[[tokens]]", "tokens[0]: Object missing required field `principal`"),
     (
         PRINCIPAL + 2 * f"{token_lines('a', TEAM_A)}\n",
@@ -65,14 +67,14 @@ WRONG = [
         "Expected `array` of length >= 1 - at `proxy.",
     ),
     (
-        PROXY % ("x-user", '"a.example"'),
+        PRINCIPAL + PROXY % ("x-user", '"a.example"'),
         "proxy: addresses[0] must be an IP",
     ),
     (
-        PROXY % ("Authorization", '"unix"'),
+        PRINCIPAL + PROXY % ("Authorization", '"unix"'),
         "proxy: header must be the name",
     ),
-    (PROXY % ("x user", '"unix"'), "proxy: header must be the name"),
+    (PRINCIPAL + PROXY % ("x user", '"unix"'), "proxy: header must be the name"),
     ("x = " + "[" * 10_000, "is not TOML: "),
     ("\ud800", "is not TOML: "),
     ("x" * (17 << 20), "has 17,825,792 bytes; at most 16,777,216 are allowed"),
@@ -99,12 +101,6 @@ def test_a_complete_file_gives_principals_with_permissions_and_quotas() -> None:
 def test_the_burst_of_a_slow_principal_allows_one_image() -> None:
     assert parsed(PRINCIPAL + "images_per_s = 0.5").principals["a"].burst == 1
     assert parsed(PRINCIPAL + "images_per_s = 5\nburst = 20").principals["a"].burst == 20
-
-
-def test_an_empty_file_admits_nobody() -> None:
-    file = parsed("")
-    assert not file.principals
-    assert not file.tokens
 
 
 @pytest.mark.parametrize(("text", "message"), WRONG, ids=[message for _, message in WRONG])

@@ -42,6 +42,7 @@ class HttpServer(uvicorn.Server):
                 http=connect,  # type: ignore[arg-type]  # uvicorn only calls it
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # a peer is the other end of the connection, whatever it says
                 lifespan="off",
                 timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
                 timeout_keep_alive=keep_alive_s,  # type: ignore[arg-type]  # passed to call_later

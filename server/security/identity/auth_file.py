@@ -132,6 +132,8 @@ def parse_auth_file(data: bytes) -> Identities:
     except (ValueError, RecursionError) as error:  # msgspec.DecodeError is a ValueError
         raise InvalidAuthFile(f"is not TOML: {error}") from None
     file = _converted(raw, AuthTable, "")
+    if not file.principals:
+        raise InvalidAuthFile("has no table under principals, so nobody could call")
     tables = {
         name: _converted(table, PrincipalTable, f"principals.{_checked_name(name)}: ")
         for name, table in file.principals.items()

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 # A poll reads the whole file. So it sees every kind of change: edits, renames, Kubernetes' links.
 POLL_S = 1.0
+MIN_PAUSE_S = 0.01
+SETTLE_S = 0.1  # in which a new content must not change
 
 
 class AuthFile:
@@ -29,7 +31,7 @@ class AuthFile:
         self._data: bytes | None = None
         self._broken: tuple[bytes, InvalidAuthFile] | None = None  # the last broken content
         try:
-            identities = self._read()
+            identities = self._parse(path.read_bytes())
         except (OSError, InvalidAuthFile) as error:
             raise CannotServe(f"--auth: {_reason(path, error)}") from None
         assert identities is not None, "the first content is new"
@@ -37,15 +39,26 @@ class AuthFile:
         _warn_of_permissions(path)
 
     def reload(self) -> Identities | None:
-        """The new content; None if it is the old one. Raises OSError, InvalidAuthFile."""
-        identities = self._read()
+        """The new content; None if there is none. Raises OSError, InvalidAuthFile.
+
+        Blocks. A content that still changes is left to a later call: half a file may be valid.
+        """
+        data = self.path.read_bytes()
+        if data != self._data and not self._is_broken(data):
+            time.sleep(SETTLE_S)
+            if self.path.read_bytes() != data:
+                return None
+        identities = self._parse(data)
         if identities is not None:
             self.identities = identities
             _warn_of_permissions(self.path)
         return identities
 
-    def _read(self) -> Identities | None:
-        data = self.path.read_bytes()
+    def _is_broken(self, data: bytes) -> bool:
+        """Whether this is the last broken content."""
+        return self._broken is not None and data == self._broken[0]
+
+    def _parse(self, data: bytes) -> Identities | None:
         if data == self._data:
             return None
         if self._broken is not None and data == self._broken[0]:
@@ -84,10 +97,16 @@ class AuthFileWatcher:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(self._pause_s())
             has_changed = await self._reload()
             if has_changed or self._has_expired():
                 self._on_change()
+
+    def _pause_s(self) -> float:
+        """Seconds to the next poll; shorter if a token expires before it."""
+        if not self._expiries_s:
+            return POLL_S
+        return min(POLL_S, max(MIN_PAUSE_S, self._expiries_s[-1] - time.time()))
 
     async def _reload(self) -> bool:
         """Whether the file has a new content that is in use now."""
