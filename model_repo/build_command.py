@@ -112,6 +112,7 @@ def _what_to_build(
             hardware=tuple(filter(None, given.compute_capability.split(","))),
             variant=given.tensorrt_variant,
             or_random=given.or_random,
+            allow_code=given.allow_code,
             add_engine=given.add_engine,
         )
         for name in options.backends:
@@ -180,6 +181,7 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
     )
     _add_card_options(parser)
     _add_weights_options(parser)
+    _add_code_option(parser)
     _add_engine_options(parser)
     _add_gpu_options(parser)
     return parser
@@ -217,6 +219,15 @@ def _add_weights_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="if the weights cannot be downloaded or found, publish an untrained network; the "
         "server marks it as untrained",
+    )
+
+
+def _add_code_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--allow-code",
+        action="store_true",
+        help="run code that comes with a model, now and not in the server: TorchScript programs. "
+        "Use it only for files that you trust",
     )
 
 

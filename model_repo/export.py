@@ -18,6 +18,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from model_repo.programs.graph import Placeholder, insert_program
 from server.repository.manifest import Activation
 
 INPUT = "pixels"
@@ -190,7 +191,7 @@ def export(
     example = torch.zeros(2, *shape, dtype=torch.uint8)  # a batch of 1 would become a constant
     rows = torch.export.Dim("rows", min=1, max=max(2, max_batch))
     try:
-        with _without_exporter_messages(), _onnx_operators(served):
+        with _without_exporter_messages(), _onnx_operators(served, shape):
             traced = torch.export.export(served, (example,), dynamic_shapes=({0: rows},))
             program = torch.onnx.export(
                 traced,
@@ -204,26 +205,36 @@ def export(
         for node in program.model.graph.all_nodes():
             node.metadata_props.clear()  # stack traces, which contain paths of this machine
         program.save(path, external_data=False)
+        if isinstance(served.network, torch.jit.ScriptModule):
+            insert_program(path, served.network, shape)
         onnx.checker.check_model(path)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise ExportError(f"{type(error).__name__}: {error}") from error
 
 
 @contextmanager
-def _onnx_operators(served: ServedNetwork) -> Iterator[None]:
-    """Replaces modules that ONNX has an operator for but PyTorch does not; restores them after."""
-    replaced = [
-        (parent, name, child)
-        for parent in served.modules()
-        for name, child in parent.named_children()
-        if isinstance(child, nn.LocalResponseNorm)
-    ]
+def _onnx_operators(served: ServedNetwork, shape: tuple[int, int, int]) -> Iterator[None]:
+    """Replaces modules that ONNX has an operator for but PyTorch does not; restores them after.
+
+    A TorchScript program is replaced as a whole.
+    """
+    replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
+    if isinstance(served.network, torch.jit.ScriptModule):
+        program = served.network
+        replaced.append((served, "network", program, Placeholder(program, shape)))
+    else:
+        replaced += [
+            (parent, name, child, OnnxLocalResponseNorm(child))
+            for parent in served.modules()
+            for name, child in parent.named_children()
+            if isinstance(child, nn.LocalResponseNorm)
+        ]
     try:
-        for parent, name, child in replaced:
-            setattr(parent, name, OnnxLocalResponseNorm(child))
+        for parent, name, _, other in replaced:
+            setattr(parent, name, other)
         yield
     finally:
-        for parent, name, child in replaced:
+        for parent, name, child, _ in replaced:
             setattr(parent, name, child)
 
 

@@ -76,6 +76,7 @@ class BuildOptions:
     variant: str = "auto"  # of TensorRT
     or_random: bool = False  # publish an untrained network if the weights are unavailable
     images: Callable[[InputSpec], Pixels] = golden_pixels  # inputs of the golden check
+    allow_code: bool = False  # run code that comes with a model: TorchScript programs
     add_engine: bool = False  # add engines to the newest version instead of publishing a new one
 
     def __post_init__(self) -> None:
@@ -150,10 +151,10 @@ def _build_version(
 ) -> Manifest:
     progress.stage("card")
     card = cards.load(source)
-    if card.network_file is not None:
+    if card.network_file is not None and card.network_file.suffix != ".pt":
         raise BuildError(
-            f"architecture {card.network_file.name} is a file; this build takes one of "
-            f"{', '.join(architecture_names())}"
+            f"architecture {card.network_file.name} is a file; this build takes a TorchScript "
+            f"program (.pt), or one of {', '.join(architecture_names())}"
         )
     for note in card.notes:
         progress.warn(note)
@@ -303,6 +304,7 @@ def _load_weights(
             card,
             source,
             calibration=calibration,
+            allow_code=options.allow_code,
             retries=SHORT_WAIT if options.or_random else DownloadRetries(),
             progress=progress.advance,
         )
@@ -331,7 +333,7 @@ def _manifest(
         model=card.name,
         version=1,  # `publish` sets the real number
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        architecture=card.architecture,
+        architecture=loaded.architecture or card.architecture,
         parameters=sum(parameter.numel() for parameter in loaded.network.parameters()),
         weights=WeightsRecord(
             source=loaded.source, sha256=loaded.sha256, trained=loaded.trained, note=loaded.note

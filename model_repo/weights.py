@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,9 +38,16 @@ from model_repo.checkpoints.download import (
     fetch,
     redacted,
 )
-from model_repo.checkpoints.parameters import network_parameters
+from model_repo.checkpoints.parameters import (
+    Parameters,
+    checked_states,
+    fitted_parameters,
+    network_parameters,
+)
 from model_repo.checkpoints.reader import WrongCheckpoint
 from model_repo.checkpoints.shards import content_sha256
+from model_repo.programs import torchscript
+from model_repo.programs.torchscript import is_torchscript
 
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
 DEFAULT_CACHE = "~/.cache/convserve/weights"
@@ -58,6 +66,7 @@ class Weights:
     sha256: str  # of the checkpoint file, or of the parameters if there is no file
     trained: bool
     note: str = ""  # more about them, for example their accuracy
+    architecture: str = ""  # what the network is, if the card does not say it
 
 
 def cache_folder() -> Path | None:
@@ -76,6 +85,7 @@ def load(
     source: str | None = None,
     *,
     calibration: Tensor | None = None,
+    allow_code: bool = False,
     cache: Path | None = None,
     retries: DownloadRetries = DownloadRetries(),  # noqa: B008 (it is frozen)
     progress: Progress | None = None,
@@ -83,8 +93,9 @@ def load(
     """The card's network with parameters from `source`; without one, from the card's own source.
 
     `calibration`, [N, C, H, W] normalised as the card says, sets the batch norms of an untrained
-    network. `progress` counts bytes or epochs. Raises WeightsUnavailable if untrained parameters
-    could replace the missing ones, WeightsError for every other problem.
+    network. `progress` counts bytes or epochs. With `allow_code`, TorchScript programs run. Raises
+    WeightsUnavailable if untrained parameters could replace the missing ones, WeightsError for
+    every other problem.
     """
     source = source or card.weights
     if is_path(source):
@@ -101,11 +112,19 @@ def load(
                 "downloaded weights cannot be stored: this user has no home folder; set "
                 "CONVSERVE_CACHE to a folder that can be written"
             )
-        path = fetch(source, folder, retries, progress)
-        return _from_checkpoint(card, redacted(source), path)
-    if kind == "file" and rest:
-        return _from_checkpoint(card, source, _existing_file(rest))
-    raise WeightsError(f"{source!r} is not a source of weights; use the path of a file, {SOURCES}")
+        path, shown = fetch(source, folder, retries, progress), redacted(source)
+    elif kind == "file" and rest:
+        path, shown = _existing_file(rest), source
+    else:
+        raise WeightsError(
+            f"{source!r} is not a source of weights; use the path of a file, {SOURCES}"
+        )
+    try:
+        if is_torchscript(path):
+            return _from_program(card, shown, path, allow_code, calibration)
+        return _from_checkpoint(card, shown, path)
+    except WrongCheckpoint as error:
+        raise WrongCheckpoint(f"{shown} {error}") from error.__cause__
 
 
 def _existing_file(name: str) -> Path:
@@ -155,21 +174,61 @@ def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
 
 
 def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
-    network = _without_memory(card)
-    expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    try:
-        parameters = network_parameters(path, card.architecture, expected)
-        sha256 = content_sha256(path)
-    except WrongCheckpoint as error:
-        raise WrongCheckpoint(f"{source} {error}") from error.__cause__
-    network.load_state_dict(parameters.tensors, assign=True)
+    if card.network_file is not None:
+        raise WrongCheckpoint(
+            "is not a TorchScript program; name its architecture, or its base, and give this file "
+            "as the weights"
+        )
+    parameters = network_parameters(path, card.architecture, _expected(card))
     return Weights(
-        network=network.eval(),
+        network=_with_parameters(card, parameters),
         source=source,
-        sha256=sha256,
+        sha256=content_sha256(path),
         trained=True,
         note=f"{path.name}: {parameters.taken}"[:MAX_NOTE],
     )
+
+
+def _from_program(
+    card: Card, source: str, path: Path, allow_code: bool, images: Tensor | None
+) -> Weights:
+    """A whole network. If it computes the same as the card's architecture, that one is served."""
+    if not allow_code:
+        raise WrongCheckpoint(torchscript.REFUSAL)
+    program = torchscript.load_program(path)
+    if images is None:
+        images = _noise_images(card, torch.Generator().manual_seed(0))
+    answers = torchscript.logits(program, images)
+    if answers.shape[1] != card.classes:
+        raise WrongCheckpoint(f"has {answers.shape[1]} classes, but the labels name {card.classes}")
+    network, architecture = program, "torchscript"
+    note = "a TorchScript program, served as it is"
+    if card.network_file is None:
+        with suppress(WrongCheckpoint):
+            states = checked_states(program.state_dict())
+            parameters = fitted_parameters(states, card.architecture, _expected(card))
+            same = _with_parameters(card, parameters)
+            if torchscript.is_same(torchscript.logits(same, images), answers):
+                network, architecture = same, card.architecture
+                note = f"a TorchScript program that computes the same as {architecture}"
+    return Weights(
+        network=network,
+        source=source,
+        sha256=content_sha256(path),
+        trained=True,
+        note=f"{path.name}: {note}",
+        architecture=architecture,
+    )
+
+
+def _expected(card: Card) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in _without_memory(card).state_dict().items()}
+
+
+def _with_parameters(card: Card, parameters: Parameters) -> nn.Module:
+    network = _without_memory(card)
+    network.load_state_dict(parameters.tensors, assign=True)
+    return network.eval()
 
 
 def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:

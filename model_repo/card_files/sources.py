@@ -58,6 +58,8 @@ def join(source: CardSource, find_base: Callable[[str, Path], CardSource]) -> Jo
     table, contents, notes = _joined(source, find_base, ())
     if is_network_file(str(table.get("architecture", ""))):
         table = _over(OWN_NETWORK, table)
+        if not str(table["architecture"]).rpartition(":")[0].endswith(".py"):
+            table.setdefault("weights", f"file:{table['architecture']}")  # it holds them itself
     digest = sha256(contents[0])
     for content in contents[1:]:
         digest.update(sha256(content).digest())

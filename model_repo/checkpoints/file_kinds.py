@@ -123,7 +123,9 @@ def _why_no_zip_checkpoint(path: Path, size: int) -> str:
 def _zip_content(names: Collection[str]) -> str:
     folders = {name.partition("/")[2] for name in names}
     if "constants.pkl" in folders:
-        return f"is a TorchScript program; load it with torch.jit.load and {SAVE_STATE}"
+        return (
+            f"is a TorchScript program, which is code; load it with torch.jit.load and {SAVE_STATE}"
+        )
     if "data.pkl" in folders:
         return ""
     if any(name.endswith("archive_format") for name in names):

@@ -33,7 +33,24 @@ def network_parameters(path: Path, architecture: str, expected: Shapes) -> Param
     Raises WrongCheckpoint; the message continues a sentence: "net.pth " + "has 7 classes, ...".
     """
     content = read_checkpoint(path)
-    states = checked_states(content)
+    try:
+        return fitted_parameters(checked_states(content), architecture, expected, content)
+    except WrongCheckpoint as error:
+        if not is_part(path):
+            raise
+        raise WrongCheckpoint(
+            f"does not fit {architecture}: it is one file of several; give their index, a file "
+            "beside it that ends in .index.json"
+        ) from error
+
+
+def fitted_parameters(
+    states: Sequence[StateDict], architecture: str, expected: Shapes, content: object = None
+) -> Parameters:
+    """The tensors for a network out of those that were found in `content`.
+
+    Raises WrongCheckpoint; the message continues a sentence.
+    """
     fit = best_fit(states, architecture)
     assert fit is not None, "there are tensors"
     classes = _rows(expected, fit)
@@ -44,11 +61,6 @@ def network_parameters(path: Path, architecture: str, expected: Shapes) -> Param
         )
     if problems := _problems(expected, fit):
         wanted = f"{architecture} with {classes} classes"
-        if is_part(path):
-            raise WrongCheckpoint(
-                f"does not fit {wanted}: it is one file of several; give their index, a file "
-                "beside it that ends in .index.json"
-            )
         if fit.likeness < 1 and (other := looks_like(states, architecture)):
             raise WrongCheckpoint(f"does not fit {wanted}: {other}")
         raise WrongCheckpoint(f"does not fit {wanted}: {'; '.join(problems)}")

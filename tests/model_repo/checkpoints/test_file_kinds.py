@@ -72,7 +72,7 @@ TENSOR = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
         (tarred("net.pth"), "is a tar archive, not a checkpoint; unpack it first"),
         (zipped("net.pth"), "is a zip archive that contains net.pth, not a checkpoint; unpack it"),
         (zipped("notes.txt"), "is a zip archive without parameters, not a checkpoint; choose"),
-        (zipped("net/data.pkl", "net/constants.pkl"), "is a TorchScript program; load it with"),
+        (zipped("net/data.pkl", "net/constants.pkl"), "is a TorchScript program, which is"),
         (zipped("net/archive_format", "net/models/m.json"), "is a program of torch.export; save"),
         (zipped("config.json", "model.weights.h5"), "is a Keras model, not a checkpoint"),
         (zipped("net/data.pkl", "net/data/0")[:-1], "is incomplete: it ends after .* bytes; down"),

@@ -1,0 +1,1 @@
+"""TorchScript programs: whole networks, with their code, that the user trusts."""
