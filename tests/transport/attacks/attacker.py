@@ -16,14 +16,11 @@ from dataclasses import asdict, dataclass
 from itertools import count
 
 from tests.support.http2_frames import (
-    ACK,
     DATA,
     END_STREAM,
-    INITIAL_WINDOW_SIZE,
-    SETTINGS,
-    WINDOW_UPDATE,
     frame,
 )
+from tests.support.http2_windows import Windows
 from tests.transport.attacks.attack import Attack, Body
 from tests.transport.attacks.catalogue import ATTACKS
 
@@ -31,7 +28,6 @@ SOURCE = "127.0.0.2"  # not the victim's address, because there are limits by ad
 READ_BYTES = 1 << 18
 SHORTEST_PAUSE_S = 0.0005
 RECONNECT_S = 0.002
-DEFAULT_WINDOW = 65_535
 FRAME_BYTES = 16_384
 
 
@@ -125,7 +121,7 @@ class _Connection:
         self._unsent = memoryview(b"")
         self._body: Body | None = None
         self._body_start = 0
-        self._windows = _Windows()
+        self._windows = Windows()
 
     def resume(self) -> None:
         self._owner.watch(self, self._reads | selectors.EVENT_WRITE)
@@ -188,57 +184,6 @@ class _Connection:
             self._owner.watch(self, self._reads)  # until the server opens a window
         self._unsent = memoryview(b"".join(frames))
         return bool(frames)
-
-
-class _Windows:
-    """How much of the bodies the server lets through (RFC 9113, 5.2)."""
-
-    def __init__(self) -> None:
-        self._buffer = b""
-        self._initial = DEFAULT_WINDOW
-        self._connection = DEFAULT_WINDOW
-        self._streams: dict[int, int] = {}  # change from the initial window
-        self._unacknowledged = 0
-
-    def left(self, stream: int) -> int:
-        return max(0, min(self._connection, self._initial + self._streams.get(stream, 0)))
-
-    def acknowledgements(self) -> list[bytes]:
-        """The server's windows hold once its settings are acknowledged."""
-        number, self._unacknowledged = self._unacknowledged, 0
-        return [frame(SETTINGS, ACK)] * number
-
-    def use(self, stream: int, size: int) -> None:
-        self._connection -= size
-        self._streams[stream] = self._streams.get(stream, 0) - size
-
-    def read(self, data: bytes) -> None:
-        data = self._buffer + data
-        start = 0
-        while start + 9 <= len(data):
-            end = start + 9 + int.from_bytes(data[start : start + 3], "big")
-            if end > len(data):
-                break
-            kind, flags = data[start + 3], data[start + 4]
-            stream, payload = (
-                int.from_bytes(data[start + 5 : start + 9], "big"),
-                data[start + 9 : end],
-            )
-            if kind == WINDOW_UPDATE:
-                self._open(stream, int.from_bytes(payload, "big"))
-            elif kind == SETTINGS and not flags & ACK:
-                self._unacknowledged += 1
-                for place in range(0, len(payload), 6):
-                    if int.from_bytes(payload[place : place + 2], "big") == INITIAL_WINDOW_SIZE:
-                        self._initial = int.from_bytes(payload[place + 2 : place + 6], "big")
-            start = end
-        self._buffer = data[start:]
-
-    def _open(self, stream: int, size: int) -> None:
-        if stream:
-            self._streams[stream] = self._streams.get(stream, 0) + size
-        else:
-            self._connection += size
 
 
 def main() -> None:

@@ -1,0 +1,1 @@
+"""Honest clients with unusual loads, which the default limits must not hurt."""
