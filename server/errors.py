@@ -7,6 +7,7 @@ ServingError
 +-- ModelNotFound         there is no such model or version: choose another
 +-- ModelNotReady         the model is loading, draining or failed its check: try again later
 +-- Overloaded            the queue can't meet the deadline: try again after the given time
++-- QuotaExceeded         the caller's quota is used up: try again after the given time
 +-- DeadlineUnreachable   even an idle engine can't meet the deadline: allow more time
 +-- EngineFailure         the server failed: the request is not to blame
     +-- DeviceLost        the device fails all further requests too
@@ -53,6 +54,14 @@ class ModelNotReady(ServingError):
 
 class Overloaded(ServingError):
     """The queue can't meet the request's deadline; `retry_after_s` is the time until a retry."""
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class QuotaExceeded(ServingError):
+    """The caller's quota is used up; `retry_after_s` is the time until a retry."""
 
     def __init__(self, message: str, retry_after_s: float) -> None:
         super().__init__(message)

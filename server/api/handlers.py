@@ -127,9 +127,9 @@ class _Handler:
 
         Raises what the RPC raises, or _UnexpectedError. The call has been counted by then.
         """
-        in_flight = self._in_flight
+        in_flight, principal = self._in_flight, context.caller.principal
         try:
-            in_flight.begin(len(data))
+            in_flight.begin(principal, len(data))
             request = _parse(self._request_class, data, in_flight.max_fields)
             response = await self._rpc(request, context)
             body = response.SerializeToString()
@@ -146,7 +146,7 @@ class _Handler:
             self.metrics.crashed(context)
             raise _UnexpectedError from None
         finally:
-            in_flight.end(len(data))
+            in_flight.end(principal, len(data))
         context.after_response(self.metrics.succeeded, context, clock() - context.arrived_s)
         return body
 
@@ -162,7 +162,7 @@ class _StreamHandler:
 
     async def answer(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
         support = self._handler.support
-        with counted_stream(self._handler.name, support.in_flight):
+        with counted_stream(self._handler.name, support.in_flight, call.caller.principal):
             respond = partial(self._respond, call, call.time_remaining())
             await answer_in_order(requests, call, respond, support.stopping)
 

@@ -112,7 +112,7 @@ def health_methods(health: Health, in_flight: InFlightLimits) -> dict[str, Metho
         return response.SerializeToString()
 
     async def watch(requests: AsyncIterator[bytes], call: WireCall) -> None:
-        with counted_stream("Watch", in_flight):
+        with counted_stream("Watch", in_flight, call.caller.principal):
             async for data in requests:  # there is exactly one
                 request = parse_small(HealthCheckRequest, data)
                 async for response in health.watch(request, lambda: call.caller.principal):

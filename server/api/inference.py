@@ -6,6 +6,7 @@ A protocol translates its message to an InferenceRequest, and the InferenceRespo
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,9 +17,11 @@ from server.api.content import Content, Decoders
 from server.api.context import CallContext
 from server.api.visible_models import VisibleModels
 from server.engines.base import Outputs, RowSource
-from server.errors import InvalidInput
+from server.errors import InvalidInput, ServingError
+from server.execution.device import Reservation
 from server.models.version import LoadedModel
 from server.scheduling.base import PRIORITIES
+from server.security.quota import Quotas
 from server.telemetry.clock import clock
 
 log = logging.getLogger(__name__)
@@ -71,10 +74,13 @@ class InferenceResponse:
 class Inference:
     """Runs inference requests. Used on the event loop's thread only."""
 
-    def __init__(self, models: VisibleModels, decoders: Decoders, *, max_images: int) -> None:
+    def __init__(
+        self, models: VisibleModels, decoders: Decoders, quotas: Quotas, *, max_images: int
+    ) -> None:
         self.max_images = max_images  # in one request
         self._models = models
         self._decoders = decoders
+        self._quotas = quotas
 
     async def infer(self, request: InferenceRequest, context: CallContext) -> InferenceResponse:
         """Runs one request. The caller must end with `complete` or `discard`.
@@ -94,13 +100,7 @@ class Inference:
         if request.outputs is not None:
             request.outputs.check(model, images)
         try:
-            reservation = model.executor.admit(
-                model.key,
-                images,
-                deadline_s=request.deadline_s,
-                priority=request.priority,
-                trace=context.trace,
-            )
+            reservation = self._admit(model, images, request, context)
             try:
                 made = request.content.pixels(model.spec, self._decoders)
                 pixels = made if isinstance(made, (np.ndarray, RowSource)) else await made
@@ -128,6 +128,32 @@ class Inference:
             answer.batch_rows,
             answer.done_s,
         )
+
+    def _admit(
+        self, model: LoadedModel, images: int, request: InferenceRequest, context: CallContext
+    ) -> Reservation:
+        """Reserves time for a request, within the quota of its principal.
+
+        An admitted request is charged for good, even if it fails later: the server works for it.
+        A request that the scheduler refuses costs nothing.
+        """
+        principal = context.caller.principal
+        has_quota = principal.images_per_s < math.inf
+        if has_quota:
+            self._quotas.charge(principal, images, clock())
+        try:
+            return model.executor.admit(
+                model.key,
+                images,
+                deadline_s=request.deadline_s,
+                priority=request.priority,
+                principal=principal,
+                trace=context.trace,
+            )
+        except ServingError:
+            if has_quota:
+                self._quotas.refund(principal, images)
+            raise
 
     def complete(self, response: InferenceResponse, context: CallContext) -> float:
         """Records the phases of a request whose response message is built.

@@ -9,13 +9,14 @@ from grpc import StatusCode
 
 from server.api.context import CallContext
 from server.api.status import STATUS
-from server.errors import DeadlineUnreachable, Overloaded, ServingError
+from server.errors import DeadlineUnreachable, Overloaded, QuotaExceeded, ServingError
 from server.telemetry.metrics import INFERENCE_METHODS, Metrics
 
 log = logging.getLogger(__name__)
 
 REFUSAL_REASON: dict[type[ServingError], str] = {
     Overloaded: "overloaded",
+    QuotaExceeded: "quota",
     DeadlineUnreachable: "deadline_unreachable",
 }
 

@@ -129,7 +129,7 @@ def reflection_methods(
         return response
 
     async def info(requests: AsyncIterator[bytes], call: WireCall) -> None:
-        with counted_stream(METHOD, in_flight):
+        with counted_stream(METHOD, in_flight, call.caller.principal):
             await answer_in_order(requests, call, respond, stopping)
 
     return {f"/{service}/{METHOD}": StreamingMethod(info) for service in SERVICES}

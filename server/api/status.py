@@ -21,11 +21,12 @@ from server.errors import (
     ModelNotFound,
     ModelNotReady,
     Overloaded,
+    QuotaExceeded,
     ServingError,
     Unauthenticated,
 )
 from server.transport.metadata import Header
-from server.transport.methods import Abort
+from server.transport.methods import OVERLOADED, REFUSAL, Abort
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ STATUS: dict[type[ServingError], StatusCode] = {
     ModelNotFound: StatusCode.NOT_FOUND,
     ModelNotReady: StatusCode.UNAVAILABLE,
     Overloaded: StatusCode.RESOURCE_EXHAUSTED,
+    QuotaExceeded: StatusCode.RESOURCE_EXHAUSTED,
     DeadlineUnreachable: StatusCode.DEADLINE_EXCEEDED,
     EngineFailure: StatusCode.INTERNAL,
     DeviceLost: StatusCode.INTERNAL,
@@ -51,6 +53,9 @@ HTTP_STATUS = {
     StatusCode.INTERNAL: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 
+# Tells proxies whether another server may have room: it has its own queue, but the same quota.
+REFUSALS: dict[type[ServingError], str] = {Overloaded: OVERLOADED, QuotaExceeded: "quota"}
+
 # An unexpected exception is logged in full. Callers get no details.
 INTERNAL_ERROR = "internal error"
 
@@ -65,8 +70,9 @@ def abort_for(error: ServingError, method: str) -> Abort:
     """The gRPC status of an error, with google.rpc details if there are any."""
     code = STATUS[type(error)]
     message = message_of(error, method)
-    if isinstance(error, Overloaded):
-        return Abort.of_trailers(_overloaded(message, math.ceil(error.retry_after_s * 1e3)))
+    if isinstance(error, (Overloaded, QuotaExceeded)):
+        wait_ms = math.ceil(error.retry_after_s * 1e3)
+        return Abort.of_trailers(_exhausted(message, wait_ms, REFUSALS[type(error)]))
     trailers: list[tuple[str, str | bytes]] = []
     if isinstance(error, InvalidInput):
         status = Status(code=code.value[0], message=message)
@@ -96,7 +102,7 @@ def shortened(text: str) -> str:
 
 # Overload refuses many calls with the same few messages. Building one takes 40 us.
 @lru_cache(maxsize=1024)
-def _overloaded(message: str, wait_ms: int) -> tuple[Header, ...]:
+def _exhausted(message: str, wait_ms: int, refusal: str) -> tuple[Header, ...]:
     code = STATUS[Overloaded]
     status = Status(code=code.value[0], message=message)
     wait = Duration()
@@ -104,6 +110,7 @@ def _overloaded(message: str, wait_ms: int) -> tuple[Header, ...]:
     status.details.add().Pack(RetryInfo(retry_delay=wait))
     trailers: list[tuple[str, str | bytes]] = [
         ("grpc-retry-pushback-ms", str(wait_ms)),
+        (REFUSAL, refusal),
         ("grpc-status-details-bin", status.SerializeToString()),
     ]
     return Abort(code, message, trailers).trailers

@@ -11,22 +11,23 @@ from grpc import StatusCode
 
 from server.api.in_flight import InFlightLimits
 from server.api.status import abort_for
-from server.errors import Overloaded
+from server.errors import Overloaded, QuotaExceeded
+from server.security.principal import Principal
 from server.transport.methods import STOPPING, Abort, WireCall
 
 STREAM_DEPTH = 64  # requests of one stream in progress; the next one is not read yet
 
 
 @contextmanager
-def counted_stream(method: str, in_flight: InFlightLimits) -> Iterator[None]:
+def counted_stream(method: str, in_flight: InFlightLimits, principal: Principal) -> Iterator[None]:
     """Counts a stream as one call in progress while it lasts. Raises Abort above the limit."""
     try:
-        in_flight.begin()
+        in_flight.begin(principal)
         yield
-    except Overloaded as error:
+    except (Overloaded, QuotaExceeded) as error:
         raise abort_for(error, method) from None
     finally:
-        in_flight.end()
+        in_flight.end(principal)
 
 
 async def answer_in_order(

@@ -56,6 +56,7 @@ from server.scheduling.deadline import DeadlineScheduler
 from server.scheduling.fixed import FixedScheduler
 from server.security.audit import AuditLog
 from server.security.principal import Principal
+from server.security.quota import Quotas
 from server.settings import Settings
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
@@ -118,6 +119,7 @@ class Operations(NamedTuple):
     metadata: Metadata
     control: ModelControl
     models: VisibleModels
+    quotas: Quotas
     regions: SharedMemoryRegions | None
     region_control: RegionControl | None
 
@@ -130,6 +132,7 @@ class Api(NamedTuple):
     http_calls: HttpCalls
     health: Health
     streams_stopping: asyncio.Event
+    quotas: Quotas
     regions: SharedMemoryRegions | None
     tls: Tls | None
 
@@ -237,7 +240,8 @@ def build_operations(
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
     decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
     visible = VisibleModels(models.registry)
-    inference = Inference(visible, decoders, max_images=max_images)
+    quotas = Quotas()
+    inference = Inference(visible, decoders, quotas, max_images=max_images)
     regions = SharedMemoryRegions() if settings.allow_shared_memory else None
     has_control = settings.model_control == "explicit"
     metadata = Metadata(
@@ -253,6 +257,7 @@ def build_operations(
         metadata,
         ModelControl(models.watcher if has_control else None, visible, audit),
         visible,
+        quotas,
         regions,
         None if regions is None else RegionControl(regions, audit),
     )
@@ -312,7 +317,16 @@ def build_api(
     connection_limits = build_connection_limits(settings, metrics)
     encrypt = http_tls.http if http_tls is not None else None
     http_server = HttpServer(app, settings.http_keep_alive_s, connection_limits, encrypt)
-    return Api(grpc_server, http_server, calls, health, stopping, operations.regions, tls)
+    return Api(
+        grpc_server,
+        http_server,
+        calls,
+        health,
+        stopping,
+        operations.quotas,
+        operations.regions,
+        tls,
+    )
 
 
 def inference_methods(operations: Operations, support: CallSupport) -> dict[str, Method]:

@@ -134,14 +134,16 @@ def start_access(
     access: Access, api: Api, telemetry: Telemetry, background: asyncio.TaskGroup
 ) -> list[asyncio.Task[None]]:
     """Starts the task that reads the auth file again when it changes."""
-    if access.file_use is None:
+    use = access.file_use
+    if use is None:
         return []
 
     def on_change() -> None:
         api.grpc_server.recheck_access()
         api.health.on_change()  # callers may see other models now
+        api.quotas.keep(use.file.identities.principals)
 
-    watcher = watcher_of(access.file_use, telemetry.metrics, on_change)
+    watcher = watcher_of(use, telemetry.metrics, on_change)
     return [background.create_task(watcher.run())]
 
 

@@ -18,6 +18,7 @@ from server.execution.wake_timer import WakeTimer
 from server.images.input_spec import Pixels
 from server.scheduling.base import Batch, InstanceGroup, Scheduler
 from server.scheduling.latency import LatencyProfile, planned_sizes
+from server.security.principal import LOCAL_CALLER, Principal
 from server.telemetry.clock import clock
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import ModelMetrics
@@ -150,15 +151,16 @@ class DeviceExecutor:
         *,
         deadline_s: float = math.inf,
         priority: int = 0,
+        principal: Principal = LOCAL_CALLER,
         trace: Trace | None = None,
     ) -> Reservation:
         """Reserves queue capacity for `rows` rows, or refuses the request.
 
         This happens before its images are decoded, so a refusal costs little.
 
-        `deadline_s` is a time on `telemetry.clock`. The batches of the request are added to its
-        `trace`. Raises Overloaded, DeadlineUnreachable or ModelNotReady. Call `run` or `release` of
-        the reservation.
+        `deadline_s` is a time on `telemetry.clock`. The request uses the share of its `principal`.
+        The batches of the request are added to its `trace`. Raises Overloaded, DeadlineUnreachable
+        or ModelNotReady. Call `run` or `release` of the reservation.
         """
         engine = self._engines.get(name)
         if engine is None:
@@ -166,7 +168,13 @@ class DeviceExecutor:
         now_s = clock()
         done_by_s = self.response_delay.batch_deadline_s(deadline_s, now_s)
         request = PendingRequest(
-            rows, now_s, done_by_s, priority, future=self._loop.create_future(), trace=trace
+            rows,
+            now_s,
+            done_by_s,
+            priority,
+            principal,
+            future=self._loop.create_future(),
+            trace=trace,
         )
         self._scheduler.admit(name, request, now_s)
         return Reservation(self, engine, request)

@@ -34,6 +34,10 @@ class FairLimit:
         others = sum(self._weights.values()) - self._weights.get(name, 0.0)
         return may_hold(self._held.get(name, 0) + size, size, free, principal.weight, others)
 
+    def held(self, principal: Principal) -> int:
+        """What a principal holds; 0 for anonymous callers."""
+        return self._held.get(principal.name, 0)
+
     def add(self, principal: Principal, size: int) -> None:
         self.used += size
         name = principal.name

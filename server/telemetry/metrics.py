@@ -305,7 +305,7 @@ class ModelMetrics:
         self._compute = metrics.compute.labels(model)
         self._wasted = metrics.wasted.labels(model)
         self._prediction_error = metrics.prediction_error.labels(model)
-        for reason in ("overloaded", "deadline_unreachable"):
+        for reason in ("overloaded", "quota", "deadline_unreachable"):
             metrics.refused.labels(model, reason)  # start at 0, so that rate() sees the first one
         for reason in ("engine_failure", "objective", "golden_drift", "stalled"):
             metrics.rollbacks.labels(model, reason)

@@ -22,7 +22,7 @@ from server.transport.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW
 from server.transport.http2.stream import ResponseSender, Stream
 from server.transport.messages import MessageError, MessageReader, decompressed
 from server.transport.metadata import Header, RequestHead, Trailer, metadata_headers
-from server.transport.methods import STOPPING, Abort, Method
+from server.transport.methods import OVERLOADED, REFUSAL, STOPPING, Abort, Method
 from server.transport.routing import RESPONSE_HEAD
 
 log = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class GrpcCall(Stream):
                 StatusCode.RESOURCE_EXHAUSTED,
                 f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
                 f"{calls.limits.receiving_bytes:,} are allowed",
-                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}")],
+                [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}"), (REFUSAL, OVERLOADED)],
             )
 
     async def _inflated(self, message: bytes) -> bytes:

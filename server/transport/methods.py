@@ -15,6 +15,10 @@ from server.transport.metadata import trailers as trailers_of
 STOPPING = "the server is stopping"
 
 
+REFUSAL = "convserve-refusal"  # key of the reason why a call is refused
+OVERLOADED = "overloaded"
+
+
 class Abort(Exception):
     """Ends a call with a status other than OK."""
 

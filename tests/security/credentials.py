@@ -27,7 +27,7 @@ roles = ["classify"]
 models = ["tiny*"]
 certificates = ["CN:team-a", "DNS:A.example", "URI:spiffe://cluster/team-a"]
 proxy_users = ["alice@example.org"]
-images_per_s = 100
+images_per_s = 100_000
 max_calls = 8
 weight = 2
 

@@ -91,7 +91,7 @@ def test_a_complete_file_gives_principals_with_permissions_and_quotas() -> None:
     team = file.principals["team-a"]
     assert team.roles == {Role.CLASSIFY}
     assert team.models == ("tiny*",)
-    assert (team.images_per_s, team.burst, team.max_calls, team.weight) == (100, 100, 8, 2)
+    assert (team.images_per_s, team.burst, team.max_calls, team.weight) == (1e5, 1e5, 8, 2)
     operator = file.principals["operator"]
     assert operator.roles == {Role.ADMIN, Role.OBSERVE}
     assert (operator.images_per_s, operator.burst) == (math.inf, math.inf)

@@ -11,10 +11,12 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from server.api.context import CallContext
 from server.api.http.form import MAX_FORM_BYTES, is_form
 from server.api.in_flight import InFlightLimits
 from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput, ModelNotReady
+from server.security.principal import Principal
 from server.telemetry.clock import clock
 from server.transport.compression import (
     WINDOW_BITS,
@@ -58,35 +60,38 @@ class BodyReader:
             task.cancel()
 
     @asynccontextmanager
-    async def read(self, request: Request, limit: int, deadline_s: float) -> AsyncIterator[bytes]:
+    async def read(
+        self, request: Request, limit: int, context: CallContext
+    ) -> AsyncIterator[bytes]:
         """The body, of at most `limit` bytes, a form of a few more.
 
         It counts as a call in progress from its last byte until the end.
 
-        Raises TimeoutError when the deadline passes, HTTPException, InvalidInput, Overloaded, and
-        ModelNotReady when the server stops.
+        Raises TimeoutError when the deadline passes, HTTPException, InvalidInput, Overloaded,
+        QuotaExceeded, and ModelNotReady when the server stops.
         """
-        held = _HeldBytes(self._in_flight)
+        principal = context.caller.principal
+        held = _HeldBytes(self._in_flight, principal)
         if is_form(request):
             limit += MAX_FORM_BYTES
         is_call = False
         try:
-            self._in_flight.check()
+            self._in_flight.check(principal)
             close = CLOSE if "expect" in request.headers else None
             encoding = _encoding(request, close)
             length = request.headers.get("content-length", "")
             if length.isdecimal() and int(length) > limit:
                 raise _too_large(limit, close)
-            body = await self._receive(request, limit, deadline_s, held)
+            body = await self._receive(request, limit, context.deadline_s, held)
             if encoding != IDENTITY:
                 body = await self._inflate(body, encoding, limit, held)
             is_call = True
-            self._in_flight.begin()
+            self._in_flight.begin(principal)
             yield body
         finally:
-            self._in_flight.remove_bytes(held.size)
+            self._in_flight.remove_bytes(principal, held.size)
             if is_call:
-                self._in_flight.end()
+                self._in_flight.end(principal)
 
     async def _receive(
         self, request: Request, limit: int, deadline_s: float, held: _HeldBytes
@@ -135,18 +140,19 @@ class BodyReader:
 class _HeldBytes:
     """The bytes of one body that are counted as in flight."""
 
-    def __init__(self, in_flight: InFlightLimits) -> None:
+    def __init__(self, in_flight: InFlightLimits, principal: Principal) -> None:
         self.size = 0
         self._in_flight = in_flight
+        self._principal = principal
 
     def add(self, size: int) -> None:
         """Raises Overloaded; the bytes are counted anyway, until the call ends."""
         self.size += size
-        self._in_flight.add_bytes(size)
+        self._in_flight.add_bytes(self._principal, size)
 
     def remove(self, size: int) -> None:
         self.size -= size
-        self._in_flight.remove_bytes(size)
+        self._in_flight.remove_bytes(self._principal, size)
 
 
 def _encoding(request: Request, close: Mapping[str, str] | None) -> str:

@@ -25,15 +25,16 @@ from server.api.http.body import BodyReader
 from server.api.http.problem import http_problem, problem
 from server.api.in_flight import InFlightLimits
 from server.api.method_metrics import MethodMetrics
-from server.api.status import INTERNAL_ERROR, STATUS, message_of, shortened
+from server.api.status import INTERNAL_ERROR, REFUSALS, STATUS, message_of, shortened
 from server.api.v2.versions import MAX_QUOTED
-from server.errors import InvalidInput, ModelNotReady, Overloaded, ServingError
+from server.errors import InvalidInput, ModelNotReady, Overloaded, QuotaExceeded, ServingError
 from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 from server.transport.compression import Inflater
 from server.transport.metadata import timeout_s
 
 DEADLINE = "Grpc-Timeout"
+HTTP_REFUSAL = "Convserve-Refusal"
 STOP_CHECK_S = 0.2  # between checks of what is still in progress when the server stops
 
 Answer = Callable[[Request, bytes, CallContext], Coroutine[Any, Any, Response]]
@@ -82,7 +83,7 @@ class HttpCalls:
                 if self._is_stopping:
                     raise ModelNotReady("the server is stopping")
                 context.deadline_s = context.arrived_s + _timeout(request.headers.get(DEADLINE))
-                async with self._bodies.read(request, limit, context.deadline_s) as body:
+                async with self._bodies.read(request, limit, context) as body:
                     work = answer(request, body, context)
                     response = await self._run(request, work, context.deadline_s)
             except TimeoutError:
@@ -173,9 +174,10 @@ def _failure(
         headers: dict[str, str] = {}
         if isinstance(error, InvalidInput):
             members["field"] = shortened(error.field)
-        elif isinstance(error, Overloaded):
+        elif isinstance(error, (Overloaded, QuotaExceeded)):
             members["retry_after_ms"] = math.ceil(error.retry_after_s * 1e3)
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+            headers[HTTP_REFUSAL] = REFUSALS[type(error)]
         return problem(STATUS[type(error)], message_of(error, method), members, headers)
     if isinstance(error, HTTPException):
         metrics.count(context, StatusCode.INVALID_ARGUMENT)

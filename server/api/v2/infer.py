@@ -46,7 +46,9 @@ class TensorInference:
         """Runs one request. `complete` must follow. Raises every kind of ServingError."""
         version = parse_version("model_version", request.version)
         windows = CallWindows(self._regions)
-        tensors = TensorContent(request.inputs, request.raw_contents, windows, self._in_flight)
+        tensors = TensorContent(
+            request.inputs, request.raw_contents, windows, self._in_flight, context.caller.principal
+        )
         outputs = TensorOutputs(request.outputs, windows)
         content: Content = tensors
         priority, timeout_s = 0, math.inf

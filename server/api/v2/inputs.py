@@ -23,6 +23,7 @@ from server.engines.base import RowSource
 from server.errors import InvalidInput
 from server.images.input_spec import InputSpec, Pixels
 from server.models.version import LoadedModel
+from server.security.principal import Principal
 
 SHOWN_DIMENSIONS = 8  # of a shape in an error
 
@@ -30,7 +31,15 @@ SHOWN_DIMENSIONS = 8  # of a shape in an error
 class TensorContent(Content):
     """The input tensors of one request, of which one is classified."""
 
-    __slots__ = ("_data", "_in_flight", "_inputs", "_position", "_raw_contents", "_windows")
+    __slots__ = (
+        "_data",
+        "_in_flight",
+        "_inputs",
+        "_position",
+        "_principal",
+        "_raw_contents",
+        "_windows",
+    )
 
     def __init__(
         self,
@@ -38,11 +47,13 @@ class TensorContent(Content):
         raw_contents: Sequence[bytes],
         windows: CallWindows,
         in_flight: InFlightLimits,
+        principal: Principal,
     ) -> None:
         self._inputs = inputs
         self._raw_contents = raw_contents
         self._windows = windows
         self._in_flight = in_flight
+        self._principal = principal
         self._position = 0  # of the input to classify
         self._data: TensorData | None = None  # of that input, once the model is known
 
@@ -86,7 +97,7 @@ class TensorContent(Content):
         if window is not None:
             if self._raw_contents or any(other.data is not None for other in self._inputs):
                 self._raw_positions()  # checks that the data of all inputs is unambiguous
-            return SharedData(window, self._in_flight)
+            return SharedData(window, self._in_flight, self._principal)
         if tensor.data is not None and not self._raw_contents:
             return tensor.data
         entry = self._raw_positions().index(position)

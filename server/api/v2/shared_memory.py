@@ -41,6 +41,7 @@ from server.engines.base import RowSource
 from server.errors import InvalidInput, Overloaded
 from server.images.input_spec import InputSpec, Pixels
 from server.security.audit import AuditLog
+from server.security.principal import Principal
 
 FOLDER = Path("/dev/shm")
 MAX_NAME = 128  # characters
@@ -299,11 +300,14 @@ class WindowRows(RowSource):
 class SharedData(TensorData):
     """Elements of an input in shared memory."""
 
-    __slots__ = ("_in_flight", "_window")
+    __slots__ = ("_in_flight", "_principal", "_window")
 
-    def __init__(self, window: RegionWindow, in_flight: InFlightLimits) -> None:
+    def __init__(
+        self, window: RegionWindow, in_flight: InFlightLimits, principal: Principal
+    ) -> None:
         self._window = window
         self._in_flight = in_flight
+        self._principal = principal
 
     def pixels(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> RowSource:
         byte_size = self._window.part.byte_size
@@ -326,11 +330,11 @@ class SharedData(TensorData):
                 f"needs at most {most:,}",
             )
         try:
-            self._in_flight.add_bytes(byte_size)
+            self._in_flight.add_bytes(self._principal, byte_size)
             files = split_files(window.read(), window.field, tensor)
             return await decode_files(files, window.field, spec, decoders)
         finally:
-            self._in_flight.remove_bytes(byte_size)
+            self._in_flight.remove_bytes(self._principal, byte_size)
 
 
 def _open_error(key: str, error: OSError) -> InvalidInput | Overloaded:
