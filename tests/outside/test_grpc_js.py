@@ -6,18 +6,16 @@ import json
 
 from grpc import StatusCode
 
-from tests.outside.conftest import Digit
+from tests.outside.conftest import Digit, Service
 from tests.outside.tools import GRPC_JS, needs, needs_grpc_js, output
-from tests.transport.attacks.processes import ServerProcess
 
 pytestmark = [needs("node"), needs_grpc_js]
 
 
-def test_a_javascript_client_gets_what_the_contract_says(
-    server: ServerProcess, digit: Digit
-) -> None:
-    target = f"127.0.0.1:{server.port}"
-    seen = json.loads(output("node", GRPC_JS / "client.js", target, digit.path))
+def test_a_javascript_client_gets_what_the_contract_says(service: Service, digit: Digit) -> None:
+    environment = {"TOKEN": service.token, "TLS_CA": str(service.ca or "")}
+    client = ("node", GRPC_JS / "client.js", service.target, digit.path)
+    seen = json.loads(output(*client, **environment))
     assert seen == {
         "class": digit.label,
         "many": 300,

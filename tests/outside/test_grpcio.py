@@ -12,9 +12,8 @@ from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.api.stubs import classify_pb2 as pb
 from server.api.stubs import open_inference_pb2 as open_inference
-from tests.outside.conftest import Digit
+from tests.outside.conftest import Digit, Service
 from tests.transport.attacks.attack import CLASSIFY, STREAM_INFER
-from tests.transport.attacks.processes import ServerProcess
 
 CALLS = 300
 LARGE = (("x-large", "x" * 7_000),)
@@ -25,23 +24,26 @@ def request(digit: Digit, model: str = "lenet5") -> bytes:
     return pb.ClassifyRequest(model=model, images=[image]).SerializeToString()
 
 
-def untyped(channel: Any) -> Any:
-    """The types of a channel demand serializers, which bytes do not need."""
-    return channel
+def connect(library: Any, service: Service) -> Any:
+    """A channel of grpc or grpc.aio. Its type is not given: it would demand serializers."""
+    if service.ca is None:
+        return library.insecure_channel(service.target)
+    encrypted = grpc.ssl_channel_credentials(service.ca.read_bytes())
+    identified = grpc.access_token_call_credentials(service.token)
+    both = grpc.composite_channel_credentials(encrypted, identified)
+    return library.secure_channel(service.target, both)
 
 
 def class_of(answer: bytes) -> int:
     return pb.ClassifyResponse.FromString(answer).results[0].classes[0].index
 
 
-def test_a_client_with_threads_gets_what_the_contract_says(
-    server: ServerProcess, digit: Digit
-) -> None:
-    with grpc.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+def test_a_client_with_threads_gets_what_the_contract_says(service: Service, digit: Digit) -> None:
+    with connect(grpc, service) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         status = health.Check(HealthCheckRequest(), timeout=20).status
         assert status == HealthCheckResponse.SERVING
-        classify = untyped(channel).unary_unary(CLASSIFY)
+        classify = channel.unary_unary(CLASSIFY)
         assert class_of(classify(request(digit), timeout=20)) == digit.label
         assert class_of(classify(request(digit), timeout=20, metadata=LARGE)) == digit.label
         calls = [classify.future(request(digit), timeout=60) for _ in range(CALLS)]
@@ -53,10 +55,10 @@ def test_a_client_with_threads_gets_what_the_contract_says(
 
 
 async def test_a_client_with_coroutines_gets_what_the_contract_says(
-    server: ServerProcess, digit: Digit
+    service: Service, digit: Digit
 ) -> None:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        classify = untyped(channel).unary_unary(CLASSIFY)
+    async with connect(grpc.aio, service) as channel:
+        classify = channel.unary_unary(CLASSIFY)
         answers = await asyncio.gather(
             *(classify(request(digit), timeout=60, metadata=LARGE) for _ in range(CALLS))
         )
@@ -64,7 +66,7 @@ async def test_a_client_with_coroutines_gets_what_the_contract_says(
         cancelled = classify(request(digit))
         cancelled.cancel()
         assert await cancelled.code() == StatusCode.CANCELLED
-        stream = untyped(channel).stream_stream(STREAM_INFER)
+        stream = channel.stream_stream(STREAM_INFER)
         messages = [infer(number) for number in range(20)]
         ids = [
             open_inference.ModelStreamInferResponse.FromString(answer).infer_response.id
