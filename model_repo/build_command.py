@@ -16,6 +16,7 @@ from rich.table import Table
 from model_repo import cards, weights
 from model_repo.card_files.new_card import NewCardError, write_card
 from model_repo.card_files.sources import CardSource
+from model_repo.evaluation.gate import DEFAULT_MAX_DROP, Gate
 from model_repo.interruption import Interruption
 from model_repo.pipeline import BuildError, BuildOptions, BuildResult, build
 from model_repo.progress import ConsoleProgress
@@ -114,6 +115,7 @@ def _what_to_build(
             or_random=given.or_random,
             allow_code=given.allow_code,
             add_engine=given.add_engine,
+            gate=_gate(given),
         )
         for name in options.backends:
             backend(name).version()
@@ -122,6 +124,17 @@ def _what_to_build(
     except ImportError as error:
         parser.error(f"the library of backend {name} is not installed: {error}")
     return models, options
+
+
+def _gate(given: argparse.Namespace) -> Gate | None:
+    """Raises ValueError."""
+    if given.data is None:
+        for name in ("min_top1", "max_drop"):
+            if getattr(given, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')} needs labelled images: add --data")
+        return None
+    max_drop = DEFAULT_MAX_DROP if given.max_drop is None else given.max_drop
+    return Gate(data=given.data, min_top1=given.min_top1, max_drop=max_drop)
 
 
 def _models(
@@ -184,6 +197,7 @@ def _parser(known: Sequence[str]) -> argparse.ArgumentParser:
     _add_code_option(parser)
     _add_engine_options(parser)
     _add_gpu_options(parser)
+    _add_gate_options(parser)
     return parser
 
 
@@ -282,6 +296,24 @@ def _add_gpu_options(parser: argparse.ArgumentParser) -> None:
         choices=tensorrt_libraries.VARIANTS,
         default="auto",
         help="tensorrt (datacenter GPUs) or rtx; auto takes the first one that is installed",
+    )
+
+
+def _add_gate_options(parser: argparse.ArgumentParser) -> None:
+    option = parser.add_argument_group("accuracy that a new version must reach").add_argument
+    option(
+        "--data",
+        type=Path,
+        metavar="PATH",
+        help="labelled images, as for `convserve evaluate`; a version that fails is not published",
+    )
+    option("--min-top1", type=float, metavar="X", help="least top-1, for example 0.75")
+    option(
+        "--max-drop",
+        type=float,
+        metavar="X",
+        help="most that top-1 may be below that of float32 PyTorch, and below that of the version "
+        f"that is served ({DEFAULT_MAX_DROP:g})",
     )
 
 

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from model_repo import cards, weights
 from model_repo.architectures.registry import architecture_names
@@ -28,10 +27,14 @@ from model_repo.checkpoints.download import (
     WrongHash,
 )
 from model_repo.compile import GPU_BACKENDS, CompileJob, compile_engine
-from model_repo.export import ExportError, ServedNetwork, export, trace
+from model_repo.evaluation.dataset import DataError
+from model_repo.evaluation.gate import Gate, GateClosed
+from model_repo.evaluation.published import check_accuracy, read_gate_data
+from model_repo.export import ExportError, export, trace
 from model_repo.golden_images import golden_pixels
 from model_repo.labels import repeated_names
 from model_repo.progress import BuildProgress
+from model_repo.served import normalised, served_network
 from model_repo.weights import Weights
 from server.engines.base import BACKENDS, CompileOptions, backend
 from server.engines.golden_check import GoldenMismatch
@@ -78,6 +81,7 @@ class BuildOptions:
     images: Callable[[InputSpec], Pixels] = golden_pixels  # inputs of the golden check
     allow_code: bool = False  # run code that comes with a model: TorchScript programs
     add_engine: bool = False  # add engines to the newest version instead of publishing a new one
+    gate: Gate | None = None  # what the engines must reach on labelled images
 
     def __post_init__(self) -> None:
         highest = self.max_batch or MAX_BATCH
@@ -101,6 +105,8 @@ class BuildOptions:
             )
         if self.add_engine and "null" in names:
             raise ValueError("the null backend computes nothing; it cannot be added to a version")
+        if self.gate is not None and self.add_engine:
+            raise ValueError("--data checks a new version; it has no effect with --add-engine")
 
     @property
     def backends(self) -> list[str]:
@@ -130,7 +136,15 @@ def build(
     run = _add_engines if options.add_engine else _build_version
     try:
         manifest = run(card, options, progress)
-    except (CardError, WeightsError, ExportError, EngineFailure, InvalidVersion) as error:
+    except (
+        CardError,
+        DataError,
+        EngineFailure,
+        ExportError,
+        GateClosed,
+        InvalidVersion,
+        WeightsError,
+    ) as error:
         raise BuildError(str(error)) from error
     except GoldenMismatch as error:
         raise BuildError(
@@ -160,6 +174,8 @@ def _build_version(
         progress.warn(note)
     for label, indices in repeated_names(card.labels).items():
         progress.warn(f"classes {', '.join(map(str, indices))} have the same name, {label!r}")
+    if options.gate is not None:
+        read_gate_data(options.gate, card)  # before the work that it would make vain
     # The folder comes before the weights: if it cannot be created, nothing is downloaded in vain.
     with writer.staging(options.repo, card.name) as staged:
         return _build_staged(card, options, progress, staged)
@@ -175,7 +191,7 @@ def _build_staged(
     loaded = _load_weights(card, options, pixels, progress)
     if loaded.note:
         progress.tell(loaded.note)
-    served = _served(loaded.network, card)
+    served = served_network(loaded.network, card)
 
     progress.stage("reference")
     with torch.inference_mode():
@@ -203,23 +219,16 @@ def _build_staged(
         record, golden = compile_engine(job, precisions[backend_name], golden)
         records.append(record)
 
+    if options.gate is not None:
+        progress.stage("evaluate")
+        check_accuracy(options.gate, options.repo, card, served, staged, records, progress)
+
     progress.stage("publish")
     writer.write_golden(staged / GOLDEN_FILE, golden)
     labels = "".join(f"{label}\n" for label in card.labels)
     (staged / LABELS_FILE).write_text(labels, "utf-8")
     manifest = _manifest(card, loaded, staged, tuple(records))
     return writer.publish(options.repo, staged, manifest)
-
-
-def _served(network: nn.Module, card: Card) -> ServedNetwork:
-    return ServedNetwork(
-        network,
-        mean=card.mean,
-        std=card.std,
-        top_k=card.top_k,
-        activation=card.activation,
-        reverse=card.channel_order == "bgr",
-    )
 
 
 def _add_engines(
@@ -292,12 +301,7 @@ def _load_weights(
     card: Card, options: BuildOptions, pixels: Pixels, progress: BuildProgress
 ) -> Weights:
     # These images set the batch norms of an untrained network.
-    mean, std = torch.tensor(card.mean), torch.tensor(card.std)
-    ordered = torch.from_numpy(pixels)
-    if card.channel_order == "bgr":
-        ordered = ordered.flip(-1)
-    normalised = (ordered.float() / 255 - mean) / std
-    calibration = normalised.permute(0, 3, 1, 2).contiguous()
+    calibration = normalised(card, pixels)
 
     def load(source: str) -> Weights:
         return weights.load(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 LONG_STAGE_S = 1.0
-STAGES = ("card", "weights", "reference", "export", "compile", "check", "publish")
+STAGES = ("card", "weights", "reference", "export", "compile", "check", "evaluate", "publish")
 
 
 class BuildProgress:

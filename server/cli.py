@@ -25,6 +25,9 @@ class Subcommand(NamedTuple):
 COMMANDS = {
     "serve": Subcommand("server.__main__", "serve the models of a repository"),
     "build": Subcommand("model_repo.build", "build models into a repository (needs torch)"),
+    "evaluate": Subcommand(
+        "model_repo.evaluate", "measure a model on labelled images (needs torch)"
+    ),
     "repo": Subcommand("server.repository.__main__", "list, verify, clean up, label versions"),
     "token": Subcommand("server.security.identity.token_command", "make bearer tokens for callers"),
     "classify": Subcommand("convserve_client.classify", "classify image files"),

@@ -40,6 +40,21 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class EvaluationInfo:
+    """How well a version classified labelled images. The fields are those of the contract."""
+
+    created: str
+    data: str
+    engine: str
+    images: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float | None
+    calibration_error: float
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One version of a model. The fields are those of the contract."""
 
@@ -59,6 +74,7 @@ class ModelInfo:
     labels: tuple[str, ...]  # names of the classes; empty in a list of models
     version_labels: tuple[str, ...]  # labels that point to this version: "stable", "canary"
     activation: str  # "softmax", or "sigmoid": then an image may have several classes or none
+    evaluation: EvaluationInfo | None = None  # None: none was recorded
 
     @property
     def is_ready(self) -> bool:
@@ -105,4 +121,19 @@ def model_info_from(model: pb.Model) -> ModelInfo:
         labels=tuple(model.labels),
         version_labels=tuple(model.version_labels),
         activation=model.activation,
+        evaluation=_evaluation_from(model.evaluation) if model.HasField("evaluation") else None,
+    )
+
+
+def _evaluation_from(message: pb.Evaluation) -> EvaluationInfo:
+    return EvaluationInfo(
+        created=message.created,
+        data=message.data,
+        engine=message.engine,
+        images=message.images,
+        top1=message.top1,
+        top1_low=message.top1_low,
+        top1_high=message.top1_high,
+        top5=message.top5 if message.HasField("top5") else None,
+        calibration_error=message.calibration_error,
     )

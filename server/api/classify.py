@@ -25,6 +25,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.api.visible_models import VisibleModels
 from server.errors import InvalidInput
 from server.models.version import ModelVersion
+from server.repository.evaluation import EvaluationRecord
 
 
 class Classifier:
@@ -138,4 +139,20 @@ def _model(version: ModelVersion, labels: Sequence[str], version_labels: Sequenc
         message.max_batch = version.ready_model.engine.max_batch
         message.backend = version.ready_model.record.backend
         message.precision = version.ready_model.record.precision
+    if (found := version.evaluation) is not None:
+        message.evaluation.CopyFrom(_evaluation(found))
     return message
+
+
+def _evaluation(record: EvaluationRecord) -> pb.Evaluation:
+    return pb.Evaluation(
+        created=record.created,
+        data=record.data,
+        engine=record.engine,
+        images=record.images,
+        top1=record.top1,
+        top1_low=record.top1_low,
+        top1_high=record.top1_high,
+        top5=record.top5,
+        calibration_error=record.calibration_error,
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import NamedTuple, Protocol
@@ -24,7 +24,7 @@ from server.engines.base import (
     backend,
     instances_by_units,
 )
-from server.engines.record import engine_record
+from server.engines.record import engine_record, preference
 from server.errors import EngineFailure
 from server.models.memory_budget import check_memory
 from server.models.profile_cache import ProfileCache
@@ -34,11 +34,6 @@ from server.repository.manifest import EngineRecord, InvalidVersion, Manifest
 from server.scheduling.base import InstanceGroup
 
 log = logging.getLogger(__name__)
-
-# Order in which the engines of a version are tried: GPU backends first, the null backend last;
-# within a backend the fastest precision first.
-BACKEND_ORDER = ("tensorrt", "inductor cuda", "openvino", "inductor", "null")
-PRECISION_ORDER = ("fp16", "bf16", "fp32")
 
 # Backends that can compile the graph of a published version, in the order of trial, with the batch
 # sizes to use if the version has no engine of this backend: tuned for (0: the maximum), maximum.
@@ -249,14 +244,3 @@ def _skipped(version: VersionEntry, engine: str, error: Exception) -> str:
     }
     log.warning("engine_skipped", extra=extra)
     return f"{engine}: {error}"
-
-
-def preference(record: EngineRecord) -> tuple[int, int]:
-    """Sort key of an engine: the engine to try first has the smallest."""
-    kind = record.backend + (" cuda" if record.hardware.startswith("cuda") else "")
-    return _rank(kind, BACKEND_ORDER), _rank(record.precision, PRECISION_ORDER)
-
-
-def _rank(name: str, order: Sequence[str]) -> int:
-    """Position in the order; unknown names come last."""
-    return order.index(name) if name in order else len(order)

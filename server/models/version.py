@@ -50,7 +50,8 @@ class ModelVersion:
     """
 
     def __init__(self, published: VersionEntry, metrics: Metrics) -> None:
-        self.published = published  # as last seen in the repository
+        self.published = published  # as last seen in the repository, or as loaded
+        self.evaluation = published.evaluation  # as last seen in the repository
         self.loaded: LoadedModel | None = None
         self.rollback_policy: RollbackPolicy | None = None  # set during bake time
         self.previous: ModelVersion | None = None  # stays loaded during this one's bake time
@@ -100,6 +101,7 @@ class ModelVersion:
     def update(self, published: VersionEntry) -> None:
         """Takes over what the repository holds now."""
         self.is_removed = False
+        self.evaluation = published.evaluation
         if self.loaded is None and (published != self.published or published.manifest is None):
             self._update_unloaded(published)
         elif (self.reason == REPLACED) != _is_other_network(self.published, published):

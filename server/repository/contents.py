@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from server.repository.evaluation import EvaluationRecord, read_evaluation
 from server.repository.links import Links
 from server.repository.manifest import MODEL_NAME, VERSION_NAME, InvalidVersion, Manifest
 from server.repository.reader import read_manifest
@@ -26,6 +27,7 @@ class VersionEntry(NamedTuple):
     # Number of files, and sum of their times of change in nanoseconds. A new stamp means that a
     # version that failed may work now.
     stamp: tuple[int, int] = (0, 0)
+    evaluation: EvaluationRecord | None = None
 
 
 class IgnoredEntry(NamedTuple):
@@ -104,16 +106,18 @@ def list_ignored(root: Path, allowed_roots: Sequence[Path] = ()) -> list[Ignored
 
 
 def _entry(path: Path, links: Links) -> VersionEntry:
-    manifest, reason = None, ""
+    manifest, evaluation, reason = None, None, ""
     try:
         if not stat.S_ISDIR(links.real_path(path).stat().st_mode):
             raise InvalidVersion("it is not a folder")
         manifest = read_manifest(path, links)
+        evaluation = read_evaluation(path, links)
     except InvalidVersion as error:
         reason = str(error)
     except OSError as error:  # it was removed, or its model's folder can't be searched
         reason = f"it can't be read: {error.strerror}"
-    return VersionEntry(path.parent.name, int(path.name), path, manifest, reason, _stamp(path))
+    model, number = path.parent.name, int(path.name)
+    return VersionEntry(model, number, path, manifest, reason, _stamp(path), evaluation)
 
 
 def _stamp(folder: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def test_the_command_publishes_prints_a_table_and_exits_with_0(
     assert "UNTRAINED" in printed.out
     assert "openvino-fp32 x64" in printed.out
     stages = [line.split()[1] for line in printed.out.splitlines() if line.startswith("lenet5  ")]
-    assert stages == list(STAGES)
+    assert stages == [each for each in STAGES if each != "evaluate"]
     assert printed.err == ""
 
 

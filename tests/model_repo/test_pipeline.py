@@ -131,7 +131,7 @@ def test_each_build_publishes_a_new_version_and_reports_the_stages_in_order(
     progress = RecordedProgress()
     versions = [build("lenet5", options, progress).manifest.version for _ in range(2)]
     assert versions == [1, 2]
-    assert progress.stages == 2 * list(STAGES)
+    assert progress.stages == 2 * [each for each in STAGES if each != "evaluate"]
     manifest = published(tmp_path)["lenet5"]
     assert not manifest.weights.trained, "the null backend computes nothing"
 

@@ -13,10 +13,11 @@ import pytest
 from model_repo.pipeline import BuildOptions, build
 from server.api.stubs import classify_pb2 as pb
 from server.engines.base import Instance
+from server.engines.record import preference
 from server.engines.tensorrt import backend as tensorrt
 from server.errors import CannotServe
 from server.models import profile_cache
-from server.models.loader import EngineLoader, LoadedEngine, preference
+from server.models.loader import EngineLoader, LoadedEngine
 from server.repository import reader
 from server.repository.contents import list_versions
 from server.repository.manifest import MANIFEST_FILE, ONNX_FILE, EngineRecord, InvalidVersion

@@ -466,6 +466,7 @@ class Model(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     VERSION_LABELS_FIELD_NUMBER: _builtins.int
     ACTIVATION_FIELD_NUMBER: _builtins.int
+    EVALUATION_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for requests: at most 64 lower-case letters, digits, "_", "." and "-"."""
     version: _builtins.int
@@ -508,6 +509,10 @@ class Model(_message.Message):
     def version_labels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The version labels of this version: "stable", "canary"."""
 
+    @_builtins.property
+    def evaluation(self) -> Global___Evaluation:
+        """How well it classified labelled images, if that was recorded (`convserve evaluate --record`)."""
+
     def __init__(
         self,
         *,
@@ -529,11 +534,69 @@ class Model(_message.Message):
         labels: _abc.Iterable[_builtins.str] | None = ...,
         version_labels: _abc.Iterable[_builtins.str] | None = ...,
         activation: _builtins.str = ...,
+        evaluation: Global___Evaluation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["evaluation", b"evaluation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "version_labels", b"version_labels", "weights", b"weights", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation", b"activation", "architecture", b"architecture", "backend", b"backend", "channels", b"channels", "classes", b"classes", "evaluation", b"evaluation", "height", b"height", "labels", b"labels", "max_batch", b"max_batch", "name", b"name", "precision", b"precision", "reason", b"reason", "state", b"state", "top_k", b"top_k", "trained", b"trained", "version", b"version", "version_labels", b"version_labels", "weights", b"weights", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Model: _TypeAlias = Model  # noqa: Y015
+
+@_typing.final
+class Evaluation(_message.Message):
+    """The result of one evaluation on labelled images."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREATED_FIELD_NUMBER: _builtins.int
+    DATA_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
+    IMAGES_FIELD_NUMBER: _builtins.int
+    TOP1_FIELD_NUMBER: _builtins.int
+    TOP1_LOW_FIELD_NUMBER: _builtins.int
+    TOP1_HIGH_FIELD_NUMBER: _builtins.int
+    TOP5_FIELD_NUMBER: _builtins.int
+    CALIBRATION_ERROR_FIELD_NUMBER: _builtins.int
+    created: _builtins.str
+    """When: UTC, ISO 8601."""
+    data: _builtins.str
+    """Name of the folder or file of the labelled images."""
+    engine: _builtins.str
+    """Name of the engine that was measured. The server may have loaded another engine of the version."""
+    images: _builtins.int
+    """Number of images."""
+    top1: _builtins.float
+    """Fraction of images whose class was the most probable one, 0 to 1."""
+    top1_low: _builtins.float
+    """The interval that holds the true top1 with 95 % probability."""
+    top1_high: _builtins.float
+    top5: _builtins.float
+    """Fraction of images whose class was among the five most probable ones. Absent for five classes or
+    fewer.
+    """
+    calibration_error: _builtins.float
+    """Expected calibration error, 0 to 1: mean distance between confidence and accuracy."""
+    def __init__(
+        self,
+        *,
+        created: _builtins.str = ...,
+        data: _builtins.str = ...,
+        engine: _builtins.str = ...,
+        images: _builtins.int = ...,
+        top1: _builtins.float = ...,
+        top1_low: _builtins.float = ...,
+        top1_high: _builtins.float = ...,
+        top5: _builtins.float | None = ...,
+        calibration_error: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_top5", b"_top5", "top5", b"top5"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_top5", b"_top5", "calibration_error", b"calibration_error", "created", b"created", "data", b"data", "engine", b"engine", "images", b"images", "top1", b"top1", "top1_high", b"top1_high", "top1_low", b"top1_low", "top5", b"top5"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__top5: _TypeAlias = _typing.Literal["top5"]  # noqa: Y015
+    _WhichOneofArgType__top5: _TypeAlias = _typing.Literal["_top5", b"_top5"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top5) -> _WhichOneofReturnType__top5 | None: ...
+
+Global___Evaluation: _TypeAlias = Evaluation  # noqa: Y015

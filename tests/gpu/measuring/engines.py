@@ -18,10 +18,10 @@ from model_repo.cards import MAX_BATCH
 from model_repo.export import ServedNetwork, export
 from model_repo.pipeline import BuildOptions, build
 from server.engines.base import CompileOptions, Engine, backend
+from server.engines.record import preference
 from server.engines.tensorrt.cuda import Cuda
 from server.errors import EngineFailure
 from server.images.input_spec import InputSpec, Pixels
-from server.models.loader import preference
 from server.process.cores import available_cores
 from server.repository.contents import VersionEntry
 from server.repository.manifest import EngineRecord

@@ -1,0 +1,1 @@
+"""Measures how well an engine classifies labelled images."""
