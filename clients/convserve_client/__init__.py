@@ -17,11 +17,16 @@ from convserve_client.errors import (
     ModelNotFound,
     ModelNotReady,
     Overloaded,
+    PermissionDenied,
+    QuotaExceeded,
     ServerUnreachable,
+    TlsError,
+    Unauthenticated,
     Violation,
 )
 from convserve_client.images import Image, PixelArray
 from convserve_client.retry import NO_RETRY, RetryPolicy
+from convserve_client.security.tls import TlsOptions
 from convserve_client.values import Answer, ModelInfo, Prediction, Timing
 
 __all__ = [
@@ -40,10 +45,15 @@ __all__ = [
     "ModelNotFound",
     "ModelNotReady",
     "Overloaded",
+    "PermissionDenied",
     "PixelArray",
     "Prediction",
+    "QuotaExceeded",
     "RetryPolicy",
     "ServerUnreachable",
     "Timing",
+    "TlsError",
+    "TlsOptions",
+    "Unauthenticated",
     "Violation",
 ]

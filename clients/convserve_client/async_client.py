@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import math
 import random
-import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +13,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import Message
 
+from convserve_client.channel import metadata_for, open_channel
 from convserve_client.error_translation import translate
 from convserve_client.errors import (
     ClassifierError,
@@ -22,10 +21,13 @@ from convserve_client.errors import (
     InvalidInput,
     ModelNotReady,
     ServerUnreachable,
+    TlsError,
     closed_error,
 )
 from convserve_client.images import Image, add_images
 from convserve_client.retry import RetryBudget, RetryPolicy, is_retriable
+from convserve_client.security.tls import TlsOptions
+from convserve_client.security.token import Token, bearer, check_secrecy
 from convserve_client.standard_messages import (
     SERVING,
     SERVING_STATUS,
@@ -56,12 +58,25 @@ class AsyncClient:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: TlsOptions | None = None,
+        token: Token | None = None,
+        allow_plaintext_token: bool = False,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        """`target` is "host:port" or "unix:/path". `timeout_s` is the default of every call."""
+        """`target` is "host:port" or "unix:/path". `timeout_s` is the default of every call.
+
+        Without `tls` the connection is plaintext. Raises ValueError if a `token` would cross the
+        network unencrypted, unless `allow_plaintext_token`.
+        """
+        if token is not None:
+            check_secrecy(target, has_tls=tls is not None, allow_plaintext=allow_plaintext_token)
+        if isinstance(token, str):
+            bearer(token)
         self._target = target
+        self._tls = tls
+        self._token = token
         self._timeout_s = _checked_timeout_s(timeout_s)
         self._retry = retry or RetryPolicy()
         self._budget = RetryBudget(self._retry.budget_ratio, self._retry.budget_burst)
@@ -154,7 +169,9 @@ class AsyncClient:
         last_seen = "no connection"
         for attempt in range(1, 1_000_000):
             watch = self._rpc("Watch")(
-                request, timeout=max(deadline_s - self._clock(), 1e-3), wait_for_ready=True
+                request,
+                timeout=max(deadline_s - self._clock(), 1e-3),
+                metadata=metadata_for(self._token),
             )
             try:
                 async for update in watch:
@@ -163,8 +180,12 @@ class AsyncClient:
                     last_seen = SERVING_STATUS.get(update.status, str(update.status))
             except grpc.aio.AioRpcError as failure:
                 error = self._translate(failure)
-                if not isinstance(error, ModelNotReady | ServerUnreachable | DeadlineExceeded):
+                if isinstance(error, TlsError) or not isinstance(
+                    error, ModelNotReady | ServerUnreachable | DeadlineExceeded
+                ):
                     raise error from failure
+                if isinstance(error, ServerUnreachable):
+                    last_seen = str(error)
             except asyncio.CancelledError:
                 self._explain_cancellation()
                 raise
@@ -191,7 +212,9 @@ class AsyncClient:
                 raise error
             attempt += 1
             try:
-                response = await self._rpc(method)(request, timeout=left_s, **_trace_context())
+                response = await self._rpc(method)(
+                    request, timeout=left_s, metadata=metadata_for(self._token)
+                )
                 if response is not None:
                     return response
                 # grpcio 1.78 does this if the deadline passes while the answer arrives.
@@ -217,7 +240,7 @@ class AsyncClient:
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._channel is None:
-            self._channel = _open_channel(self._target, self._max_message_bytes)
+            self._channel = open_channel(self._target, self._max_message_bytes, self._tls)
             self._rpcs = _rpcs_of(self._channel)
         return self._rpcs[method]
 
@@ -228,25 +251,13 @@ class AsyncClient:
     def _translate(self, failure: grpc.aio.AioRpcError) -> ClassifierError:
         assert self._channel is not None
         connected = self._channel.get_state() is grpc.ChannelConnectivity.READY
-        return translate(failure, connected=connected)
+        return translate(failure, connected=connected, target=self._target, tls=self._tls)
 
     def _explain_cancellation(self) -> None:
         """Raises ClassifierError if `close` caused the cancellation, not the caller."""
         task = asyncio.current_task()
         if self._closed and not (task and task.cancelling()):
             raise closed_error() from None
-
-
-def _open_channel(target: str, max_message_bytes: int) -> grpc.aio.Channel:
-    options = [
-        ("grpc.max_send_message_length", max_message_bytes),
-        ("grpc.max_receive_message_length", max_message_bytes),
-        ("grpc.enable_retries", 0),  # the client retries; two layers of retries would multiply
-        # gRPC waits up to 120 s before it connects again. A server restarts faster than that.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-    ]
-    return grpc.aio.insecure_channel(target, options=options)
 
 
 def _rpcs_of(channel: Any) -> dict[str, Any]:
@@ -258,15 +269,6 @@ def _rpcs_of(channel: Any) -> dict[str, Any]:
         "Check": channel.unary_unary(HEALTH + "Check", serialize, deserialize),
         "Watch": channel.unary_stream(HEALTH + "Watch", serialize, deserialize),
     }
-
-
-def _trace_context() -> dict[str, Any]:
-    """Metadata with the W3C trace context, if the program uses OpenTelemetry; otherwise empty."""
-    if "opentelemetry.trace" not in sys.modules:
-        return {}
-    carrier: dict[str, str] = {}
-    importlib.import_module("opentelemetry.propagate").inject(carrier)
-    return {"metadata": tuple(carrier.items())} if carrier else {}
 
 
 @contextmanager

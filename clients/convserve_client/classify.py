@@ -7,6 +7,7 @@ Prints a table, or JSON with --json. Exit status: 0, 1 if there is no answer, 2 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from pathlib import Path
 from convserve_client.async_client import DEFAULT_TIMEOUT_S
 from convserve_client.client import Client
 from convserve_client.errors import ClassifierError
+from convserve_client.security.arguments import access_from, add_access_arguments
 from convserve_client.values import Answer, ModelInfo
 
 BAR_WIDTH = 20
@@ -23,7 +25,13 @@ BAR_WIDTH = 20
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     try:
-        with Client(args.target, timeout_s=args.timeout_s) as client:
+        with Client(
+            args.target,
+            timeout_s=args.timeout_s,
+            tls=args.access.tls,
+            token=args.access.token or None,
+            allow_plaintext_token=args.access.allow_plaintext_token,
+        ) as client:
             model = args.model or _only_ready_model(client.list_models())
             answer = client.classify(
                 args.images,
@@ -62,7 +70,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="seconds to wait for the answer (%(default)g)",
     )
     add("--json", action="store_true", help="print JSON instead of a table")
+    add_access_arguments(parser)
     args = parser.parse_args(argv)
+    try:
+        args.access = access_from(args, os.environ, [args.target])
+    except ValueError as error:
+        parser.error(str(error))
     if not 0 < args.timeout_s < float("inf"):
         parser.error(f"--timeout-s {args.timeout_s} must be positive and finite")
     if args.top_k < 1:

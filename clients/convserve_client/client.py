@@ -12,6 +12,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from convserve_client.async_client import DEFAULT_TIMEOUT_S, MAX_MESSAGE_BYTES, AsyncClient
 from convserve_client.errors import closed_error
 from convserve_client.retry import RetryPolicy
+from convserve_client.security.tls import TlsOptions
+from convserve_client.security.token import Token
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,10 +46,19 @@ class Client:
         timeout_s: float = DEFAULT_TIMEOUT_S,
         retry: RetryPolicy | None = None,
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        tls: TlsOptions | None = None,
+        token: Token | None = None,
+        allow_plaintext_token: bool = False,
     ) -> None:
-        """`target` is "host:port" or "unix:/path". `timeout_s` is the default of every call."""
+        """The arguments are those of AsyncClient."""
         self._client = AsyncClient(
-            target, timeout_s=timeout_s, retry=retry, max_message_bytes=max_message_bytes
+            target,
+            timeout_s=timeout_s,
+            retry=retry,
+            max_message_bytes=max_message_bytes,
+            tls=tls,
+            token=token,
+            allow_plaintext_token=allow_plaintext_token,
         )
         self._lock = threading.Lock()  # no call is sent to the loop after its stop
         self._closed = False

@@ -14,16 +14,30 @@ from convserve_client.errors import (
     ClassifierError,
     InvalidInput,
     Overloaded,
+    QuotaExceeded,
     ServerUnreachable,
+    TlsError,
     Violation,
 )
+from convserve_client.security.connection_errors import connection_failure, tls_failure
+from convserve_client.security.tls import TlsOptions
 from convserve_client.standard_messages import BadRequest, RetryInfo, Status
 
 # The message of RESOURCE_EXHAUSTED if a request or an answer is too large: grpcio's, the server's.
 TOO_LARGE = re.compile(r"message larger than max|is (more than )?[\d,]+ bytes\b.* allowed")
 
+NOT_CONNECTED = "failed to connect"  # start of grpcio's message
+REFUSAL = "convserve-refusal"  # trailer: "quota" or "overloaded"
+MAX_PUSHBACK_DIGITS = 9  # of grpc-retry-pushback-ms; a longer one forbids a retry
 
-def translate(failure: grpc.aio.AioRpcError, *, connected: bool) -> ClassifierError:
+
+def translate(
+    failure: grpc.aio.AioRpcError,
+    *,
+    connected: bool,
+    target: str = "the server",
+    tls: TlsOptions | None = None,
+) -> ClassifierError:
     """The client's error for a failed call; `connected` says if the channel is still connected."""
     code = failure.code()
     message = failure.details() or code.name.lower()
@@ -38,7 +52,13 @@ def translate(failure: grpc.aio.AioRpcError, *, connected: bool) -> ClassifierEr
         return InvalidInput(message, code=code, retry_after_s=retry_after_s, violations=violations)
     error_class = ERRORS.get(code, ClassifierError)
     if code is grpc.StatusCode.UNAVAILABLE and not connected and not status.details:
+        if (why := tls_failure(message, target, tls)) is not None:
+            return TlsError(why, code=code)
         error_class = ServerUnreachable
+        if message.startswith(NOT_CONNECTED):
+            message = connection_failure(message, target, tls) or message
+    elif error_class is Overloaded and _refusal(failure) == "quota":
+        error_class = QuotaExceeded
     elif error_class is Overloaded and retry_after_s is None and TOO_LARGE.search(message):
         error_class = InvalidInput  # the same status, but the load is not the reason
     elif error_class is ClassifierError:
@@ -48,6 +68,11 @@ def translate(failure: grpc.aio.AioRpcError, *, connected: bool) -> ClassifierEr
 
 def _trailing_metadata(failure: grpc.aio.AioRpcError) -> list[tuple[str, str | bytes]]:
     return list(cast(Any, failure.trailing_metadata()) or ())
+
+
+def _refusal(failure: grpc.aio.AioRpcError) -> str | bytes | None:
+    """Why the server refused the call: a word for programs."""
+    return next((value for key, value in _trailing_metadata(failure) if key == REFUSAL), None)
 
 
 def _status_details(failure: grpc.aio.AioRpcError) -> Any:
@@ -83,5 +108,6 @@ def _retry_after_s(failure: grpc.aio.AioRpcError, status: Any) -> float | None:
         if key == "grpc-retry-pushback-ms":
             # gRPC's retry design: a negative value, or text, means "do not retry".
             text = value.decode("latin-1") if isinstance(value, bytes) else value
-            waits_s.append(int(text) / 1000 if text.isascii() and text.isdigit() else math.inf)
+            is_number = text.isascii() and text.isdigit() and len(text) <= MAX_PUSHBACK_DIGITS
+            waits_s.append(int(text) / 1000 if is_number else math.inf)
     return max(waits_s, default=None)

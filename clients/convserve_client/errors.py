@@ -2,10 +2,14 @@
 
 ClassifierError
 +-- InvalidInput        the request is wrong: correct it
++-- Unauthenticated     no valid credential: give a token or a certificate
++-- PermissionDenied    the caller may not do this: ask the operator
 +-- ModelNotFound       no such model or version: choose another one
 +-- ModelNotReady       the server runs, but the model does not: try again later
 +-- ServerUnreachable   nothing answers at the target: check the address or wait
+|   +-- TlsError        the TLS handshake failed: check certificates and names
 +-- Overloaded          the server cannot answer in time: wait for `retry_after_s`
++-- QuotaExceeded       the caller's own quota is used up: wait for `retry_after_s`
 +-- DeadlineExceeded    no answer within the timeout: allow more time or send less
 +-- EngineFailure       the server failed: the input is not the cause
 """
@@ -56,6 +60,14 @@ class InvalidInput(ClassifierError):
         self.violations = violations
 
 
+class Unauthenticated(ClassifierError):
+    """The server requires a credential, and the call had none that is valid."""
+
+
+class PermissionDenied(ClassifierError):
+    """The caller's role does not allow the call. The message says what is missing."""
+
+
 class ModelNotFound(ClassifierError):
     """The server has no such model or version. The message lists the available ones."""
 
@@ -68,8 +80,20 @@ class ServerUnreachable(ClassifierError):
     """There is no connection to the server, or the connection broke before the answer came."""
 
 
+class TlsError(ServerUnreachable):
+    """The TLS handshake failed. The message names the file or the host. No retry can help."""
+
+
 class Overloaded(ClassifierError):
     """The server refused the call. `retry_after_s` says when to try again."""
+
+
+class QuotaExceeded(ClassifierError):
+    """The caller's quota on this server is used up. `retry_after_s` says when there is room.
+
+    Quotas belong to the caller. Another server has a quota of its own, but sending the call there
+    defeats the purpose of the quota.
+    """
 
 
 class DeadlineExceeded(ClassifierError):
@@ -82,9 +106,11 @@ class EngineFailure(ClassifierError):
 
 ERRORS: dict[grpc.StatusCode, type[ClassifierError]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidInput,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.NOT_FOUND: ModelNotFound,
     grpc.StatusCode.UNAVAILABLE: ModelNotReady,  # ServerUnreachable if there is no connection
-    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: Overloaded,  # or QuotaExceeded, by a trailer
     grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     grpc.StatusCode.INTERNAL: EngineFailure,
 }

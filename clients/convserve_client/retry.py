@@ -10,7 +10,9 @@ from convserve_client.errors import (
     ClassifierError,
     ModelNotReady,
     Overloaded,
+    QuotaExceeded,
     ServerUnreachable,
+    TlsError,
 )
 
 TOKENS_PER_RETRY = 1000  # integers, because ten floats of 0.1 do not add up to 1
@@ -78,8 +80,11 @@ class RetryBudget:
 def is_retriable(error: ClassifierError) -> bool:
     """Whether the same request may succeed later.
 
-    A refusal without `retry_after_s` may come from a quota or a limit, which would refuse again.
+    A refusal without `retry_after_s` may come from a limit, which would refuse again. A TLS
+    handshake fails again until somebody changes a file.
     """
-    if isinstance(error, Overloaded):
+    if isinstance(error, Overloaded | QuotaExceeded):
         return error.retry_after_s is not None
+    if isinstance(error, TlsError):
+        return False
     return isinstance(error, ModelNotReady | ServerUnreachable)

@@ -137,7 +137,11 @@ class Silence:
 
 @asynccontextmanager
 async def serving(
-    service: ScriptedClassifier, *, port: int = 0, max_message_bytes: int = 2**26
+    service: ScriptedClassifier,
+    *,
+    port: int = 0,
+    max_message_bytes: int = 2**26,
+    tls: grpc.ServerCredentials | None = None,
 ) -> AsyncIterator[str]:
     """Address of the running service. A test that takes 30 s is stuck and fails."""
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", max_message_bytes)])
@@ -145,7 +149,8 @@ async def serving(
     add_service(service, server)
     add_service = health_pb2_grpc.add_HealthServicer_to_server
     add_service(service.health, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    address = f"127.0.0.1:{port}"
+    port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
     await server.start()
     try:
         async with asyncio.timeout(30):

@@ -1,6 +1,7 @@
 """Command line of the bench command."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from convserve_client.loadgen.options import (
     Options,
     options_from,
 )
+from convserve_client.security.arguments import add_access_arguments
 
 SCENARIOS = ("SingleStream", "MultiStream", "Server", "Offline")
 
@@ -34,13 +36,14 @@ def parse_options(description: str, argv: Sequence[str] | None) -> Options:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     _add_server(parser)
+    add_access_arguments(parser)
     _add_requests(parser)
     _add_load(parser)
     _add_several_runs(parser)
     _add_output(parser)
     args = parser.parse_args(argv)
     try:
-        return options_from(args)
+        return options_from(args, os.environ)
     except ValueError as error:
         parser.error(str(error))
 

@@ -90,7 +90,9 @@ async def _read_counters(plan: Plan, zero_s: float, stop: asyncio.Event) -> _Cou
         if plan.metrics_url and not found.missing:
             try:
                 # In a thread, and parsed after the run, so that it does not delay sending.
-                texts.append(await asyncio.to_thread(server_metrics.fetch, plan.metrics_url))
+                texts.append(
+                    await asyncio.to_thread(server_metrics.fetch, plan.metrics_url, plan.access)
+                )
             except NoMetrics as error:
                 found.missing = str(error)
     if len(cpu_s) == 2:

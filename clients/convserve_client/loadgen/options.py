@@ -2,6 +2,7 @@
 
 import argparse
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 from convserve_client.loadgen.arrivals import read_trace
 from convserve_client.loadgen.plan import Plan, combine
 from convserve_client.loadgen.results.objective import Objective
+from convserve_client.security.access import Access
+from convserve_client.security.arguments import access_from
 
 PROTOCOLS = ("classify", "oip")
 DEFAULT_CALLERS = 16
@@ -38,10 +41,12 @@ class Options:
     hdr_path: str
 
 
-def options_from(args: argparse.Namespace) -> Options:
-    """Raises ValueError if options contradict each other."""
+def options_from(args: argparse.Namespace, environ: Mapping[str, str]) -> Options:
+    """Raises ValueError if options contradict each other, or a file of TLS cannot be used."""
     _check_combination(args)
-    plan = _plan(args)
+    targets = [args.target, *(args.compare or ())]
+    addresses = [_split_target(text, args.protocol)[1] for text in targets]
+    plan = _plan(args, access_from(args, environ, addresses))
     closed = not args.rate_hz and not args.trace
     return Options(
         plan=plan,
@@ -77,7 +82,7 @@ def _check_combination(args: argparse.Namespace) -> None:
         raise ValueError("--sweep chooses the load; omit --rate-hz and --concurrency")
 
 
-def _plan(args: argparse.Namespace) -> Plan:
+def _plan(args: argparse.Namespace, access: Access) -> Plan:
     """Plan of the first run."""
     protocol, target = _split_target(args.target, args.protocol)
     closed = not args.rate_hz and not args.trace
@@ -112,7 +117,8 @@ def _plan(args: argparse.Namespace) -> Plan:
         channels=args.channels,
         processes=args.processes,
         max_in_flight=args.max_in_flight or default_in_flight,
-        metrics_url=_metrics_url(args.metrics_url, target),
+        access=access,
+        metrics_url=_metrics_url(args.metrics_url, target, access),
         server_pids=tuple(args.server_pid),
     )
 
@@ -130,7 +136,12 @@ def _compared_plans(args: argparse.Namespace, plan: Plan) -> tuple[Plan, Plan] |
     if not args.compare:
         return None
     a, b = (
-        replace(plan, protocol=protocol, target=target, metrics_url=_metrics_url(None, target))
+        replace(
+            plan,
+            protocol=protocol,
+            target=target,
+            metrics_url=_metrics_url(None, target, plan.access),
+        )
         for protocol, target in (_split_target(text, args.protocol) for text in args.compare)
     )
     return a, b
@@ -146,8 +157,9 @@ def _split_target(text: str, default_protocol: str) -> tuple[Any, str]:
     return protocol or default_protocol, address
 
 
-def _metrics_url(given: str | None, target: str) -> str:
+def _metrics_url(given: str | None, target: str, access: Access) -> str:
     if given is not None:
         return "" if given == "none" else given
     host, _, port = target.rpartition(":")
-    return f"http://{host}:8000/metrics" if port == "8001" else ""
+    scheme = "https" if access.tls else "http"
+    return f"{scheme}://{host}:8000/metrics" if port == "8001" else ""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from convserve_client.loadgen.arrivals import bursts, constant, poisson, repeat_trace
+from convserve_client.security.access import PLAIN, Access
 
 Arrivals = Literal["poisson", "constant", "bursts", "trace"]
 
@@ -48,6 +49,7 @@ class Plan:
     channels: int | None = None  # connections of each process; None: as many as its calls need
     processes: int = 1
     max_in_flight: int = 1024
+    access: Access = PLAIN
     metrics_url: str = ""  # the server's /metrics; empty: not read
     server_pids: tuple[int, ...] = ()  # CPU time is counted for them and their children
 

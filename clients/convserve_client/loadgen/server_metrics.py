@@ -10,8 +10,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from convserve_client.security.access import PLAIN, Access
+from convserve_client.security.tls import https_context
+from convserve_client.security.token import bearer, check_secrecy
 
 TIMEOUT_S = 5.0
 PHASES = ("decode", "queue", "compute", "respond")
@@ -87,14 +92,35 @@ class ServerMetrics:
         }
 
 
-def fetch(url: str) -> str:
-    """The text at /metrics. Raises NoMetrics."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+def fetch(url: str, access: Access = PLAIN) -> str:
+    """The text at /metrics. Raises NoMetrics.
+
+    The server of the URL gets the token unless others could read it on the way.
+    """
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirects()]
+    address = urlsplit(url)
+    if access.tls is not None and address.scheme == "https":
+        handlers.append(urllib.request.HTTPSHandler(context=https_context(access.tls)))
+    request = urllib.request.Request(url)
+    if access.token:
+        request.add_header("Authorization", bearer(access.token))
     try:
-        with direct.open(url, timeout=TIMEOUT_S) as response:
+        check_secrecy(
+            address.netloc,
+            has_tls=address.scheme == "https",
+            allow_plaintext=access.allow_plaintext_token or not access.token,
+        )
+        with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as response:
             return str(response.read().decode())
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise NoMetrics(f"{url}: {getattr(error, 'reason', error)}") from None
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect could carry the token to another server."""
+
+    def redirect_request(self, *args: object) -> None:
+        return None
 
 
 def parse(text: str) -> Samples:

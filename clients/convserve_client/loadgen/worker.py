@@ -86,10 +86,11 @@ async def run_worker(
 async def connect(plan: Plan, adapter: ProtocolAdapter, stack: AsyncExitStack) -> list[Channel]:
     """Opens the plan's connections; `stack` closes them. Raises ServerUnreachable."""
     if plan.channels is None:
-        channels = [Channel(plan.target, adapter.method)]
+        channels = [Channel(plan.target, adapter.method, plan.access)]
     else:
         channels = [
-            Channel(plan.target, adapter.method, max_connections=1) for _ in range(plan.channels)
+            Channel(plan.target, adapter.method, plan.access, max_connections=1)
+            for _ in range(plan.channels)
         ]
     for channel in channels:
         stack.push_async_callback(channel.close)

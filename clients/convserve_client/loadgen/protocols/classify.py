@@ -55,7 +55,12 @@ class ClassifyAdapter:
 
 
 async def _input_shape(plan: Plan, request_class: RequestClass) -> tuple[int, int, int]:
-    async with AsyncClient(plan.target) as client:
+    async with AsyncClient(
+        plan.target,
+        tls=plan.access.tls,
+        token=plan.access.token or None,
+        allow_plaintext_token=plan.access.allow_plaintext_token,
+    ) as client:
         info = await client.get_model(request_class.model, request_class.version)
     return info.input_shape
 

@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import numpy as np
 
+from convserve_client.async_client import MAX_MESSAGE_BYTES
+from convserve_client.channel import metadata_for, open_channel
 from convserve_client.error_translation import translate
 from convserve_client.loadgen.images import Pixels, in_turn, load_files, load_pixels
 from convserve_client.loadgen.plan import Plan, RequestClass
@@ -53,15 +55,20 @@ class OpenInferenceAdapter:
         request = oip.ModelMetadataRequest(
             name=request_class.model, version=_version_text(request_class)
         )
-        async with grpc.aio.insecure_channel(plan.target) as channel:
+        tls, token = plan.access.tls, plan.access.token or None
+        async with open_channel(plan.target, MAX_MESSAGE_BYTES, tls) as channel:
             rpc: Any = channel.unary_unary(
                 MODEL_METADATA, None, oip.ModelMetadataResponse.FromString
             )
             try:
-                metadata = await rpc(request.SerializeToString(), timeout=METADATA_TIMEOUT_S)
+                metadata = await rpc(
+                    request.SerializeToString(),
+                    timeout=METADATA_TIMEOUT_S,
+                    metadata=metadata_for(token),
+                )
             except grpc.aio.AioRpcError as failure:
                 connected = failure.code() is not grpc.StatusCode.UNAVAILABLE
-                raise translate(failure, connected=connected) from None
+                raise translate(failure, connected=connected, target=plan.target, tls=tls) from None
         return infer_requests(plan, request_class, metadata)
 
     async def sample_library(

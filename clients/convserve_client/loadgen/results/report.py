@@ -150,9 +150,10 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """The report with units in the names. Values that were not measured are null."""
         plan = asdict(self.plan)
-        del plan["trace"]
+        del plan["trace"], plan["access"]  # the latter holds a secret
         return {
             **plan,
+            "tls": self.plan.access.tls is not None,
             "loop": self.loop,
             "request_bytes": round(self.request_bytes),
             "connections": self.connections,

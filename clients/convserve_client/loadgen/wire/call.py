@@ -7,13 +7,12 @@ from abc import abstractmethod
 import grpc
 
 from convserve_client.async_client import MAX_MESSAGE_BYTES
-from convserve_client.error_translation import translate
+from convserve_client.error_translation import MAX_PUSHBACK_DIGITS, translate
 from convserve_client.loadgen.wire.connection import ClientConnection, Stream
 from convserve_client.loadgen.wire.headers import ResponseHead
 
 MESSAGE_HEAD_BYTES = 5  # 1 byte: is the message compressed; 4 bytes: its length
 MAX_BODY_BYTES = MESSAGE_HEAD_BYTES + MAX_MESSAGE_BYTES
-MAX_PUSHBACK_DIGITS = 9  # of grpc-retry-pushback-ms; longer ones forbid a retry
 
 CODES = {code.value[0]: code for code in grpc.StatusCode}
 OK, CANCELLED, UNKNOWN, DEADLINE_EXCEEDED, PERMISSION_DENIED = 0, 1, 2, 4, 7

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
-from convserve_client.errors import ServerUnreachable
+from convserve_client.errors import ServerUnreachable, TlsError
 from convserve_client.loadgen.event_loop import clock
 from convserve_client.loadgen.wire.call import (
     DEADLINE_EXCEEDED,
@@ -15,10 +16,15 @@ from convserve_client.loadgen.wire.call import (
 from convserve_client.loadgen.wire.connection import ClientConnection
 from convserve_client.loadgen.wire.deadlines import Deadlines
 from convserve_client.loadgen.wire.headers import Header, request_headers
+from convserve_client.security.access import PLAIN, Access
+from convserve_client.security.connection_errors import connection_failure, tls_failure
+from convserve_client.security.tls import HTTP2, TlsOptions, ssl_context
+from convserve_client.security.token import bearer
 
 CONNECT_TIMEOUT_S = 10.0
 RECONNECT_DELAY_S = 0.1  # after a failed connection attempt; calls fail at once meanwhile
 CLOSE_TIMEOUT_S = 1.0  # for the last bytes to be sent
+TLS_SHUTDOWN_TIMEOUT_S = 0.1  # for the server's answer to the end of TLS; some never send it
 MAX_HEADERS = 64  # cached, one for each timeout
 MAX_CONNECTIONS = 64
 
@@ -30,12 +36,21 @@ class Channel:
     channel opens further connections, up to `max_connections`; meanwhile the calls wait.
     """
 
-    def __init__(self, target: str, method: str, *, max_connections: int = MAX_CONNECTIONS) -> None:
-        """`target` is HOST:PORT."""
+    def __init__(
+        self,
+        target: str,
+        method: str,
+        access: Access = PLAIN,
+        *,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
+        """`target` is HOST:PORT. Raises ValueError if a file of TLS cannot be used."""
         host, _, port = target.rpartition(":")
         self._host, self._port = host.removeprefix("[").removesuffix("]"), int(port)
         self._target = target
         self._method = method
+        self._access = access
+        self._tls_arguments = _tls_arguments(access.tls, self._host)
         self._max_connections = max_connections
         self._loop = asyncio.get_running_loop()
         self._headers: dict[float, tuple[Header, ...]] = {}  # by timeout
@@ -58,7 +73,7 @@ class Channel:
                         await self._connect()
                         return
                     except OSError as error:
-                        why = str(error)
+                        why = str(error) or type(error).__name__
                     await asyncio.sleep(RECONNECT_DELAY_S)
         except TimeoutError:
             raise ServerUnreachable(
@@ -158,7 +173,7 @@ class Channel:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 await self._connect()
-        except OSError as error:  # includes TimeoutError
+        except (OSError, ServerUnreachable) as error:  # OSError includes TimeoutError
             self._reconnect_from_s = clock() + RECONNECT_DELAY_S
             self._connecting = None
             self._fail_waiting(f"{self._target} cannot be reached: {error}")
@@ -168,19 +183,35 @@ class Channel:
                 self.on_room(self._current)
 
     async def _connect(self) -> None:
-        _, connection = await self._loop.create_connection(
-            lambda: ClientConnection(self), self._host, self._port
-        )
-        self._connections.add(connection)
+        """Raises OSError if it may help to try again, otherwise ServerUnreachable."""
+        connection = ClientConnection(self)
         try:
+            transport, _ = await self._loop.create_connection(
+                lambda: connection, self._host, self._port, **self._tls_arguments
+            )
+            self._connections.add(connection)
+            self._check_protocol(transport)
             await connection.ready
+        except OSError as error:
+            if connection.wrong_protocol:
+                raise ServerUnreachable(f"{self._target}: {connection.wrong_protocol}") from error
+            if why := tls_failure(str(error), self._target, self._access.tls):
+                raise TlsError(why) from error
+            if why := connection_failure(str(error), self._target, self._access.tls):
+                raise ConnectionError(why) from error
+            raise
         except BaseException:
             connection.abort()
             raise
         if not connection.is_leaving:
             self._usable.append(connection)
-            self.max_connections_used = max(self.max_connections_used, len(self._usable))
             self._current = connection
+            self.max_connections_used = max(self.max_connections_used, len(self._usable))
+
+    def _check_protocol(self, transport: asyncio.BaseTransport) -> None:
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None and tls.selected_alpn_protocol() != HTTP2:
+            raise TlsError(f"{self._target} speaks TLS but not HTTP/2: use the port of gRPC")
 
     def _fail_waiting(self, why: str) -> None:
         if not self._usable and self._connecting is None:
@@ -196,10 +227,27 @@ class Channel:
     def _request_headers(self, timeout_s: float) -> tuple[Header, ...]:
         if len(self._headers) >= MAX_HEADERS:  # each retry has another timeout: the time left
             self._headers.clear()
+        tls, token = self._access.tls, self._access.token
         headers = self._headers[timeout_s] = request_headers(
-            self._method, self._target, timeout_s, scheme="http"
+            self._method,
+            (tls and tls.server_name) or self._target,
+            timeout_s,
+            scheme="http" if tls is None else "https",
+            metadata=((b"authorization", bearer(token).encode("ascii")),) if token else (),
         )
         return headers
+
+
+def _tls_arguments(tls: TlsOptions | None, host: str) -> dict[str, Any]:
+    """Arguments of `create_connection`. Raises ValueError if a file cannot be used."""
+    if tls is None:
+        return {}
+    return {
+        "ssl": ssl_context(tls),
+        "server_hostname": tls.server_name or host,
+        "ssl_handshake_timeout": CONNECT_TIMEOUT_S,
+        "ssl_shutdown_timeout": TLS_SHUTDOWN_TIMEOUT_S,
+    }
 
 
 class _AwaitedCall(UnaryCall):

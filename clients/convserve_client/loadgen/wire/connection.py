@@ -119,7 +119,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_flush_scheduled = False
         self._is_writable = True  # the transport's buffer is not full
         self._is_closed = False
-        self._wrong_protocol = ""
+        self.wrong_protocol = ""  # what to do, if the server does not speak HTTP/2
         self._why = "the connection was closed"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -152,6 +152,10 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._is_closed:
             return
+        if not self.ready.done() and (wrong := other_protocol(data)):
+            self.wrong_protocol = self._why = wrong
+            self._end()
+            return
         self._is_flush_scheduled = True  # one write for all that follows from this data
         try:
             self._http2.receive_data(data)
@@ -160,8 +164,6 @@ class ClientConnection(asyncio.Protocol):
             self._why = f"the server violated HTTP/2: {error}"
             self._end()
             return
-        if not self.ready.done():
-            self._wrong_protocol = self._wrong_protocol or other_protocol(data)
         self._handle(self._http2.events())
         self._flush()
         if self.is_leaving and not self.streams:
@@ -221,7 +223,8 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         """Closes the connection at once."""
         self._is_closed = True
-        self._transport.abort()
+        if self._transport is not None:
+            self._transport.abort()
 
     def _handle(self, events: list[Any]) -> None:
         streams = self.streams
@@ -276,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
         elif kind is ConnectionClosed:
             if self.streams or not self.ready.done():  # the library ended it, not the server
                 text = event.debug_data.decode("utf-8", "replace")
-                self._why = self._wrong_protocol or f"the server violated HTTP/2: {text}"
+                self._why = f"the server violated HTTP/2: {text}"
             self._end()
 
     def _on_closed_stream(self, stream: Stream, event: Any) -> None:

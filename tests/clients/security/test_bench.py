@@ -1,0 +1,130 @@
+"""The bench command over TLS, with a token, against convserve's contract and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import ssl
+import sys
+from pathlib import Path
+
+import pytest
+
+from convserve_client.loadgen.server_metrics import NoMetrics, fetch
+from convserve_client.security.access import Access
+from convserve_client.stubs import classify_pb2 as pb
+from tests.clients.bench_command import start_bench
+from tests.clients.security.certificates import Authority, Files, client_tls, credentials
+from tests.support.scripted_classifier import ANSWER, Context, ScriptedClassifier, serving
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_the_command_measures_over_tls_with_a_token(tmp_path: Path, processes: int) -> None:
+    heard: set[object] = set()
+
+    async def note(request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:
+        heard.update(
+            value for key, value in context.invocation_metadata() or () if key == "authorization"
+        )
+        return ANSWER
+
+    authority, token = Authority(tmp_path, "ca"), tmp_path / "token"
+    token.write_text("cs_bench_secret\n")
+    required = credentials(authority.issue("models.example.org"), authority.pem)
+    files = authority.issue("bench")
+    async with serving(ScriptedClassifier(note), tls=required) as target:
+        process = await start_bench(
+            f"--target={target}",
+            "--model=small",
+            f"--tls-ca={authority.file}",
+            f"--tls-cert={files.cert}",
+            f"--tls-key={files.key}",
+            "--server-name=models.example.org",
+            f"--token-file={token}",
+            f"--processes={processes}",
+            "--concurrency=4",
+            "--warmup-s=0",
+            "--duration-s=0.5",
+            "--deadline-ms=20000",
+            "--json=-",
+            f"--report={tmp_path / 'report.html'}",
+        )
+        out, err = await process.communicate()
+    assert process.returncode == 0, err.decode()
+    found = json.loads(out)
+    assert (found["tls"], found["connections"]) == (True, processes)
+    assert found["counts"].keys() == {"OK"}
+    assert heard == {"Bearer cs_bench_secret"}
+    written = out + err + (tmp_path / "report.html").read_bytes()
+    assert b"cs_bench_secret" not in written
+
+
+class HttpsServer:
+    """Answers each request with its Authorization header as a metric."""
+
+    def __init__(self, files: Files | None, status: str = "200 OK", extra: str = "") -> None:
+        self._context = None
+        if files is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(files.cert, files.key)
+        self._status, self._extra = status, extra
+        self.heard: list[str] = []
+
+    async def __aenter__(self) -> str:
+        self._server = await asyncio.start_server(self._answer, "127.0.0.1", 0, ssl=self._context)
+        scheme = "https" if self._context else "http"
+        return f"{scheme}://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/metrics"
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._server.close()
+        await self._server.wait_closed()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.heard += [line for line in head.splitlines() if line.startswith("Authorization")]
+        writer.write(
+            f"HTTP/1.1 {self._status}\r\n{self._extra}Content-Length: 2\r\n\r\nup".encode()
+        )
+        await writer.drain()
+        writer.close()
+
+
+async def test_metrics_are_read_over_tls_with_the_token(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    server = HttpsServer(authority.issue("127.0.0.1"))
+    async with server as url:
+        access = Access(tls=client_tls(authority), token="cs_me_123")
+        assert await asyncio.to_thread(fetch, url, access) == "up"
+        stranger = Access(tls=client_tls(Authority(tmp_path, "other")))
+        with pytest.raises(NoMetrics, match="certificate verify failed"):
+            await asyncio.to_thread(fetch, url, stranger)
+    assert server.heard == ["Authorization: Bearer cs_me_123"]
+
+
+async def test_a_redirect_does_not_carry_the_token_away(tmp_path: Path) -> None:
+    thief = HttpsServer(None)
+    async with thief as elsewhere:
+        server = HttpsServer(None, "302 Found", f"Location: {elsewhere}\r\n")
+        async with server as url:
+            with pytest.raises(NoMetrics, match="Found"):
+                await asyncio.to_thread(fetch, url, Access(token="cs_me_123"))
+    assert thief.heard == []
+
+
+def test_the_token_is_not_sent_to_another_machine_in_plaintext() -> None:
+    with pytest.raises(NoMetrics, match="unencrypted"):
+        fetch("http://example.org:8000/metrics", Access(token="cs_me_123"))
+
+
+async def test_a_token_in_plaintext_is_wrong_usage() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "clients/bench.py", "--model=small", "--target=example.org:8001"),
+        cwd=Path(__file__).resolve().parent.parent.parent.parent,
+        env=os.environ | {"CONVSERVE_TOKEN": "cs_me_123"},
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"unencrypted: use TLS" in b" ".join(err.split())
+    assert b"cs_me_123" not in err
