@@ -6,101 +6,16 @@ classes for the Open Inference Protocol are in server.api.v2.tensors.
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
-from dataclasses import replace
-from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
+from server.api.decoders import Decoders, Work
 from server.engines.base import RowSource
-from server.errors import InvalidInput, Overloaded
+from server.errors import InvalidInput
 from server.images.decode import batch_from_pixels, decode, from_pixels
 from server.images.input_spec import ImageLimits, InputSpec, Pixels
-from server.images.memory import UNLIMITED, MemoryNeeded
 from server.models.version import LoadedModel
-from server.telemetry.clock import clock
-
-T = TypeVar("T")
-
-Work = tuple[int, Callable[..., Any], tuple[Any, ...]]  # index of a row, function, arguments
-
-
-class Decoders:
-    """Threads that make pixels, with limits on the images that wait and on the memory they take.
-
-    Used on the event loop's thread only.
-    """
-
-    def __init__(self, executor: Executor, limits: ImageLimits, *, max_waiting: int) -> None:
-        self.limits = limits
-        self._executor = executor
-        self._max_waiting = max_waiting
-        self._waiting = 0  # images that are decoded, or wait for a thread or for memory
-        self._image_s = 0.0  # moving average for one image while all threads are busy
-        self._reserved = replace(limits, memory=UNLIMITED)  # for work that holds its memory already
-
-    async def rows(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
-        """[N, H, W, C] from the rows; `work` makes those that are None. Raises Overloaded."""
-        if work:
-            await self._run(work, rows, len(work))
-        made = cast(list[Pixels], rows)
-        return made[0][np.newaxis] if len(made) == 1 else np.stack(made)
-
-    async def batch(self, images: int, function: Callable[..., T], *arguments: Any) -> T:
-        """Calls the function in a thread; it works on `images` images. Raises Overloaded."""
-        made: list[T | None] = [None]
-        await self._run([(0, function, arguments)], made, images)
-        return cast(T, made[0])
-
-    async def _run(self, work: Sequence[Work], rows: list[Any], images: int) -> None:
-        """Runs the work in threads and stores each result in `rows`."""
-        if self._waiting and self._waiting + images > self._max_waiting:
-            raise Overloaded(
-                f"{self._waiting} images are already waiting to be decoded; "
-                f"at most {self._max_waiting} may",
-                retry_after_s=self._image_s * self._waiting,
-            )
-        loop = asyncio.get_running_loop()
-        self._waiting += images
-        began_s = clock()
-        futures = [
-            loop.run_in_executor(self._executor, function, *arguments)
-            for _, function, arguments in work
-        ]
-        try:
-            for (index, function, arguments), future in zip(work, futures, strict=True):
-                try:
-                    rows[index] = await future
-                except MemoryNeeded as error:
-                    rows[index] = await self._run_later(error.needed, function, arguments)
-            self._image_s += 0.1 * ((clock() - began_s) / self._waiting - self._image_s)
-        finally:
-            self._waiting -= images
-            for future in futures:  # not needed if one failed, or if the caller cancelled
-                if not future.cancel() and not future.cancelled():
-                    future.exception()
-
-    async def _run_later(
-        self, needed: int, function: Callable[..., Any], arguments: tuple[Any, ...]
-    ) -> Any:
-        """Waits for memory, then runs the work in a thread. If the caller leaves, both end."""
-        memory, loop = self.limits.memory, asyncio.get_running_loop()
-        granted = asyncio.Event()
-        waiter = memory.wait(needed, partial(loop.call_soon_threadsafe, granted.set))
-        try:
-            await granted.wait()
-        except BaseException:
-            memory.leave(waiter)
-            raise
-        # The work runs with limits that do not reserve the memory a second time.
-        arguments = tuple(self._reserved if given is self.limits else given for given in arguments)
-        running = self._executor.submit(function, *arguments)
-        running.add_done_callback(lambda _: memory.release(needed))  # also if it never starts
-        return await asyncio.wrap_future(running)
 
 
 class Content(ABC):

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from server.api.content import Content, Decoders
+from server.api.content import Content
 from server.api.context import CallContext
+from server.api.decoders import DecoderQueue
 from server.api.visible_models import VisibleModels
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, ServingError
@@ -75,7 +76,7 @@ class Inference:
     """Runs inference requests. Used on the event loop's thread only."""
 
     def __init__(
-        self, models: VisibleModels, decoders: Decoders, quotas: Quotas, *, max_images: int
+        self, models: VisibleModels, decoders: DecoderQueue, quotas: Quotas, *, max_images: int
     ) -> None:
         self.max_images = max_images  # in one request
         self._models = models
@@ -102,7 +103,8 @@ class Inference:
         try:
             reservation = self._admit(model, images, request, context)
             try:
-                made = request.content.pixels(model.spec, self._decoders)
+                decoders = self._decoders.of(context.caller.principal)
+                made = request.content.pixels(model.spec, decoders)
                 pixels = made if isinstance(made, (np.ndarray, RowSource)) else await made
             except BaseException:
                 reservation.release()

@@ -14,8 +14,8 @@ from typing import NamedTuple
 from starlette.routing import Route
 
 from server.api.classify import Classifier
-from server.api.content import Decoders
 from server.api.context import DeferredCallbacks
+from server.api.decoders import DecoderQueue
 from server.api.field_limit import max_fields
 from server.api.handlers import CallSupport, grpc_methods
 from server.api.health import HEALTH, Health, ServingState, health_methods
@@ -238,7 +238,7 @@ def build_operations(
         memory=MemoryBudget(settings.max_decoding_bytes),
     )
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
-    decoders = Decoders(resources.decoding, limits, max_waiting=max_waiting)
+    decoders = DecoderQueue(resources.decoding, limits, max_waiting=max_waiting)
     visible = VisibleModels(models.registry)
     quotas = Quotas()
     inference = Inference(visible, decoders, quotas, max_images=max_images)

@@ -19,12 +19,13 @@ import pytest
 from grpc import StatusCode
 from PIL import Image
 
-from server.api.content import Decoders, Work
+from server.api.decoders import DecoderQueue, Decoders, Work
 from server.api.stubs import classify_pb2 as pb
 from server.errors import InvalidInput, Overloaded
 from server.images.decode import decode
 from server.images.input_spec import ImageLimits, InputSpec
 from server.images.memory import MemoryBudget
+from server.security.principal import LOCAL_CALLER
 from tests.support.server_process import CLASSIFY, next_event, server_process
 from tests.support.serving import publish
 
@@ -45,7 +46,7 @@ def png(width: int, height: int, mode: str = "RGB") -> bytes:
 async def decoders(memory_bytes: int, max_waiting: int = 8) -> AsyncIterator[Decoders]:
     limits = ImageLimits(memory=MemoryBudget(memory_bytes))
     with ThreadPoolExecutor(4) as threads:
-        yield Decoders(threads, limits, max_waiting=max_waiting)
+        yield DecoderQueue(threads, limits, max_waiting=max_waiting).of(LOCAL_CALLER)
 
 
 def work(one: Decoders, *files: bytes) -> tuple[list[Any], list[Work]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 
-from server.api.content import Content, Decoders, check_count
+from server.api.content import Content, check_count
+from server.api.decoders import Decoders
 from server.api.in_flight import InFlightLimits
 from server.api.v2.shared_memory import CallWindows, SharedData
 from server.api.v2.tensors import (

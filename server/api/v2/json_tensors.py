@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from server.api.content import Decoders
+from server.api.decoders import Decoders
 from server.api.v2.base64_text import NotBase64, decode_base64
 from server.api.v2.tensors import InputTensor, TensorData, check_size, decode_files
 from server.errors import InvalidInput

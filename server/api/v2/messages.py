@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from server.api.content import Decoders
+from server.api.decoders import Decoders
 from server.api.stubs import open_inference_pb2 as pb
 from server.api.v2.tensors import (
     REGION,

@@ -21,8 +21,8 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from server.api.content import Decoders
 from server.api.context import CallContext
+from server.api.decoders import Decoders
 from server.api.in_flight import InFlightLimits
 from server.api.v2.tensors import (
     REGION,

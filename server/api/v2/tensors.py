@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.api.content import Decoders, Work
+from server.api.decoders import Decoders, Work
 from server.api.inference import InferenceResponse
 from server.api.v2.versions import MAX_QUOTED
 from server.engines.base import RowSource
