@@ -55,6 +55,8 @@ def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
             gc.collect()
     if results:
         console.print(_table(results, options.repo))
+        if not options.add_engine:
+            print(f"Serve it: convserve serve --repo {_typed(options.repo)}")
     for name, reason in failures.items():
         print(f"{name} was not built: {reason}", file=sys.stderr)
     if failures and results:
@@ -240,8 +242,8 @@ def _add_code_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-code",
         action="store_true",
-        help="run code that comes with a model, now and not in the server: TorchScript programs. "
-        "Use it only for files that you trust",
+        help="run code that comes with a model while it is built: TorchScript programs. Use it "
+        "only for files that you trust; the server runs no such code",
     )
 
 

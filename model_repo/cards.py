@@ -193,6 +193,8 @@ def load(card: str | CardSource, folder: Path = CARDS_FOLDER, labels: Path = LAB
         raise CardError(
             f"card {source.title}: {error}. The keys of a card are {all_keys()}"
         ) from error
+    except RecursionError:
+        raise CardError(f"card {source.title}: tables or lists in it are too deep") from None
     except ValueError as error:  # not TOML, or a value out of range
         prefix = "" if isinstance(error, CardError) else f"card {source.title}: "
         raise CardError(f"{prefix}{error}") from error

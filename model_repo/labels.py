@@ -42,8 +42,10 @@ def read_labels(path: Path) -> tuple[str, ...]:
         return read(decode_text(path.read_bytes()))
     except OSError as error:
         raise ValueError(f"labels in {path.name} can't be read: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise ValueError(f"labels in {path.name}: {error}") from None
+    except RecursionError:
+        raise ValueError(f"labels in {path.name}: lists in it are too deep") from None
 
 
 def check_names(names: Sequence[str], part: str = "name") -> tuple[str, ...]:

@@ -45,7 +45,7 @@ FORMATS = (
     (rb"(?s).{257}ustar", f"a tar archive; {PACKED}"),
     (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file, as Keras writes; {OTHER_FRAMEWORK}"),
     (rb"(?s).{4}TFL3", f"a TensorFlow Lite model; {OTHER_FRAMEWORK}"),
-    (rb"(?s)\x08[\x01-\x20]\x12.\w", f"an ONNX graph; {OTHER_FRAMEWORK}"),
+    (rb"(?s)\x08[\x01-\x20](\x12.\w|[\x3a\x42])", f"an ONNX graph; {OTHER_FRAMEWORK}"),
     (rb"GGUF", f"a GGUF file; {OTHER_FRAMEWORK}"),
     (rb"\x93NUMPY", f"a NumPy array; {OTHER_FRAMEWORK}"),
     (rb"MATLAB 5\.0 MAT-file", f"a MATLAB file; {OTHER_FRAMEWORK}"),

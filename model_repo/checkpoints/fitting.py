@@ -16,7 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from model_repo.architectures.registry import create, find
-from model_repo.checkpoints.names import STYLES, Tensors, is_harmless, prefixes, unwrapped
+from model_repo.checkpoints.names import (
+    STYLES,
+    Tensors,
+    is_harmless,
+    prefixes,
+    unwrapped,
+    without_masks,
+)
 from model_repo.checkpoints.states import StateDict, is_averaged
 
 BATCH_COUNTER = ".num_batches_tracked"
@@ -117,7 +124,7 @@ def best_fit(states: Sequence[StateDict], architecture: str) -> Fit | None:
 
 
 def _fits(state: StateDict, network: NetworkShapes) -> Iterator[Fit]:
-    names = {unwrapped(name): tensor for name, tensor in state.tensors.items()}
+    names = without_masks({unwrapped(name): each for name, each in state.tensors.items()})
     first = next(iter(network.shapes))
     for style, anchor, translate in STYLES:
         for prefix in prefixes(names, anchor or first) or ([""] if not style else []):

@@ -25,6 +25,17 @@ def unwrapped(name: str) -> str:
     return ".".join(part for part in name.split(".") if part not in INSERTED)
 
 
+def without_masks(tensors: Tensors) -> dict[str, Tensor]:
+    """The parameters that torch.nn.utils.prune keeps in two tensors, multiplied."""
+    merged = dict(tensors)
+    for name in tensors:
+        whole = name.removesuffix("_mask")
+        original = f"{whole}_orig"
+        if name != whole and original in merged and merged[original].shape == merged[name].shape:
+            merged[whole] = merged.pop(original) * merged.pop(name)
+    return merged
+
+
 def is_harmless(name: str) -> bool:
     return name.rpartition(".")[2] in HARMLESS
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from model_repo.checkpoints.download import WeightsError
 from model_repo.checkpoints.file_kinds import SAVE_STATE, is_safetensors, is_zip, why_no_checkpoint
 from model_repo.checkpoints.pickled import LEGACY_MAGIC, pickled_names
+from model_repo.checkpoints.protocols import rewritten
 from model_repo.checkpoints.safe_types import allowed, is_allowed
 from model_repo.checkpoints.shards import is_index, shard_files
 
@@ -80,11 +81,13 @@ def _joined(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def _load_without_code(path: Path) -> Any:
-    names: list[str] = []
+    protocol, names = 2, list[str]()
     with suppress(Exception):  # torch finds the damage again
-        names = pickled_names(path)[1]
+        protocol, names = pickled_names(path)
+    is_rewritten = protocol > 2 and zipfile.is_zipfile(path)
     # torch gets a file, because it would choose the format by the end of the name.
-    with warnings.catch_warnings(), path.open("rb") as file:
+    opened = rewritten(path) if is_rewritten else path.open("rb")
+    with warnings.catch_warnings(), opened as file:
         warnings.simplefilter("ignore")  # about formats; the errors say more
         with torch.serialization.safe_globals(allowed(names)):  # type: ignore[arg-type]
             return torch.load(file, map_location="cpu", weights_only=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 MAX_DEPTH = 4
-AVERAGED = ("ema", "avg", "averaged", "swa")
+AVERAGED = ("ema", "avg", "averaged", "swa", "shadow")
 
 
 @dataclass(frozen=True, slots=True)

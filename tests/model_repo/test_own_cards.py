@@ -147,6 +147,7 @@ def test_a_resize_that_is_too_small_for_a_new_size_grows_with_it(folder: Path) -
         ("[input]\nchannels = 1\nmean = [0]\nstd = [1]", "input of resnet50 must have 3 channels"),
         ("[input]\nheight = 0", "height and width must be at least 1, not 0 x 224"),
         ("[input]\nhight = 240", r"unknown field `hight` - at `\$.input`.* input.height"),
+        (f"deep = {'[' * 5000}", "tables or lists in it are too deep"),
         ("clases = 3", "unknown field `clases`.* The keys of a card are architecture"),
     ],
 )

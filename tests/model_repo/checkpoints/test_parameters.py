@@ -137,6 +137,14 @@ def test_every_number_format_becomes_float32(tmp_path: Path, dtype: torch.dtype)
     assert all(torch.equal(found[name], state[name]) for name in state)
 
 
+def test_pruned_parameters_are_multiplied_by_their_masks(tmp_path: Path) -> None:
+    state = new_state()
+    mask = (state["0.weight"] > 1).float()
+    pruned = {name: tensor for name, tensor in state.items() if name != "0.weight"}
+    pruned |= {"0.weight_orig": state["0.weight"], "0.weight_mask": mask}
+    taken(tmp_path, pruned, state | {"0.weight": state["0.weight"] * mask})
+
+
 # --- a new head ------------------------------------------------------------------------------
 
 

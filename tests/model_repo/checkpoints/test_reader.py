@@ -9,7 +9,7 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path, PureWindowsPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -181,9 +181,35 @@ def test_tensors_of_a_gpu_are_read_without_one(
     assert is_state(read_checkpoint(legacy))
 
 
-def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
-    path = saved(tmp_path / "net.pth", STATE, pickle_protocol=4)
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_every_pickle_protocol_is_read(tmp_path: Path, protocol: int) -> None:
+    beside = {
+        "accuracy": np.float64(0.9),
+        "options": argparse.Namespace(rate=0.1, path=Path("/data"), same="rate"),
+        "raw": b"\xff\x00",
+        "big": 1 << 40,
+        "again": [STATE["0.bias"], "rate", "rate"],
+    }
+    path = tmp_path / "net.pth"
+    content = read_checkpoint(saved(path, {"model": STATE, **beside}, pickle_protocol=protocol))
+    assert is_state(content["model"])
+    assert (content["accuracy"], content["raw"], content["big"]) == (0.9, b"\xff\x00", 1 << 40)
+    assert vars(content["options"]) == {"rate": 0.1, "path": PurePosixPath("/data"), "same": "rate"}
+    assert content["again"][1:] == ["rate", "rate"]
+
+
+def test_a_pickle_that_protocol_2_cannot_say_is_refused(tmp_path: Path) -> None:
+    path = saved(tmp_path / "net.pth", {"model": STATE, "seen": {1, 2}}, pickle_protocol=4)
     assert refusal(path) == "is saved with pickle protocol 4; save it with protocol 2, the default"
+
+
+def test_code_in_another_protocol_is_not_executed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refusal(saved(tmp_path / "net.pth", {"0.weight": Code()}, pickle_protocol=4))
+    assert message.startswith("contains Python objects (")
+    assert not Path("pwned").exists()
 
 
 def test_a_pickle_of_something_else_is_refused(tmp_path: Path) -> None:
