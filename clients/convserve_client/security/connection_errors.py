@@ -45,6 +45,12 @@ CLOSED = re.compile(r"(?i)socket closed|connection (was )?(reset|closed|lost)|br
 REFUSED = re.compile(r"connect: ([A-Z][a-z ]+) \(\d+\)$")  # the system's error, in grpcio's text
 HTTP1 = re.compile(r"http1\.x server")
 
+# Many servers answer so to plaintext on a port with TLS, convserve among them.
+ANSWERS_IN_HTTP1 = (
+    "answers in HTTP/1.1: use TLS if the port expects it (--tls, --tls-ca), or the port of gRPC"
+)
+EXPECTS_TLS = "expects TLS: use it (--tls, --tls-ca)"
+
 
 def tls_failure(text: str, target: str, tls: TlsOptions | None) -> str | None:
     """What is wrong with TLS, from the text of a library's error. None if it does not say."""
@@ -64,7 +70,7 @@ def tls_failure(text: str, target: str, tls: TlsOptions | None) -> str | None:
 def connection_failure(text: str, target: str, tls: TlsOptions | None) -> str | None:
     """Why there is no connection, if the text says so; a likely reason if it was just closed."""
     if HTTP1.search(text):
-        return f"{target} speaks HTTP/1.1, not gRPC: use the port of gRPC"
+        return f"{target} {ANSWERS_IN_HTTP1}"
     if refused := REFUSED.search(text):
         return f"{target} cannot be reached: {refused[1]}"
     if not CLOSED.search(text):

@@ -148,7 +148,7 @@ async def test_a_server_without_http2_is_refused(authority: Authority) -> None:
 @pytest.mark.parametrize(
     ("greeting", "said"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP/1.1"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "answers in HTTP/1.1: use TLS if"),
         (b"\x15\x03\x01\x00\x02\x02\x46", "expects TLS"),
     ],
 )

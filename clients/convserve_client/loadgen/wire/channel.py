@@ -194,7 +194,7 @@ class Channel:
             await connection.ready
         except OSError as error:
             if connection.wrong_protocol:
-                raise ServerUnreachable(f"{self._target}: {connection.wrong_protocol}") from error
+                raise ServerUnreachable(f"{self._target} {connection.wrong_protocol}") from error
             if why := tls_failure(str(error), self._target, self._access.tls):
                 raise TlsError(why) from error
             if why := connection_failure(str(error), self._target, self._access.tls):

@@ -27,6 +27,7 @@ from ngh2.events import (
 from ngh2.exceptions import NGH2Error
 
 from convserve_client.loadgen.wire.headers import Header, ResponseHead, ResponseHeads
+from convserve_client.security.connection_errors import ANSWERS_IN_HTTP1, EXPECTS_TLS
 
 MAX_HEADERS_BYTES = 64 << 10  # of a response, as HTTP/2 counts them
 
@@ -119,7 +120,7 @@ class ClientConnection(asyncio.Protocol):
         self._is_flush_scheduled = False
         self._is_writable = True  # the transport's buffer is not full
         self._is_closed = False
-        self.wrong_protocol = ""  # what to do, if the server does not speak HTTP/2
+        self.wrong_protocol = ""  # what the server does instead of HTTP/2
         self._why = "the connection was closed"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -343,9 +344,9 @@ class ClientConnection(asyncio.Protocol):
 
 
 def other_protocol(data: bytes) -> str:
-    """What to do if the first bytes of a server are not those of HTTP/2; empty if they are."""
+    """What a server does that does not speak HTTP/2, from its first bytes; otherwise empty."""
     if data.startswith(TLS_ALERT):
-        return "the port expects TLS; use --tls or --tls-ca"
+        return EXPECTS_TLS
     if data.startswith(HTTP1):
-        return "the port speaks HTTP/1.1, not HTTP/2; use the port of gRPC"
+        return ANSWERS_IN_HTTP1
     return ""
