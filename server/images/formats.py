@@ -53,7 +53,33 @@ def first_image(encoded: bytes) -> EncodedImage:
                 return extract(encoded)
             except (struct.error, IndexError):
                 raise UnreadableImage(f"is a truncated {name}") from None
-    raise UnreadableImage(f"starts with {encoded[:16]!r}, which is not a supported format")
+    raise UnreadableImage(f"{_description(encoded)}, which is not a supported format")
+
+
+def _description(encoded: bytes) -> str:
+    """What the file seems to be. Never a part of it: errors must not show what callers send."""
+    for signature, description in _OTHER_FILES:
+        if signature.match(encoded):
+            return f"is {description}"
+    return "has an unknown signature"
+
+
+# Files that are sent by mistake.
+_OTHER_FILES = tuple(
+    (re.compile(signature, re.DOTALL), description)
+    for signature, description in (
+        (rb"II\*\0|MM\0\*", "a TIFF file"),
+        (rb"....ftyp(heic|heix|mif1|msf1)", "a HEIC file"),
+        (rb"....ftypavi[fs]", "an AVIF file"),
+        (rb"\xff\x0a|\0\0\0\x0cJXL ", "a JPEG XL file"),
+        (rb"%PDF", "a PDF file"),
+        (rb"PK\x03\x04", "a ZIP archive"),
+        (rb"\x1f\x8b", "a gzip file"),
+        (rb"\s{0,64}<", "an HTML, XML or SVG text"),
+        (rb"\s{0,64}[{\[]", "a JSON text"),
+        (rb"data:|/9j/|iVBORw0KGgo|R0lGOD|UklGR", "an image as base64 text"),
+    )
+)
 
 
 # A marker that starts a segment. Excludes the escape FF 00, fill bytes and restart markers.

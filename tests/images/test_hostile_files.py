@@ -33,10 +33,11 @@ def test_an_empty_file_is_rejected() -> None:
 
 
 @pytest.mark.parametrize("name", NOT_IMAGES)
-def test_a_file_of_another_type_is_rejected_with_its_first_bytes(name: str) -> None:
+def test_a_file_of_another_type_is_rejected_without_showing_it(name: str) -> None:
     description = rejection(NOT_IMAGES[name])
     assert f"{len(NOT_IMAGES[name]):,} bytes" in description
-    assert repr(NOT_IMAGES[name][:16]) in description
+    assert "which is not a supported format" in description
+    assert not NOT_IMAGES[name] or repr(NOT_IMAGES[name][:16])[2:-1] not in description
     assert "a JPEG, PNG, WebP, BMP or GIF file is needed" in description
 
 
