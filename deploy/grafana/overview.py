@@ -108,6 +108,40 @@ _LATENCIES = tuple(
     )
 )
 
+# Empty without --auth.
+_PRINCIPALS = (
+    Panel(
+        title="Device time by principal",
+        description="Fraction of a device that each principal uses. In overload, principals get"
+        " time by their weights. Needs --auth.",
+        unit="percentunit",
+        kind="stacked",
+        expressions={
+            "{{principal}}": rate("convserve_principal_device_seconds_total", "principal", INSTANCE)
+        },
+    ),
+    Panel(
+        title="Images by principal",
+        description="Images classified per second for each principal. Needs --auth.",
+        unit="short",
+        kind="stacked",
+        expressions={
+            "{{principal}}": rate("convserve_principal_images_total", "principal", INSTANCE)
+        },
+    ),
+    Panel(
+        title="Refused by principal",
+        description="Refused requests of each principal. quota: it sends more than its quota"
+        " allows. overloaded: in overload, it sends more than its share. Needs --auth.",
+        unit="reqps",
+        expressions={
+            "{{principal}}: {{reason}}": rate(
+                "convserve_principal_refused_total", "principal, reason", INSTANCE
+            )
+        },
+    ),
+)
+
 OVERVIEW = (
     *_STATS,
     Panel(
@@ -154,4 +188,5 @@ OVERVIEW = (
             "late in {{stage}}": rate("convserve_deadline_missed_total", "stage"),
         },
     ),
+    *_PRINCIPALS,
 )

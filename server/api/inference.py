@@ -22,8 +22,10 @@ from server.errors import InvalidInput, ServingError
 from server.execution.device import Reservation
 from server.models.version import LoadedModel
 from server.scheduling.base import PRIORITIES
+from server.security.principal import ANONYMOUS
 from server.security.quota import Quotas
 from server.telemetry.clock import clock
+from server.telemetry.principal_metrics import PrincipalMetrics
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +78,19 @@ class Inference:
     """Runs inference requests. Used on the event loop's thread only."""
 
     def __init__(
-        self, models: VisibleModels, decoders: DecoderQueue, quotas: Quotas, *, max_images: int
+        self,
+        models: VisibleModels,
+        decoders: DecoderQueue,
+        quotas: Quotas,
+        principal_metrics: PrincipalMetrics,
+        *,
+        max_images: int,
     ) -> None:
         self.max_images = max_images  # in one request
         self._models = models
         self._decoders = decoders
         self._quotas = quotas
+        self._principal_metrics = principal_metrics
 
     async def infer(self, request: InferenceRequest, context: CallContext) -> InferenceResponse:
         """Runs one request. The caller must end with `complete` or `discard`.
@@ -169,6 +178,10 @@ class Inference:
         model.executor.response_delay.record(respond_s, ended_s)
         phases_s = response.decode_s, response.queue_s, response.compute_s, respond_s
         context.after_response(model.metrics.answered, response.images, *phases_s)
+        principal = context.caller.principal.name
+        if principal != ANONYMOUS:
+            answered = self._principal_metrics.images_answered
+            context.after_response(answered, principal, response.images)
         if context.trace is not None:
             context.trace.phases(model.name, response.images, *phases_s)
         if log.isEnabledFor(logging.DEBUG):

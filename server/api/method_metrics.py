@@ -10,6 +10,7 @@ from grpc import StatusCode
 from server.api.context import CallContext
 from server.api.status import STATUS
 from server.errors import DeadlineUnreachable, Overloaded, QuotaExceeded, ServingError
+from server.security.principal import ANONYMOUS
 from server.telemetry.metrics import INFERENCE_METHODS, Metrics
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ class MethodMetrics:
         # Later stages have admitted the call. If it expires then, the executor counts it as missed.
         if context.stage == "decode" and (reason := REFUSAL_REASON.get(type(error))):
             self._metrics.refused.labels(context.model, reason).inc()
+            principal = context.caller.principal.name
+            self._metrics.principals.request_refused(principal, reason)
 
     def cancelled(self, context: CallContext, *, expired: bool) -> None:
         """The caller cancelled, or the deadline passed."""
@@ -70,6 +73,9 @@ class MethodMetrics:
 
     def count(self, context: CallContext, code: StatusCode) -> None:
         self._counter(context.model, context.version, code).inc()
+        principal = context.caller.principal.name
+        if principal != ANONYMOUS:
+            self._metrics.principals.request_ended(principal, code.name)
         if context.trace is not None:
             context.trace.end(code.name)
 

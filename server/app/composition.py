@@ -229,6 +229,7 @@ def build_operations(
     state: ServingState,
     in_flight: InFlightLimits,
     audit: AuditLog,
+    metrics: Metrics,
 ) -> Operations:
     """The operations that all protocols share."""
     max_images = settings.max_images_per_call
@@ -241,7 +242,7 @@ def build_operations(
     decoders = DecoderQueue(resources.decoding, limits, max_waiting=max_waiting)
     visible = VisibleModels(models.registry)
     quotas = Quotas()
-    inference = Inference(visible, decoders, quotas, max_images=max_images)
+    inference = Inference(visible, decoders, quotas, metrics.principals, max_images=max_images)
     regions = SharedMemoryRegions() if settings.allow_shared_memory else None
     has_control = settings.model_control == "explicit"
     metadata = Metadata(
@@ -279,7 +280,9 @@ def build_api(
         max_calls=settings.max_calls,
         max_bytes=settings.max_bytes_in_progress,
     )
-    operations = build_operations(settings, resources, models, state, in_flight, access.audit)
+    operations = build_operations(
+        settings, resources, models, state, in_flight, access.audit, metrics
+    )
     stopping, after_response = asyncio.Event(), DeferredCallbacks()
     health = Health(partial(serves, operations.models))
     models.changes.subscribe(health.on_change)

@@ -138,11 +138,17 @@ def start_access(
     if use is None:
         return []
 
+    def keep_principals() -> None:
+        principals = use.file.identities.principals
+        api.quotas.keep(principals)
+        telemetry.metrics.principals.keep(principals)
+
     def on_change() -> None:
         api.grpc_server.recheck_access()
         api.health.on_change()  # callers may see other models now
-        api.quotas.keep(use.file.identities.principals)
+        keep_principals()
 
+    keep_principals()
     watcher = watcher_of(use, telemetry.metrics, on_change)
     return [background.create_task(watcher.run())]
 

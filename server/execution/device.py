@@ -94,7 +94,7 @@ class DeviceExecutor:
         self.lost_reason = ""  # why this process cannot use the device any more
         self.response_delay = ResponseDelayEstimator()  # the API records each response
         self._scheduler = scheduler
-        self._responses = Responses(scheduler, loop_lag or LoopLag(), tracing)
+        self._responses = Responses(units, scheduler, loop_lag or LoopLag(), tracing)
         self._running = RunningBatches(units)
         self._is_watching = True
         self._engines: dict[str, EngineState] = {}

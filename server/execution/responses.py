@@ -10,6 +10,7 @@ from server.execution.engine_state import EngineState
 from server.execution.pending_request import PendingRequest
 from server.execution.running_batches import RunningBatch
 from server.scheduling.base import Batch, Request, Scheduler
+from server.security.principal import ANONYMOUS
 from server.telemetry.loop_lag import LoopLag
 from server.telemetry.tracing import Tracing
 
@@ -17,7 +18,11 @@ from server.telemetry.tracing import Tracing
 class Responses:
     """Completes requests. Every admitted request is completed exactly once."""
 
-    def __init__(self, scheduler: Scheduler, loop_lag: LoopLag, tracing: Tracing | None) -> None:
+    def __init__(
+        self, units: int, scheduler: Scheduler, loop_lag: LoopLag, tracing: Tracing | None
+    ) -> None:
+        """`units` are those of the device."""
+        self._units = units
         self._scheduler = scheduler
         self.loop_lag = loop_lag
         self._tracing = tracing
@@ -69,6 +74,10 @@ class Responses:
         engine, batch = run.engine, run.batch
         seconds = done_s - run.started_s
         engine.metrics.batch(batch.rows, seconds, engine.engine.computed_rows(batch.rows))
+        if batch.parts[0].request.principal.name != ANONYMOUS:
+            row_s = seconds * batch.units / self._units / batch.rows
+            for part in batch.parts:
+                engine.metrics.device_used(part.request.principal.name, part.rows * row_s)
         if self._tracing is not None:
             requests = [part.request for part in batch.parts]
             traces = [

@@ -29,6 +29,7 @@ from prometheus_client.process_collector import ProcessCollector
 from server.telemetry.histogram import BufferedHistogram
 from server.telemetry.log_writer import dropped_log_lines
 from server.telemetry.nvml import GpuMonitor
+from server.telemetry.principal_metrics import PrincipalMetrics
 
 # `_created` series would double the number of counters and histograms; no query uses them.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -104,6 +105,8 @@ class Metrics:
         self.auth_failures = counter("auth_failures", text, "reason")
         text = "1 if the auth file on disk is broken and its previous content is in use."
         self.auth_file_refused = gauge("auth_file_refused", text)
+
+        self.principals = PrincipalMetrics(registry)
 
         # Versions and engines.
         text = "1 if the version answers requests, 0 if it is known but does not."
@@ -340,6 +343,10 @@ class ModelMetrics:
         if computed > rows:
             self._padded_rows.inc(computed - rows)
         self._compute.inc(seconds)
+
+    def device_used(self, principal: str, seconds: float) -> None:
+        """Records the part of a batch that a principal's rows took."""
+        self._metrics.principals.device_used(principal, seconds)
 
     def wasted(self, seconds: float) -> None:
         self._wasted.inc(seconds)

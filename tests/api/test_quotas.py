@@ -168,6 +168,33 @@ async def test_a_reload_of_the_file_changes_quotas_at_once(tmp_path: Path) -> No
             await asyncio.sleep(0.01)
 
 
+async def test_metrics_by_principal_count_what_each_one_used(tmp_path: Path) -> None:
+    async with limited(tmp_path, "images_per_s = 0.01\nburst = 5") as server:
+        await classify(server, TEAM, images=3)
+        await classify(server, OTHER, images=2)
+        for _ in range(2):
+            await failure(classify(server, TEAM, images=3))
+        registry = server.served.server.metrics.registry
+
+        def value(name: str, **labels: str) -> float:
+            return metric(registry, f"convserve_principal_{name}_total", **labels)
+
+        await eventually(lambda: value("images", principal="other") == 2)
+        assert value("images", principal="team") == 3
+        assert value("requests", principal="team", code="OK") == 1
+        assert value("requests", principal="team", code="RESOURCE_EXHAUSTED") == 2
+        assert value("refused", principal="team", reason="quota") == 2
+        await eventually(lambda: value("device_seconds", principal="team") > 0)
+        text = server.auth_path.read_text()
+        server.auth_path.write_text(text.replace("[principals.other]", "[principals.new]"))
+        text = server.auth_path.read_text()
+        server.auth_path.write_text(text.replace('principal = "other"', 'principal = "new"'))
+        label = {"principal": "other"}
+        name = "convserve_principal_images_total"
+        await eventually(lambda: registry.get_sample_value(name, label) is None)
+        assert metric(registry, name, principal="team") == 3
+
+
 def in_progress(server: Guarded, mirrors: Mirrors) -> int:
     """Images that wait or run. The first batch has one image and is held."""
     queued = sum(server.served.server.registry.queued_rows().values())

@@ -62,7 +62,7 @@ def instruments() -> list[tuple[str, str, tuple[str, ...], str]]:
     metrics.read_gpus(GpuMonitor(FakeNvml()))
     labels = {
         value._name: tuple(value._labelnames)  # there is no public way without samples
-        for value in vars(metrics).values()
+        for value in (*vars(metrics).values(), *vars(metrics.principals).values())
         if not isinstance(value, CollectorRegistry) and hasattr(value, "_labelnames")
     }
     found = []
