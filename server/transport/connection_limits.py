@@ -19,6 +19,7 @@ GRPC, HTTP = PORTS = ("grpc", "http")
 
 TOO_MANY = "max_connections"
 TOO_MANY_OF_PEER = "max_connections_per_peer"
+SPEAKS_TLS = "client_speaks_tls"  # on a port without TLS
 
 Network = IPv4Network | IPv6Network
 

@@ -213,6 +213,19 @@ async def test_a_server_with_unusable_files_does_not_start(tmp_path: Path) -> No
             pass
 
 
+async def test_a_client_that_speaks_tls_to_a_plain_http_port_is_counted(tmp_path: Path) -> None:
+    publish(tmp_path)
+    async with serve(tmp_path, load=loading(Mirrors())) as served:
+        with pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
+            await asyncio.open_connection(HOST, served.server.http_port, ssl=PLAIN.context())
+        assert cut(served, "http", "client_speaks_tls") == 1
+
+
+def cut(served: Served, port: str, reason: str) -> float | None:
+    name, labels = "convserve_connections_cut_total", {"port": port, "reason": reason}
+    return served.server.metrics.registry.get_sample_value(name, labels)
+
+
 def der(issued: trustme.LeafCert) -> bytes:
     return ssl.PEM_cert_to_DER_cert(issued.cert_chain_pems[0].bytes().decode())
 

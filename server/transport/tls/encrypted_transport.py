@@ -13,6 +13,10 @@ from server.transport.http2.reading import TURN_BUDGET_S, ReadingTurns
 
 RECORD_BYTES = 16_384  # what one TLS record can hold
 
+# In place of a protocol whose connection is lost, so that the two don't refer to each other: their
+# memory, 50 KB with OpenSSL's, would wait for the garbage collector.
+NO_PROTOCOL = asyncio.Protocol()
+
 Bytes = bytes | bytearray | memoryview
 
 
@@ -62,7 +66,8 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_closing = True
-        self._protocol.connection_lost(error)
+        protocol, self._protocol = self._protocol, NO_PROTOCOL
+        protocol.connection_lost(error)
 
     def pause_writing(self) -> None:
         self._protocol.pause_writing()

@@ -15,6 +15,7 @@ from server.transport.tls.encrypted_transport import EncryptedTransport
 from server.transport.tls.turns import HandshakeTurns, Handshaking
 
 HANDSHAKE_RECORD = 0x16
+FIRST_BYTES = b"\x16\x03"  # of a client: a handshake record of SSL 3 or TLS
 RECORD_HEAD_BYTES = 5
 MAX_RECORD_BYTES = 16_384 + 2_048  # RFC 5246, 6.2.3
 
@@ -74,7 +75,7 @@ class Handshake(Handshaking, asyncio.Protocol):
         self._is_busy = False  # ready to compute, or computing
         self.is_over = False
         self._is_done = False
-        self._error: Exception | None = None
+        self._error = ""  # why it failed
         self._timer: asyncio.TimerHandle | None = None
 
     # --- the TCP transport's calls -----------------------------------------------------------
@@ -123,7 +124,8 @@ class Handshake(Handshaking, asyncio.Protocol):
         except ssl.SSLWantReadError:
             pass
         except Exception as error:  # all of it ends this connection, and nothing else
-            self._error = error
+            # Not the exception: its traceback refers to this object, which would stay in memory.
+            self._error = reason_of(error)
 
     def step_done(self) -> None:
         if self.is_over:
@@ -132,8 +134,8 @@ class Handshake(Handshaking, asyncio.Protocol):
         self._steps += 1
         if self._outgoing.pending:
             self._raw.write(self._outgoing.read())
-        if self._error is not None:
-            self._end(Outcome.FAILED, reason_of(self._error))
+        if self._error:
+            self._end(Outcome.FAILED, self._error)
         elif self._is_done:
             self._finish()
         elif self._steps == MAX_STEPS:

@@ -30,9 +30,9 @@ def run(repo: Path, names: list[str], seconds: float) -> dict[str, dict[str, Out
     with attacker() as attackers, echo() as echo_port:
         for name in names:
             one, outcomes[name] = ATTACKS[name], {}
-            with convserve(repo, "--models=lenet5") as server:
+            with convserve(repo, "--models=lenet5", tls=one.tls) as server:
                 outcomes[name]["convserve"] = attack(server, attackers, echo_port, one, seconds)
-            if one.port == "grpc":
+            if one.port == "grpc" and not one.tls:
                 with grpcio_server() as other:
                     outcomes[name][BESIDE] = attack(other, attackers, echo_port, one, seconds)
             report(name, outcomes[name])

@@ -43,4 +43,5 @@ class Attack:
     connections: int = 2
     reads: bool = True  # whether it reads what the server sends
     max_growth_bytes: int = MAX_GROWTH_BYTES  # of the server's resident memory
+    tls: bool = False  # whether the server speaks TLS, and so its victim
     is_overload: bool = False  # it makes valid calls, so that others may be refused as overload

@@ -1,7 +1,7 @@
 """All attacks by name."""
 
 from tests.transport.attacks.attack import Attack
-from tests.transport.attacks.floods import calls, connections, frames, http1
+from tests.transport.attacks.floods import calls, connections, frames, http1, tls
 
 ATTACKS: dict[str, Attack] = {
     one.name: one
@@ -10,6 +10,7 @@ ATTACKS: dict[str, Attack] = {
         calls.FLOODS,
         connections.FLOODS,
         http1.FLOODS,
+        tls.FLOODS,
     )
     for one in floods
 }
@@ -56,6 +57,10 @@ LONG_FORM_ONLY = OPEN | frozenset(
         "connections-of-one-call",
         "connections-of-hello-and-garbage",
         "http-connections-of-garbage",
+        "tls-hello-unanswered",
+        "tls-empty-records",
+        "tls-of-plaintext",
+        "tls-http-hello-and-garbage",
         "http-pipelined-healthz",
         "http-pipelined-metrics",
         "http-pipelined-unknown-paths",

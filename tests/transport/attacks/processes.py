@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -14,6 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import trustme
+
+from tests.support.tls_files import Client, issue_server, write
 
 ROOT = Path(__file__).resolve().parent.parent.parent.parent
 START_S = 60.0
@@ -38,6 +43,7 @@ class ServerProcess:
     port: int
     http_port: int | None
     log: Path
+    tls: ssl.SSLContext | None = None  # for its clients, if it speaks TLS
 
     def resident_bytes(self) -> int:
         return self._memory("VmRSS")
@@ -84,11 +90,17 @@ def running(command: Sequence[str], log: Path | None = None) -> Iterator[subproc
 
 
 @contextmanager
-def convserve(repo: Path, *options: str) -> Iterator[ServerProcess]:
-    """`python -m server`, once its models are ready."""
+def convserve(repo: Path, *options: str, tls: bool = False) -> Iterator[ServerProcess]:
+    """`python -m server`, once its models are ready; with `tls` both ports speak TLS."""
     command = ("-m", "server", "--repo", str(repo), "--host=127.0.0.1", "--port=0", "--http-port=0")
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "log")
+        context = None
+        if tls:
+            authority = trustme.CA()
+            context = Client(authority).context("h2")
+            files = write(Path(folder), issue_server(authority))
+            options = (*options, f"--tls-cert={files.certificate}", f"--tls-key={files.key}")
         with running((*command, "--log-format=json", *options), log) as process:
             ports: dict[str, Any] = {}
             ends_s = time.monotonic() + START_S
@@ -103,7 +115,7 @@ def convserve(repo: Path, *options: str) -> Iterator[ServerProcess]:
                         ports = line
                     elif line["event"] == "version_loaded":
                         loaded.add(line["model"])
-            yield ServerProcess(process, ports["port"], ports["http_port"], log)
+            yield ServerProcess(process, ports["port"], ports["http_port"], log, context)
 
 
 @contextmanager

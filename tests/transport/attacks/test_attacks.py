@@ -24,6 +24,12 @@ def server(built_repository: Path) -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="module")
+def tls_server(built_repository: Path) -> Iterator[ServerProcess]:
+    with convserve(built_repository, "--models=lenet5", tls=True) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
 def attackers() -> Iterator[Attacker]:
     with attacker() as running:
         yield running
@@ -35,7 +41,19 @@ def echo_port() -> Iterator[int]:
         yield port
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in LONG_FORM_ONLY])
+SHORT_FORM = [name for name in ATTACKS if name not in LONG_FORM_ONLY]
+
+
+@pytest.mark.parametrize("name", [name for name in SHORT_FORM if ATTACKS[name].tls])
+def test_another_client_is_served_during_a_flood_of_handshakes(
+    tls_server: ServerProcess, attackers: Attacker, echo_port: int, name: str
+) -> None:
+    outcome = attack(tls_server, attackers, echo_port, ATTACKS[name], ATTACK_S)
+    assert not outcome.problems(ATTACKS[name])
+    assert tls_server.process.poll() is None
+
+
+@pytest.mark.parametrize("name", [name for name in SHORT_FORM if not ATTACKS[name].tls])
 def test_another_client_is_served_during_an_attack(
     server: ServerProcess, attackers: Attacker, echo_port: int, name: str
 ) -> None:

@@ -91,7 +91,7 @@ def attack(
     """Runs an attack of `seconds` with a victim beside it."""
     port = server.http_port if one.port == "http" else server.port
     assert port is not None
-    victim = Victim(server.port, server.http_port, echo_port)
+    victim = Victim(server.port, server.http_port, echo_port, server.tls)
     try:
         victim.call_once(Experience())
         server.reset_peak()

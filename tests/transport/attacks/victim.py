@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from tests.support.http2_frames import (
 )
 from tests.transport.attacks.attack import CLASSIFY, DIGIT, HEALTH_CHECK
 
+HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
 CALLS_PER_CONNECTION = 20
 PAUSE_S = 0.004
@@ -34,9 +36,11 @@ PAUSE_S = 0.004
 class GrpcVictim:
     """A gRPC client with one call at a time on one connection."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._socket = socket.create_connection((HOST, port), TIMEOUT_S)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if tls is not None:
+            self._socket = tls.wrap_socket(self._socket, server_hostname=HOST)
         self._socket.sendall(HELLO)
         self._decoder = Decoder()
         self._stream = -1
@@ -84,8 +88,12 @@ class GrpcVictim:
 class HttpVictim:
     """A client of the HTTP port that asks for /healthz."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    def __init__(self, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._connection = http.client.HTTPConnection(HOST, port, timeout=TIMEOUT_S)
+        if tls is not None:
+            self._connection = http.client.HTTPSConnection(
+                HOST, port, timeout=TIMEOUT_S, context=tls
+            )
         self._connection.connect()
 
     def status(self) -> str:
@@ -105,7 +113,7 @@ class Echo:
     """
 
     def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), TIMEOUT_S)
+        self._socket = socket.create_connection((HOST, port), TIMEOUT_S)
 
     def answer(self) -> None:
         self._socket.sendall(b"x")
@@ -141,12 +149,19 @@ CALLS = ("health", "classify", "healthz")  # what the limits are for
 class Victim:
     """Calls health, Classify and /healthz in turn, now and then on new connections."""
 
-    def __init__(self, port: int, http_port: int | None, echo_port: int) -> None:
+    def __init__(
+        self,
+        port: int,
+        http_port: int | None,
+        echo_port: int,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._port = port
+        self._tls = tls
         self._http_port = http_port
         self._echo = Echo(echo_port)
-        self._grpc = GrpcVictim(port)
-        self._http = HttpVictim(http_port) if http_port else None
+        self._grpc = GrpcVictim(port, tls)
+        self._http = HttpVictim(http_port, tls) if http_port else None
 
     def close(self) -> None:
         self._grpc.close()
@@ -183,12 +198,12 @@ class Victim:
         """The first call on a new connection counts as the connection's time too."""
         self._grpc.close()
         began_s = time.perf_counter()
-        self._grpc = GrpcVictim(self._port)
+        self._grpc = GrpcVictim(self._port, self._tls)
         status = self._grpc.status(HEALTH_CHECK, b"")
         seen.add("health", time.perf_counter() - began_s, status)
         if self._http and self._http_port:
             self._http.close()
             began_s = time.perf_counter()
-            self._http = HttpVictim(self._http_port)
+            self._http = HttpVictim(self._http_port, self._tls)
             status = self._http.status()
             seen.add("healthz", time.perf_counter() - began_s, status)

@@ -16,48 +16,13 @@ import uvloop
 from server.security.peer import Peer, peer_of
 from server.transport.http2.reading import TURN_BUDGET_S
 from tests.support.tls_files import HOST
-from tests.transport.tls.echo_server import TRUSTING, Echo, EchoServer, echo_server
+from tests.transport.tls.blocking_client import BlockingClient
+from tests.transport.tls.echo_server import Echo, EchoServer, echo_server
 
 Main = Callable[[], Coroutine[Any, Any, None]]
 
 LOOPS = {"asyncio": asyncio.run, "uvloop": uvloop.run}
 both_loops = pytest.mark.parametrize("loop", LOOPS)
-
-
-class Client:
-    """A TLS client whose records and pauses the test decides. Its methods block."""
-
-    def __init__(self, port: int) -> None:
-        self.tcp = socket.create_connection((HOST, port))
-        self.tcp.settimeout(20)
-        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = TRUSTING.context("h2")
-        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=HOST)
-        while not self._handshake_is_done():
-            self.tcp.sendall(self._outgoing.read())
-            self._incoming.write(self.tcp.recv(65_536))
-
-    def records(self, *parts: bytes) -> bytes:
-        """Encrypted records, one for each part."""
-        for part in parts:
-            self.tls.write(part)
-        return self._outgoing.read()
-
-    def receive(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            try:
-                data += self.tls.read(size - len(data))
-            except ssl.SSLWantReadError:
-                self._incoming.write(self.tcp.recv(65_536))
-        return data
-
-    def _handshake_is_done(self) -> bool:
-        try:
-            self.tls.do_handshake()
-        except ssl.SSLWantReadError:
-            return False
-        return True
 
 
 @both_loops
@@ -83,7 +48,7 @@ def test_data_that_comes_with_the_end_of_the_handshake_is_read(tmp_path: Path, l
         async with echo_server(tmp_path) as server:
 
             def talk() -> bytes:
-                client = Client(server.port)
+                client = BlockingClient(server.port)
                 whole, cut = client.records(b"hello"), client.records(b"again")
                 client.tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 client.tcp.sendall(client.records() + whole + cut[:7])
@@ -145,7 +110,7 @@ def test_the_end_of_a_client_ends_the_connection(tmp_path: Path, loop: str) -> N
         async with echo_server(tmp_path) as server:
 
             def talk(has_tls_end: bool) -> bytes:
-                client = Client(server.port)
+                client = BlockingClient(server.port)
                 data = client.records(b"hello")
                 if has_tls_end:
                     with pytest.raises(ssl.SSLWantReadError):
@@ -191,7 +156,7 @@ def test_changed_bytes_end_the_connection(tmp_path: Path, loop: str) -> None:
         async with echo_server(tmp_path) as server:
 
             def talk() -> None:
-                client = Client(server.port)
+                client = BlockingClient(server.port)
                 record = bytearray(client.records(b"hello"))
                 record[-1] ^= 1
                 client.tcp.sendall(record)
@@ -226,8 +191,8 @@ def test_records_of_a_byte_do_not_hold_the_loop(tmp_path: Path, loop: str) -> No
     async def main() -> None:
         async with echo_server(tmp_path, make=Timed) as server:
 
-            def send() -> Client:
-                client = Client(server.port)
+            def send() -> BlockingClient:
+                client = BlockingClient(server.port)
                 client.tcp.sendall(client.records(*[b"x"] * count))
                 return client
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 import ssl
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 import trustme
 
+from server.transport.tls.encrypted_transport import EncryptedTransport
+from server.transport.tls.handshake import Handshake
 from tests.support.tls_files import HOST, Client, issue_server
+from tests.transport.tls.blocking_client import BlockingClient
 from tests.transport.tls.echo_server import AUTHORITY, TRUSTING, EchoServer, echo_server
 
 
@@ -297,6 +301,34 @@ async def test_rsa_certificates_work_too(tmp_path: Path) -> None:
     issued = issue_server(AUTHORITY, key_type=trustme.KeyType.RSA)
     async with echo_server(tmp_path, issued=issued) as server:
         assert await echoes(server)
+
+
+async def test_ended_connections_leave_nothing_for_the_garbage_collector(tmp_path: Path) -> None:
+    """Each holds 50 KB, so that a flood of them would take memory until the next collection."""
+
+    def left() -> list[object]:
+        kinds = (Handshake, EncryptedTransport, ssl.SSLObject)
+        return [one for one in gc.get_objects() if isinstance(one, kinds)]
+
+    async with echo_server(tmp_path) as server:
+        gc.collect()
+        gc.disable()
+        try:
+            for count in range(1, 4):
+                with server.connect() as connection:
+                    connection.sendall(client_hello("h2") + b"\x17\x03\x03\x00\x40" + bytes(64))
+                    await read_to_end(connection)
+                await server.ended("failed", count)
+                client = await asyncio.to_thread(BlockingClient, server.port)
+                client.tcp.sendall(client.records())  # the end of its handshake
+                await server.ended("done", count)
+                client.tcp.close()
+                await server.protocols.pop().lost.wait()
+                del client
+            await asyncio.sleep(0)
+            assert not left()
+        finally:
+            gc.enable()
 
 
 @pytest.fixture(autouse=True)
