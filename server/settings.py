@@ -41,7 +41,79 @@ def option(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
+class ConnectionSettings:
+    """Limits on the connections of clients."""
+
+    max_connections: int = option(
+        8192,
+        "open connections of both ports; further ones are closed at once",
+        minimum=1,
+        maximum=1 << 20,
+    )
+    max_connections_per_peer: int = option(
+        1024,
+        "open connections from one address (IPv6: from one /64 network) to both ports",
+        minimum=1,
+        maximum=1 << 20,
+    )
+    trusted_peers: str = option(
+        "",
+        "addresses and networks of proxies, separated by commas, for example 10.0.0.0/8; they have "
+        "no limits by peer",
+    )
+    http_keep_alive_s: float = option(
+        3660.0,
+        "seconds after which an idle HTTP connection is closed; must be longer than the idle "
+        "timeout of the load balancer in front",
+        minimum=1,
+        maximum=86_400,
+    )
+    tls_handshake_timeout_s: float = option(
+        10.0, "seconds for a TLS handshake", minimum=0.1, maximum=600
+    )
+    max_handshakes: int = option(
+        512,
+        "TLS handshakes in progress; a further one ends the one whose client has been silent for "
+        "the longest time",
+        minimum=2,
+        maximum=65_536,
+    )
+    max_streams_per_connection: int = option(
+        256,
+        "gRPC calls at a time on one connection; clients hold further ones back",
+        minimum=1,
+        maximum=2**31 - 1,
+    )
+    max_connection_idle_s: float = option(
+        900.0,
+        "seconds without a call after which a gRPC connection ends (GOAWAY; clients connect again "
+        "when they need to); 0: never",
+        minimum=0,
+        maximum=31_536_000,
+    )
+    max_connection_age_s: float = option(
+        0.0,
+        "seconds after which a gRPC connection ends, so that clients choose a server again "
+        "(GOAWAY; calls in progress finish); varies by a tenth; 0: never",
+        minimum=0,
+        maximum=31_536_000,
+    )
+    max_connection_age_grace_s: float = option(
+        300.0,
+        "seconds for the calls of a gRPC connection that has reached its maximum age; 0: no limit",
+        minimum=0,
+        maximum=31_536_000,
+    )
+    max_unsent_bytes: int = option(
+        256 << 20,
+        "bytes of gRPC responses that wait for their clients to read them; above it, or a quarter "
+        "of it on one connection, the connection with the most is cut",
+        minimum=1 << 20,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(ConnectionSettings):
     """Options of the server. The constructor raises ValueError with the option and its limits."""
 
     repo: Path = option(Path("model_repo/engines"), "folder of the model repository")
@@ -90,13 +162,6 @@ class Settings:
     http_unix_socket: str = option(
         "", "path of a Unix socket for HTTP, in place of --host and --http-port"
     )
-    http_keep_alive_s: float = option(
-        3660.0,
-        "seconds after which an idle HTTP connection is closed; must be longer than the idle "
-        "timeout of the load balancer in front",
-        minimum=1,
-        maximum=86_400,
-    )
     tls_cert: str = option(
         "",
         "PEM file with the certificate of the server and its intermediates; both ports then speak "
@@ -114,16 +179,6 @@ class Settings:
     )
     http_tls: bool = option(
         True, "with --tls-cert: false leaves the HTTP port without TLS and certificates"
-    )
-    tls_handshake_timeout_s: float = option(
-        10.0, "seconds for a TLS handshake", minimum=0.1, maximum=600
-    )
-    max_handshakes: int = option(
-        512,
-        "TLS handshakes in progress; a further one ends the one whose client has been silent for "
-        "the longest time",
-        minimum=2,
-        maximum=65_536,
     )
     cors_origin: str = option(
         "",
@@ -203,23 +258,6 @@ class Settings:
         "bytes of memory for images that are decoded at the same time; further images wait, and an "
         "image that alone needs more is refused",
         minimum=1 << 20,
-    )
-    max_connections: int = option(
-        8192,
-        "open connections of both ports; further ones are closed at once",
-        minimum=1,
-        maximum=1 << 20,
-    )
-    max_connections_per_peer: int = option(
-        1024,
-        "open connections from one address (IPv6: from one /64 network) to both ports",
-        minimum=1,
-        maximum=1 << 20,
-    )
-    trusted_peers: str = option(
-        "",
-        "addresses and networks of proxies, separated by commas, for example 10.0.0.0/8; they have "
-        "no limits by peer",
     )
     max_calls: int = option(
         4096, "calls in progress; further calls are refused", minimum=1, maximum=2**31 - 1

@@ -15,6 +15,7 @@ TEXTS = {
     "trusted_peers": "10.0.0.0/8",
 }
 NUMBERS = {
+    **{"max_unsent_bytes": 1 << 20, "max_connection_age_grace_s": 60},
     "queue_rows": 700,
     "max_bytes_in_progress": 2_000_000_000,
     "max_message_bytes": 5000,

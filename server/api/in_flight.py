@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from server.errors import Overloaded, QuotaExceeded
 from server.security.fair_limit import FairLimit
 from server.security.principal import ANONYMOUS, Principal
-from server.transport.calls_in_progress import BUSY_RETRY_S
+from server.transport.calls.calls_in_progress import BUSY_RETRY_S
 
 
 @dataclass(slots=True)

@@ -62,10 +62,11 @@ from server.telemetry.loop_lag import LoopLag
 from server.telemetry.metrics import Metrics
 from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
-from server.transport.calls_in_progress import TransportLimits
+from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
-from server.transport.connection_limits import ConnectionLimits
+from server.transport.connection_limits import GRPC, ConnectionLimits
 from server.transport.grpc_server import GrpcServer
+from server.transport.http2.frame_limits import REASONS
 from server.transport.listening import listening
 from server.transport.methods import Method
 from server.transport.tls.ports import Tls, tls_of
@@ -76,8 +77,6 @@ SPARE_FILES = 256  # that are not connections: engines, model files, the log
 
 MAX_DECODING_IMAGES = 512  # that wait for a decoder: 1 to 3 s of work
 
-# Streams per connection above --max-calls. Their calls get a refusal that says why.
-SPARE_STREAMS = 1024
 
 CLASSIFIER = classify_pb2.DESCRIPTOR.services_by_name["Classifier"]
 OPEN_INFERENCE = open_inference_pb2.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -164,6 +163,8 @@ def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionL
         settings.trusted_networks(),
         lambda port, reason: metrics.connections_cut.labels(port, reason).inc(),
     )
+    for reason in REASONS:  # start at 0, so that rate() sees the first one
+        metrics.connections_cut.labels(GRPC, reason)
     metrics.read_connections(limits.open)
     return limits
 
@@ -295,14 +296,20 @@ def build_api(
     transport_limits = TransportLimits(
         message_bytes=settings.max_message_bytes,
         receiving_bytes=settings.max_bytes_in_progress,
-        streams=settings.max_calls + SPARE_STREAMS,
+        streams=settings.max_streams_per_connection,
+        unsent_bytes=settings.max_unsent_bytes,
+        connection_idle_s=settings.max_connection_idle_s,
+        connection_age_s=settings.max_connection_age_s,
+        connection_age_grace_s=settings.max_connection_age_grace_s,
     )
+    connections = build_connection_limits(settings, metrics)
     grpc_server = GrpcServer(
         methods,
         transport_limits,
         resources.inflater,
         telemetry.loop_lag,
         GrpcAccess(access.control),
+        connections,
         tls.grpc if tls is not None else None,
     )
 
@@ -317,9 +324,8 @@ def build_api(
         *rest_routes(settings, calls, operations, in_flight),
     ]
     app = application(routes, state, settings.cors_origins(), requires_certificate)
-    connection_limits = build_connection_limits(settings, metrics)
     encrypt = http_tls.http if http_tls is not None else None
-    http_server = HttpServer(app, settings.http_keep_alive_s, connection_limits, encrypt)
+    http_server = HttpServer(app, settings.http_keep_alive_s, connections, encrypt)
     return Api(
         grpc_server,
         http_server,

@@ -106,6 +106,11 @@ class ConnectionLimits:
         return reason
 
 
+def no_limits() -> ConnectionLimits:
+    """Limits that admit every connection and count nothing outside."""
+    return ConnectionLimits(1 << 31, 1 << 31, (), lambda port, reason: None)
+
+
 def _peer_key(host: str) -> str:
     """The address that is limited: of an IPv6 address only its network."""
     if ":" not in host:

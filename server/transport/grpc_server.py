@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
@@ -20,24 +19,22 @@ from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
 from server.transport.access import CallAccess, EverybodyMayCall
-from server.transport.calls_in_progress import CallsInProgress, TransportLimits
+from server.transport.calls.calls_in_progress import CallsInProgress, TransportLimits
+from server.transport.calls.grpc_call import GrpcCall
+from server.transport.calls.streaming_call import StreamingCall
+from server.transport.calls.unary_call import UnaryCall
 from server.transport.compression import Inflater
-from server.transport.grpc_call import GrpcCall
-from server.transport.http2.connection import ServerConnection
+from server.transport.connection_limits import GRPC, ConnectionLimits, no_limits
+from server.transport.connection_watch import ConnectionWatch
+from server.transport.http2.connection import MakeStream, ServerConnection
 from server.transport.http2.reading import ReadingTurns
 from server.transport.http2.stream import ResponseSender, Stream
+from server.transport.http2.unsent import UnsentBytes
 from server.transport.metadata import Header
 from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
 from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
-from server.transport.streaming_call import StreamingCall
 from server.transport.tls.handshake import Encrypt, MakeProtocol
-from server.transport.unary_call import UnaryCall
 
-CHECK_CONNECTIONS_S = 10.0  # period of the checks for dead connections and slow requests
-PREFACE_TIMEOUT_S = 20.0  # for a connection to show that it speaks HTTP/2
-IDLE_S = 60.0  # without a byte, after which the server sends a ping
-PING_TIMEOUT_S = 20.0
-RECEIVE_TIMEOUT_S = 60.0  # for one message to arrive whole
 CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
 
 # A call may wait at most this fraction of its timeout before it starts. It has waited about as long
@@ -60,9 +57,13 @@ class GrpcServer:
         inflater: Inflater,
         loop_lag: LoopLag | None = None,
         access: CallAccess | None = None,
+        connections: ConnectionLimits | None = None,
         encrypt: Encrypt | None = None,
     ) -> None:
-        """Without `access` everybody may call every method, without `encrypt` there is no TLS."""
+        """Everybody may call without `access`; without `connections` their number is unlimited.
+
+        Without `encrypt` there is no TLS.
+        """
         self._encrypt = encrypt
         self._access = access or EverybodyMayCall()
         self._router = Router(methods, self._access)
@@ -70,10 +71,15 @@ class GrpcServer:
         self._calls: CallsInProgress[GrpcCall] = CallsInProgress(
             limits, inflater, loop_lag or LoopLag()
         )
-        self._connections: dict[ServerConnection, float] = {}  # with the time of its last bytes
-        self._turns = ReadingTurns()
+        self._connections: set[ServerConnection] = set()
+        self._limits = connections or no_limits()
+        self._watch = ConnectionWatch(self._calls)
+        self.turns = ReadingTurns()
+        self.unsent: UnsentBytes[ResponseSender] = UnsentBytes(
+            limits.unsent_bytes, limits.connection_unsent_bytes
+        )
+        self.max_streams = limits.streams
         self._listener: asyncio.Server | None = None
-        self._check_timer: asyncio.TimerHandle | None = None
         self._no_connections = asyncio.Event()
         self._no_connections.set()
         self._is_stopping = False
@@ -93,7 +99,6 @@ class GrpcServer:
             if self._encrypt is not None:
                 connect = partial(self._encrypt, self._new_connection)
             self._listener = await loop.create_server(connect, sock=listener)
-        self._check_connections()
 
     def recheck_access(self) -> None:
         """Ends streams whose callers have lost their permission. Call it after each change."""
@@ -111,7 +116,7 @@ class GrpcServer:
         self._is_stopping = True
         if self._listener is not None:
             self._listener.close()
-        for connection in self._connections:
+        for connection in list(self._connections):
             connection.retire()
         if grace_s is not None:
             with suppress(TimeoutError):
@@ -130,8 +135,7 @@ class GrpcServer:
         for connection in list(self._connections):
             connection.abort()
         await self._no_connections.wait()
-        if self._check_timer is not None:
-            self._check_timer.cancel()
+        self._watch.stop()
 
     async def _connections_closed(self) -> None:
         """Waits until all connections are closed, at most CLOSE_TIMEOUT_S."""
@@ -139,28 +143,43 @@ class GrpcServer:
             async with asyncio.timeout(CLOSE_TIMEOUT_S):
                 await self._no_connections.wait()
 
-    def _new_connection(self) -> ServerConnection:
+    # --- for connections ---------------------------------------------------------------------
+
+    def opened(self, connection: ServerConnection) -> MakeStream:
         routes = RouteCache(self._router.route)
-        self._route_caches.add(routes)
+        refusal = self._limits.admit(GRPC, connection.sender.peer.host)
+        if refusal:
+            connection.reject(refusal)
+        else:
+            self._route_caches.add(routes)
+            self._connections.add(connection)
+            self._watch.add(connection)
+            self._no_connections.clear()
+            if self._is_stopping:
+                connection.abort()
 
         def new_stream(
             sender: ResponseSender, stream_id: int, headers: tuple[Header, ...]
         ) -> Stream | tuple[Header, ...]:
             return self._new_stream(sender, stream_id, routes.route(headers, sender.peer))
 
-        streams = self._calls.limits.streams
-        return ServerConnection(new_stream, self._opened, self._closed, self._turns, streams)
+        return new_stream
 
-    def _opened(self, connection: ServerConnection) -> None:
-        self._connections[connection] = time.monotonic()
-        self._no_connections.clear()
-        if self._is_stopping:
-            connection.abort()
+    def was_cut(self, connection: ServerConnection, reason: str) -> None:
+        self._limits.cut(GRPC, reason, connection.sender.peer.host)
 
-    def _closed(self, connection: ServerConnection) -> None:
-        del self._connections[connection]
-        if not self._connections:
-            self._no_connections.set()
+    def closed(self, connection: ServerConnection) -> None:
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self._watch.remove(connection)
+            self._limits.release(GRPC, connection.sender.peer.host)
+            if not self._connections:
+                self._no_connections.set()
+
+    # --- private -----------------------------------------------------------------------------
+
+    def _new_connection(self) -> ServerConnection:
+        return ServerConnection(self)
 
     def _new_stream(
         self, sender: ResponseSender, stream_id: int, route: Route
@@ -194,29 +213,3 @@ class GrpcServer:
             return None
         wait_s = self._calls.loop_lag.wait_s
         return method.too_late(wait_s) if wait_s > MAX_START_DELAY_FRACTION * timeout_s else None
-
-    def _check_connections(self) -> None:
-        """Closes dead connections; the operating system alone would notice after two hours.
-
-        Also ends calls whose request does not arrive, which would otherwise hold memory for ever.
-        """
-        now_s = time.monotonic()
-        for connection, heard_s in list(self._connections.items()):
-            if connection.was_heard:
-                connection.was_heard = False
-                self._connections[connection] = now_s
-            elif now_s - heard_s > IDLE_S + PING_TIMEOUT_S:
-                connection.abort()
-            elif now_s - heard_s > (IDLE_S if connection.is_greeted else PREFACE_TIMEOUT_S):
-                if connection.is_greeted:
-                    connection.ping()
-                else:
-                    connection.abort()
-        for call in self._calls:
-            started_s = call.message_started_s
-            if started_s is not None and now_s - started_s > RECEIVE_TIMEOUT_S:
-                message = f"request: did not arrive within {RECEIVE_TIMEOUT_S:g} s"
-                call.refuse(StatusCode.DEADLINE_EXCEEDED, message)
-        self._check_timer = self._calls.loop.call_later(
-            CHECK_CONNECTIONS_S, self._check_connections
-        )

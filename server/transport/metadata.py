@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from server.transport.compression import WINDOW_BITS
 
-# A call with larger headers is refused. Their size is the text, and 32 bytes for each header, as
-# HTTP/2 counts it.
+# A call with larger or more headers is refused. Their size is the text, and 32 bytes for each
+# header, as HTTP/2 counts it.
 MAX_HEADERS_BYTES = 8 << 10
+MAX_HEADER_FIELDS = 100
 HEADER_OVERHEAD_BYTES = 32
 
 GRPC = re.compile(r"application/grpc([+;]|$)")  # does not match application/grpc-web
@@ -20,6 +21,9 @@ ENCODINGS = ("identity", *WINDOW_BITS)
 
 TIMEOUT = re.compile(r"([0-9]{1,8})([HMSmun])")  # github.com/grpc/grpc, doc/PROTOCOL-HTTP2.md
 UNIT_S = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
+
+ESSENTIAL = (b":status", b"content-type", b"grpc-status")  # headers that a client cannot miss
+CUT_ESCAPE = re.compile(rb"%.?$")  # the start of a percent-encoded byte
 
 Header = tuple[bytes, bytes]
 Trailer = tuple[str, str | bytes]
@@ -43,6 +47,30 @@ class RequestHead:
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """The fields as text; values of -bin fields as decoded bytes."""
         return [_metadatum(name, value) for name, value in self.fields]
+
+
+def size_of(headers: Iterable[Header]) -> int:
+    """Bytes of headers, as HTTP/2 counts them."""
+    return sum(len(name) + len(value) + HEADER_OVERHEAD_BYTES for name, value in headers)
+
+
+def is_large(headers: tuple[Header, ...]) -> bool:
+    """Whether headers of a request exceed a limit in number or size."""
+    return len(headers) > MAX_HEADER_FIELDS or size_of(headers) > MAX_HEADERS_BYTES
+
+
+def fitted(headers: tuple[Header, ...], limit_bytes: int) -> tuple[Header, ...]:
+    """Headers of a response, within the bytes that the client takes.
+
+    If they have more, the status stays, and as much of the message as fits.
+    """
+    if size_of(headers) <= limit_bytes:
+        return headers
+    kept = tuple(header for header in headers if header[0] in ESSENTIAL)
+    message = dict(headers).get(b"grpc-message", b"")
+    room = limit_bytes - size_of((*kept, (b"grpc-message", b"")))
+    message = CUT_ESCAPE.sub(b"", message[: max(room, 0)])
+    return (*kept, (b"grpc-message", message)) if message else kept
 
 
 def response_head(content_type: str, status: int = 200) -> tuple[Header, ...]:
@@ -88,6 +116,7 @@ def request_head(headers: Iterable[Header]) -> RequestHead:
     is_valid = (
         is_call
         and size <= MAX_HEADERS_BYTES
+        and len(fields) <= MAX_HEADER_FIELDS
         and (not encoding or encoding in ENCODINGS)
         and (not timeout or seconds is not None)
     )

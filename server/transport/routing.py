@@ -16,6 +16,7 @@ from server.security.peer import Peer
 from server.transport.access import CallAccess, Denial
 from server.transport.metadata import (
     ENCODINGS,
+    MAX_HEADER_FIELDS,
     MAX_HEADERS_BYTES,
     Header,
     RequestHead,
@@ -120,6 +121,10 @@ def _problem_of(head: RequestHead, method: Method | None) -> tuple[StatusCode, A
     if head.size > MAX_HEADERS_BYTES:
         code = StatusCode.RESOURCE_EXHAUSTED
         message = f"metadata: is {head.size:,} bytes; at most {MAX_HEADERS_BYTES:,} are allowed"
+        return code, Abort(code, message)
+    if len(head.fields) > MAX_HEADER_FIELDS:
+        code = StatusCode.RESOURCE_EXHAUSTED
+        message = f"metadata: has {len(head.fields):,} fields; {MAX_HEADER_FIELDS} are allowed"
         return code, Abort(code, message)
     if method is None:
         code = StatusCode.UNIMPLEMENTED

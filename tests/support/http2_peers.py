@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -16,10 +17,11 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 from hpack import Decoder
 
-from server.transport.calls_in_progress import TransportLimits
+from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
+from server.transport.connection_limits import ConnectionLimits
 from server.transport.grpc_server import GrpcServer
-from server.transport.http2.connection import PREFACE
+from server.transport.http2.preface import PREFACE
 from server.transport.metadata import Trailer
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
 
@@ -82,6 +84,7 @@ class Bare:
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     metadata: list[tuple[str, str | bytes]] = field(default_factory=list)
+    cuts: Counter[str] = field(default_factory=Counter)  # connections that the server cut
 
     async def echo(self, data: bytes, call: WireCall) -> bytes:
         self.metadata = call.metadata()
@@ -125,6 +128,12 @@ class Bare:
     async def fail(self, data: bytes, call: WireCall) -> bytes:
         raise RuntimeError("a secret")
 
+    async def described(self, data: bytes, call: WireCall) -> bytes:
+        """Answers with metadata before and after the message."""
+        call.add_initial_metadata([("first", "1"), ("first-bin", b"\0")])
+        call.add_trailing_metadata([("last", "2")])
+        return data
+
     async def each(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
         async for data in requests:
             await call.write(data)
@@ -142,8 +151,15 @@ def refuse_as_busy(wait_s: float) -> Abort:
 
 
 @asynccontextmanager
-async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
+async def bare(
+    limits: TransportLimits = LIMITS, max_connections: int = 100, max_per_peer: int = 100
+) -> AsyncIterator[Bare]:
     one = Bare()
+
+    def count(port: str, reason: str) -> None:
+        one.cuts[reason] += 1
+
+    connections = ConnectionLimits(max_connections, max_per_peer, (), count)
     methods: dict[str, Method] = {
         "/test/Echo": UnaryMethod(one.echo),
         "/test/Large": UnaryMethod(one.large),
@@ -155,11 +171,12 @@ async def bare(limits: TransportLimits = LIMITS) -> AsyncIterator[Bare]:
         "/test/Fail": UnaryMethod(one.fail),
         "/test/Each": StreamingMethod(one.each),
         "/test/Deaf": StreamingMethod(one.deaf),
+        "/test/Described": UnaryMethod(one.described),
     }
     listener = socket.create_server(("127.0.0.1", 0))
     one.port = listener.getsockname()[1]
     with Inflater() as inflater:
-        one.server = GrpcServer(methods, limits, inflater)
+        one.server = GrpcServer(methods, limits, inflater, connections=connections)
         async with asyncio.timeout(60):
             await one.server.start(listener)
             try:

@@ -12,8 +12,9 @@ import pytest
 from grpc import StatusCode
 from hpack import Encoder
 
-from server.transport.calls_in_progress import TransportLimits
-from server.transport.http2.connection import PREFACE, STREAM_WINDOW
+from server.transport.calls.calls_in_progress import TransportLimits
+from server.transport.http2.connection import STREAM_WINDOW
+from server.transport.http2.preface import PREFACE
 from tests.support.http2_peers import (
     ACK,
     BODY,

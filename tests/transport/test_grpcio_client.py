@@ -16,7 +16,7 @@ import pytest
 from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
-from server.transport.calls_in_progress import TransportLimits
+from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.http2 import connection as http2
 from tests.support.http2_peers import (
     BODY,
@@ -94,6 +94,14 @@ async def test_deflate_means_the_zlib_format() -> None:
         connection.send(frame(HEADERS, END_HEADERS, 1, headers(grpc_encoding="deflate")))
         connection.send(frame(DATA, END_STREAM, 1, message(zlib.compress(b"abc"), 1)))
         assert (await connection.until(DATA, 1))[1] == message(b"abc")
+
+
+async def test_a_method_adds_metadata_to_a_successful_response() -> None:
+    async with bare() as one, channel(one) as client:
+        call = client.unary_unary("/test/Described")(b"abc", timeout=WAIT_S)
+        assert await call == b"abc"
+        assert dict(iter(await call.initial_metadata())) == {"first": "1", "first-bin": b"\0"}
+        assert dict(iter(await call.trailing_metadata())) == {"last": "2"}
 
 
 async def test_an_abort_delivers_its_message_and_trailers() -> None:

@@ -7,7 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from h2.events import DataReceived, PingAckReceived, StreamEnded, StreamReset
+from h2.events import (
+    DataReceived,
+    PingAckReceived,
+    ResponseReceived,
+    StreamEnded,
+    StreamReset,
+)
 from h2.exceptions import StreamClosedError
 from h2.settings import SettingCodes
 
@@ -35,7 +41,7 @@ from tests.support.http2_peers import (
 )
 
 
-@pytest.mark.parametrize("window", [0, 1, 1000, 65_535, 1 << 20])
+@pytest.mark.parametrize("window", [0, 100, 1000, 65_535, 1 << 20])
 async def test_the_server_respects_the_clients_windows(window: int) -> None:
     """h2 raises if the server exceeds a window or the maximum frame size."""
     sizes = [0, 1, 16_384, 16_385, 100_000, 70_000]
@@ -181,4 +187,17 @@ async def test_a_request_may_continue_after_its_response() -> None:
         client.flush()
         async for event in client.events():
             if isinstance(event, PingAckReceived):
+                break
+
+
+async def test_trailers_fit_the_header_limit_of_the_client() -> None:
+    async with bare() as one, h2_client(one, max_header_list_size=200) as client:
+        stream = ask(client, "/test/Refuse", b"")
+        async for event in client.events():
+            if isinstance(event, ResponseReceived):
+                found: dict[Any, Any] = dict(event.headers)
+                assert found["grpc-status"] == "10"
+                assert sum(len(name) + len(value) + 32 for name, value in event.headers) <= 200
+            elif isinstance(event, StreamEnded):
+                assert event.stream_id == stream
                 break

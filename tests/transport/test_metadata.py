@@ -6,7 +6,14 @@ from base64 import b64decode
 
 import pytest
 
-from server.transport.metadata import request_head, response_head, timeout_s, trailers
+from server.transport.metadata import (
+    fitted,
+    request_head,
+    response_head,
+    size_of,
+    timeout_s,
+    trailers,
+)
 
 REQUEST = (
     (b":method", b"POST"),
@@ -32,6 +39,18 @@ def test_trailers_are_ascii() -> None:
     assert found[b"grpc-message"] == b"h%C3%A4 100%25"
     assert b64decode(found[b"a-bin"] + b"=") == b"\0\1"
     assert found[b"b"] == b"c"
+
+
+def test_headers_of_a_response_fit_the_limit_of_the_client() -> None:
+    headers = (*response_head("application/grpc"), *trailers(3, "ä" * 50, [("a-bin", b"\0" * 100)]))
+    assert fitted(headers, size_of(headers)) == headers
+    for limit in range(200, size_of(headers)):
+        found = fitted(headers, limit)
+        assert size_of(found) <= limit
+        assert (b"grpc-status", b"3") in found
+        message = dict(found).get(b"grpc-message", b"")
+        assert len(message) % 3 == 0  # no escape is cut
+    assert size_of(found) > 300  # most of the message
 
 
 def test_a_response_head_starts_with_the_status() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.transport.calls.messages import MessageReader
 from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
-from server.transport.messages import MessageReader
 from server.transport.methods import Method, StreamingMethod, UnaryMethod
 from tests.support.http2_peers import (
     HELLO,
@@ -53,6 +53,13 @@ class Nowhere(asyncio.Transport):
         self.closed = True
 
     abort = close
+    write_eof = close
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def get_write_buffer_size(self) -> int:
+        return 0
 
     def pause_reading(self) -> None: ...
 

@@ -17,7 +17,11 @@ from ngh2.enums import ErrorCode
 from ngh2.exceptions import NGH2Error
 
 from server.security.peer import peer_of
-from server.transport.metadata import Header
+from server.transport.http2.frame_limits import Work
+from server.transport.http2.unsent import UnsentBytes
+from server.transport.metadata import Header, fitted
+
+MAX_SIZE = (1 << 32) - 1
 
 
 class Stream(ABC):
@@ -55,7 +59,8 @@ class ResponseSender:
     """Sends the responses of one connection.
 
     All that is queued in one turn of the loop is written together. While the transport's buffer is
-    full, nothing is written. Events that come from writing go to `on_event`.
+    full, nothing is written. Events that come from writing go to `on_event`. `on_overflow` is
+    called in a later turn, if this client leaves too much unread.
     """
 
     def __init__(
@@ -64,34 +69,46 @@ class ResponseSender:
         transport: Any,
         streams: dict[int, Stream],
         on_event: Callable[[Any], None],
+        unsent: UnsentBytes[ResponseSender],
+        on_overflow: Callable[[], None],
     ) -> None:
         self.peer = peer_of(transport)
         self._http2 = http2
         self._transport = transport
         self._streams = streams
         self._on_event = on_event
+        self._unsent = unsent
+        self.on_overflow = on_overflow
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
-        self._is_writable = True  # the transport's buffer is not full
+        self.is_writable = True  # the transport's buffer is not full
         self._waiting: set[int] = set()  # streams that wait for `sent`
         self._early: set[int] = set()  # streams whose response ends before their request
+        self.has_unsent_bytes = False  # the client does not read all responses at once
+        self._writes = 0
+        self._written_bytes = 0
+        self._max_headers_bytes = MAX_SIZE  # that the client takes
+        self._body_bytes = 0  # of responses, written or not
         self.is_closed = False  # nothing more is sent
 
     # --- for streams -------------------------------------------------------------------------
 
     def answer(
-        self, stream: Stream, head: Sequence[Header], body: bytes, trailers: Sequence[Header]
+        self, stream: Stream, head: Sequence[Header], body: bytes, trailers: tuple[Header, ...]
     ) -> None:
         """Sends a whole response."""
         if self.is_closed:
             return
         stream_id, http2 = stream.stream_id, self._http2
+        if len(trailers) > 1:
+            trailers = fitted(trailers, self._max_headers_bytes)
         try:
             http2.send_response(stream_id, head)
             http2.send_data(stream_id, body)
             http2.send_trailers(stream_id, trailers)
         except NGH2Error:
             return
+        self._body_bytes += len(body)
         stream.open = False
         if not stream.ended:
             self._early.add(stream_id)
@@ -107,12 +124,13 @@ class ResponseSender:
                 self._http2.send_response(stream.stream_id, head)
             self.flush_soon()
 
-    def refuse(self, stream_id: int, head: Sequence[Header], request_ended: bool) -> None:
+    def refuse(self, stream_id: int, head: tuple[Header, ...], request_ended: bool) -> None:
         """Sends the headers of a response that has nothing else."""
         if self.is_closed:
             return
         try:
-            self._http2.send_response(stream_id, head, end_stream=True)
+            fitting = fitted(head, self._max_headers_bytes)
+            self._http2.send_response(stream_id, fitting, end_stream=True)
         except NGH2Error:
             return
         if not request_ended:
@@ -134,17 +152,19 @@ class ResponseSender:
             self._http2.send_data(stream.stream_id, data)
         except NGH2Error:
             return True
+        self._body_bytes += len(data)
         if waits:
             self._waiting.add(stream.stream_id)
         self.flush_soon()
         return not waits
 
-    def end(self, stream: Stream, trailers: Sequence[Header]) -> None:
+    def end(self, stream: Stream, trailers: tuple[Header, ...]) -> None:
         """Sends the trailers of a response, after its body."""
         if self.is_closed:
             return
         try:
-            self._http2.send_trailers(stream.stream_id, trailers)
+            fitting = fitted(trailers, self._max_headers_bytes)
+            self._http2.send_trailers(stream.stream_id, fitting)
         except NGH2Error:
             return
         stream.open = False
@@ -199,26 +219,41 @@ class ResponseSender:
     def flush(self) -> None:
         """Writes what is queued."""
         self._is_scheduled = False
-        while self._is_writable and not self.is_closed:
+        while self.is_writable and not self.is_closed:
             data = self._http2.data_to_send()
             if data:
+                self._writes += 1
+                self._written_bytes += len(data)
                 self._transport.write(data)
             for event in self._http2.events():
                 self._on_event(event)
             if not (self._early or self._waiting) or not self._after_write():
-                return
+                break
+        if self.has_unsent_bytes or not self.is_writable or self._http2.queued_body_size():
+            self._count_unsent()
 
     def pause(self) -> None:
         """Writes nothing until `resume`: the client does not read."""
-        self._is_writable = False
+        self.is_writable = False
+        self._count_unsent()
 
     def resume(self) -> None:
-        self._is_writable = True
+        self.is_writable = True
         self.flush()
 
+    def work(self, requests: int) -> Work:
+        """What the server has done for this client, with the number of its requests."""
+        return Work(requests, self._writes, self._written_bytes)
+
     @property
-    def is_writable(self) -> bool:
-        return self._is_writable
+    def delivered_bytes(self) -> int:
+        """Bytes of bodies that the operating system has taken. Grows while the client reads."""
+        waiting = int(self._transport.get_write_buffer_size())
+        return self._body_bytes - self._http2.queued_body_size() - waiting
+
+    def limit_headers(self, size: int) -> None:
+        """The client takes headers of at most `size` bytes."""
+        self._max_headers_bytes = size
 
     def request_ended(self, stream_id: int) -> None:
         """The rest of a request has come that was refused before its end."""
@@ -231,18 +266,23 @@ class ResponseSender:
         if self._waiting:
             self._waiting.discard(stream_id)
 
-    def close(self, last_bytes: bytes = b"") -> None:
-        """Closes the connection after the buffered bytes and `last_bytes`."""
-        if not self.is_closed:
-            self.is_closed = True
-            if last_bytes:
-                self._transport.write(last_bytes)
-            self._transport.close()
-
-    def abort(self) -> None:
-        """Closes the connection at once."""
+    def stop(self) -> None:
+        """Sends nothing more: the connection is being closed."""
         self.is_closed = True
-        self._transport.abort()
+
+    def lost(self) -> None:
+        """The connection is closed."""
+        self.is_closed = True
+        self._unsent.update(self, 0)
+
+    def _count_unsent(self) -> None:
+        size = self._http2.queued_body_size()
+        if not self.is_writable:
+            size += int(self._transport.get_write_buffer_size())
+        self.has_unsent_bytes = size > 0
+        sender = self._unsent.update(self, size)
+        if sender is not None:
+            self._loop.call_soon(sender.on_overflow)
 
     def _after_write(self) -> bool:
         """Handles what follows from written data. Returns whether there is more to write."""

@@ -12,7 +12,7 @@ import sys
 import uvloop
 
 from server.api.stubs import classify_pb2 as pb
-from server.transport.calls_in_progress import TransportLimits
+from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
 from server.transport.grpc_server import GrpcServer
 from server.transport.methods import UnaryMethod, WireCall

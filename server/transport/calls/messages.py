@@ -70,6 +70,8 @@ class MessageReader:
             take = min(PREFIX_BYTES - len(self._prefix), end - start)
             self._prefix += data[start : start + take]
             start += take
+            if self.started_s is None:
+                self.started_s = time.monotonic()
             if len(self._prefix) < PREFIX_BYTES:
                 return start, None
             prefix, self._prefix = self._prefix, b""
@@ -80,9 +82,11 @@ class MessageReader:
         self._check(prefix[0], size)
         self.compressed = prefix[0] == 1
         if start + size <= end:
+            self.started_s = None
             return start + size, data[start : start + size]
         self._missing = size
-        self.started_s = time.monotonic()
+        if self.started_s is None:
+            self.started_s = time.monotonic()
         return start, None
 
     def clear(self) -> None:

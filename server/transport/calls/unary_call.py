@@ -7,14 +7,16 @@ import asyncio
 from grpc import StatusCode
 
 from server.security.caller import Caller
-from server.transport.calls_in_progress import CallsInProgress
-from server.transport.grpc_call import GrpcCall
+from server.transport.calls.calls_in_progress import CallsInProgress
+from server.transport.calls.grpc_call import GrpcCall
+from server.transport.calls.messages import framed, whole_message
 from server.transport.http2.stream import ResponseSender
-from server.transport.messages import framed, whole_message
 from server.transport.metadata import RequestHead, trailers
 from server.transport.methods import UnaryMethod
 
 OK_TRAILERS = trailers(StatusCode.OK.value[0])
+
+FIRST_BYTE_TIMEOUT_S = 20.0  # from the headers
 
 
 class UnaryCall(GrpcCall):
@@ -54,6 +56,14 @@ class UnaryCall(GrpcCall):
                 self._start(self._run())
                 return
         super().received(data, is_last)
+
+    def overdue(self, now_s: float) -> str:
+        seconds = now_s - self.arrived_s
+        if self.ended:
+            return ""
+        if self._reader is None and seconds > FIRST_BYTE_TIMEOUT_S:
+            return f"request: its message did not begin within {FIRST_BYTE_TIMEOUT_S:g} s"
+        return self._lateness(seconds)
 
     def gone(self) -> None:
         self._message = None

@@ -8,13 +8,13 @@ from contextlib import suppress
 
 from server.security.caller import Caller
 from server.transport.access import CallAccess, Denial
-from server.transport.calls_in_progress import CallsInProgress
-from server.transport.grpc_call import GrpcCall
+from server.transport.calls.calls_in_progress import CallsInProgress
+from server.transport.calls.grpc_call import GrpcCall
+from server.transport.calls.messages import PREFIX_BYTES, MessageQueue, framed
+from server.transport.calls.unary_call import OK_TRAILERS
 from server.transport.http2.stream import ResponseSender
-from server.transport.messages import PREFIX_BYTES, MessageQueue, framed
 from server.transport.metadata import RequestHead
 from server.transport.methods import StreamingMethod
-from server.transport.unary_call import OK_TRAILERS
 
 MESSAGE_COST_BYTES = 128  # memory that a waiting message takes beside its bytes
 

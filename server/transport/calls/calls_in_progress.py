@@ -21,7 +21,16 @@ class TransportLimits:
 
     message_bytes: int  # of one message, request or response
     receiving_bytes: int  # of all messages that are not complete or not read
-    streams: int  # per connection
+    streams: int  # of one connection
+    unsent_bytes: int = 256 << 20  # of all responses that wait for their clients
+    connection_idle_s: float = 0.0  # without a call, then GOAWAY; 0: no limit
+    connection_age_s: float = 0.0  # then GOAWAY; 0: no limit
+    connection_age_grace_s: float = 0.0  # after the GOAWAY, for calls; 0: no limit
+
+    @property
+    def connection_unsent_bytes(self) -> int:
+        """Of one connection: a quarter of all, but at least two responses."""
+        return max(self.unsent_bytes // 4, 2 * self.message_bytes)
 
 
 class CallsInProgress(Generic[C]):

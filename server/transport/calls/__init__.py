@@ -1,0 +1,1 @@
+"""Calls: their messages, their life, unary and streaming ones."""
