@@ -11,6 +11,9 @@ from server.images.sampling import sample
 # changes pixels by one level, and by up to 19 levels for noise with bicubic interpolation.
 MAX_WHOLE_RESIZE = 16 << 20
 
+# Memory for each pixel of the result without smoothing, measured.
+SAMPLED_BYTES = 44
+
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -53,9 +56,10 @@ def fit_bytes(width: int, height: int, spec: InputSpec) -> int:
     elif spec.letterbox:
         resized = _letterbox_size(width, height, spec)
     tables = 16 * (width + height + sum(resized))
+    if _is_sampled(spec):  # two copies of the image, and numbers of 32 bits for each result
+        copies = (8 if spec.channels == 3 else 2) * width * height
+        return copies + SAMPLED_BYTES * spec.width * spec.height + tables
     between = resized[0] * height
-    if _is_sampled(spec):  # a copy of the image, and numbers of 32 bits for each result
-        between = width * height + 12 * spec.width * spec.height
     return 4 * (between + resized[0] * resized[1] + spec.width * spec.height) + tables
 
 
@@ -67,12 +71,10 @@ def array(image: Image.Image) -> Pixels:
 
 def _letterbox(image: Image.Image, spec: InputSpec) -> Image.Image:
     """Scales the whole image to fit inside, and centres it on the fill colour."""
-    if image.mode == "RGBX":
-        image = image.convert("RGB")
     resized = _letterbox_size(image.width, image.height, spec)
-    bands = len(image.getbands())
-    fill = spec.fill if len(spec.fill) == bands else spec.fill * bands
-    canvas = Image.new(image.mode, (spec.width, spec.height), fill if bands > 1 else fill[0])
+    fill = spec.fill if len(spec.fill) == 3 else spec.fill * 3
+    colour = {"L": fill[:1], "RGB": fill, "RGBX": (*fill, 255)}[image.mode]
+    canvas = Image.new(image.mode, (spec.width, spec.height), colour)
     start = (spec.width - resized[0]) // 2, (spec.height - resized[1]) // 2
     canvas.paste(_resize(image, resized, spec), start)
     return canvas

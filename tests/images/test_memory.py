@@ -39,7 +39,7 @@ class Recorder(MemoryBudget):
         return super().hold(needed)
 
 keep_freed({})
-spec = InputSpec(224, 224, int(sys.argv[1]), resize=256)
+spec = InputSpec(**json.loads(sys.argv[1]))
 first, *others = [Path(name) for name in sys.argv[2:]]
 decode(first.read_bytes(), spec)  # memory that is allocated once
 results = {}
@@ -97,12 +97,22 @@ def files_of_every_kind(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="reads Linux's /proc")
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"channels": 1, "resize": 256},
+        {"channels": 3, "resize": 256},
+        {"channels": 3, "resize": 256, "antialias": False},
+        {"channels": 3, "letterbox": True},
+    ],
+    ids=["grey", "colour", "sampled", "letterbox"],
+)
 def test_no_estimate_is_below_the_memory_that_decoding_takes(
-    files_of_every_kind: list[str], channels: int
+    files_of_every_kind: list[str], options: dict[str, Any]
 ) -> None:
+    spec = json.dumps({"height": 224, "width": 224, **options})
     done = subprocess.run(
-        [sys.executable, "-c", MEASURE, str(channels), *files_of_every_kind],
+        [sys.executable, "-c", MEASURE, spec, *files_of_every_kind],
         cwd=ROOT,
         capture_output=True,
         text=True,
