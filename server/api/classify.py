@@ -29,7 +29,7 @@ from server.repository.evaluation import EvaluationRecord
 
 
 class Classifier:
-    """The RPCs of convserve.v1.Classifier, called as server.api.handlers describes."""
+    """The RPCs of convserve.v1.Classifier, called as server.api.rpc.handlers describes."""
 
     def __init__(self, models: VisibleModels, inference: Inference) -> None:
         self._models = models

@@ -16,20 +16,21 @@ from starlette.routing import Route
 from server.api.classify import Classifier
 from server.api.context import DeferredCallbacks
 from server.api.decoders import DecoderQueue
-from server.api.field_limit import max_fields
-from server.api.handlers import CallSupport, grpc_methods
-from server.api.health import HEALTH, Health, ServingState, health_methods
 from server.api.http.access import HttpAccess
 from server.api.http.app import application
 from server.api.http.calls import HttpCalls
 from server.api.http.metrics_page import MetricsPage
 from server.api.http.probes import Probes
+from server.api.http.protocol.server import HttpServer
 from server.api.http.routes import BodyLimits, Rest
-from server.api.http.server import HttpServer
 from server.api.in_flight import InFlightLimits
 from server.api.inference import Inference
-from server.api.reflection import Reflection, reflection_methods
+from server.api.rpc.field_limit import max_fields
+from server.api.rpc.handlers import CallSupport, grpc_methods
+from server.api.rpc.health import HEALTH, Health, ServingState, health_methods
+from server.api.rpc.reflection import Reflection, reflection_methods
 from server.api.stubs import classify_pb2, open_inference_pb2
+from server.api.turns import WorkTurns
 from server.api.v2.infer import TensorInference
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
@@ -287,7 +288,8 @@ def build_api(
     stopping, after_response = asyncio.Event(), DeferredCallbacks()
     health = Health(partial(serves, operations.models))
     models.changes.subscribe(health.on_change)
-    support = CallSupport(metrics, in_flight, after_response, stopping, telemetry.tracing)
+    turns = WorkTurns()
+    support = CallSupport(metrics, in_flight, after_response, turns, stopping, telemetry.tracing)
     methods = {
         **health_methods(health, in_flight),
         **reflection_methods(Reflection([*SERVICES, HEALTH]), in_flight, stopping),
@@ -321,7 +323,7 @@ def build_api(
     routes = [
         Route("/metrics", MetricsPage(metrics, http_access).get),
         *probes.routes(),
-        *rest_routes(settings, calls, operations, in_flight),
+        *rest_routes(settings, calls, operations, in_flight, turns),
     ]
     app = application(routes, state, settings.cors_origins(), requires_certificate)
     encrypt = http_tls.http if http_tls is not None else None
@@ -357,7 +359,11 @@ def inference_methods(operations: Operations, support: CallSupport) -> dict[str,
 
 
 def rest_routes(
-    settings: Settings, calls: HttpCalls, operations: Operations, in_flight: InFlightLimits
+    settings: Settings,
+    calls: HttpCalls,
+    operations: Operations,
+    in_flight: InFlightLimits,
+    turns: WorkTurns,
 ) -> list[Route]:
     rest = Rest(
         calls,
@@ -368,6 +374,7 @@ def rest_routes(
         operations.region_control,
         max_fields=in_flight.max_fields,
         limits=BodyLimits(image=settings.max_image_bytes, infer=settings.max_message_bytes),
+        turns=turns,
     )
     return rest.routes()
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
-from server.api.health import ServingState
+from server.api.rpc.health import ServingState
 from server.app.access import Access, build_access, watcher_of
 from server.app.composition import (
     Api,

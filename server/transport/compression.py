@@ -6,6 +6,7 @@ import asyncio
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
 from typing import Self
 
 WINDOW_BITS = {"gzip": 31, "deflate": 15}  # zlib's `wbits`
@@ -52,12 +53,9 @@ class Inflater:
         """
         loop = asyncio.get_running_loop()
         stream = InflateStream(data, encoding, limit)
-        pieces: list[bytes] = []
         while not stream.is_done:
-            piece = await loop.run_in_executor(self._threads, stream.next_piece)
-            count(len(piece))
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            count(await loop.run_in_executor(self._threads, stream.next_piece))
+        return stream.result()
 
     def __enter__(self) -> Self:
         return self
@@ -77,20 +75,25 @@ class InflateStream:
         self._limit = limit
         self._position = 0  # in the data, of the next byte to give to zlib
         self._given = b""  # bytes that zlib has not taken
+        self._result = BytesIO()
         self._size = 0  # of the result so far
         self._members = 1
         self._stream = zlib.decompressobj(WINDOW_BITS[encoding])
 
-    def next_piece(self) -> bytes:
-        """The next bytes of the result, about OUTPUT_PIECE_BYTES; fewer at its end.
+    def next_piece(self) -> int:
+        """Adds OUTPUT_PIECE_BYTES to the result, or fewer at its end, and returns how many.
 
         Raises DecompressionError and TooLargeError.
         """
-        pieces: list[bytes] = []
-        ends_at = self._size + OUTPUT_PIECE_BYTES
+        began_at = self._size
+        ends_at = began_at + OUTPUT_PIECE_BYTES
         while self._size < ends_at and not self.is_done:
-            pieces.append(self._inflate(min(ends_at, self._limit + 1) - self._size))
-        return b"".join(pieces)
+            self._result.write(self._inflate(min(ends_at, self._limit + 1) - self._size))
+        return self._size - began_at
+
+    def result(self) -> bytes:
+        """All pieces. CPython's BytesIO does not copy them."""
+        return self._result.getvalue()
 
     def _inflate(self, wanted: int) -> bytes:
         """At most `wanted` bytes of the result from at most INPUT_PIECE_BYTES of the data."""

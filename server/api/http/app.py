@@ -13,10 +13,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from server.api.health import ServingState
 from server.api.http.client_certificates import RequireCertificate
 from server.api.http.problem import http_problem
 from server.api.http.routes import HEADER_LENGTH
+from server.api.rpc.health import ServingState
 
 CLOSE = (b"connection", b"close")
 CORS_MAX_AGE_S = 7200  # how long a browser may remember what is allowed; Chrome's maximum

@@ -74,7 +74,9 @@ class HttpCalls:
 
         return self._route(path, "GET", method, metrics, respond)
 
-    def post(self, path: str, method: str, answer: Answer, limit: int) -> Route:
+    def post(
+        self, path: str, method: str, answer: Answer, limit: int | Callable[[Request], int]
+    ) -> Route:
         """A route with a body of at most `limit` bytes."""
         metrics = MethodMetrics(method, self._metrics)
 
@@ -83,7 +85,8 @@ class HttpCalls:
                 if self._is_stopping:
                     raise ModelNotReady("the server is stopping")
                 context.deadline_s = context.arrived_s + _timeout(request.headers.get(DEADLINE))
-                async with self._bodies.read(request, limit, context) as body:
+                most = limit if isinstance(limit, int) else limit(request)
+                async with self._bodies.read(request, most, context) as body:
                     work = answer(request, body, context)
                     response = await self._run(request, work, context.deadline_s)
             except TimeoutError:

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from server.api.health import ServingState
 from server.api.http.access import HttpAccess
 from server.api.http.client_certificates import has_certificate
+from server.api.rpc.health import ServingState
 from server.api.visible_models import VisibleModels
 from server.execution.devices import Devices
 from server.security.permissions import LISTS

@@ -26,8 +26,9 @@ from server.api.inference import (
     best_classes,
 )
 from server.api.status import HTTP_STATUS, STATUS
+from server.api.turns import WorkTurns
 from server.api.v2.infer import TensorInference
-from server.api.v2.json_codec import decode_json, decode_request, encode_response
+from server.api.v2.json_codec import MAX_JSON_BYTES, decode_json, decode_request, encode_response
 from server.api.v2.metadata import Metadata
 from server.api.v2.model_control import ModelControl
 from server.api.v2.shared_memory import RegionControl
@@ -36,6 +37,10 @@ from server.errors import InvalidInput, ModelNotReady
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 SMALL_BODY_BYTES = 4096  # for a body that only holds a few names
+
+# Larger bodies to parse wait for their turn of the event loop.
+LIGHT_BYTES = 64 << 10
+JSON_BYTE_S = FORM_BYTE_S = 2e-9  # to parse
 MAX_U32 = (1 << 32) - 1
 QUERY = ("top_k", "priority", "request_id")  # parameters of :classify
 
@@ -84,6 +89,11 @@ class BodyLimits:
     image: int
     infer: int
 
+    def of_infer(self, request: Request) -> int:
+        """The limit of a ModelInfer request: one without binary data is JSON."""
+        has_binary = HEADER_LENGTH in request.headers
+        return self.infer if has_binary else min(self.infer, MAX_JSON_BYTES)
+
 
 class Rest:
     """The routes under /v1 and /v2. `regions` is None if shared memory is not served."""
@@ -99,6 +109,7 @@ class Rest:
         *,
         max_fields: int,
         limits: BodyLimits,
+        turns: WorkTurns,
     ) -> None:
         self._calls = calls
         self._inference = inference
@@ -108,6 +119,7 @@ class Rest:
         self._regions = regions
         self._max_fields = max_fields
         self._limits = limits
+        self._turns = turns
 
     def routes(self) -> list[Route]:
         get, post, small = self._calls.get, self._calls.post, SMALL_BODY_BYTES
@@ -129,7 +141,7 @@ class Rest:
                 get(f"{model}/ready", "ModelReady", self._model_ready),
                 get(f"{model}/config", "ModelConfig", self._config),
                 get(f"{model}/stats", "ModelStatistics", self._statistics),
-                post(f"{model}/infer", "ModelInfer", self._infer, self._limits.infer),
+                post(f"{model}/infer", "ModelInfer", self._infer, self._limits.of_infer),
                 post(classify, "Classify", self._classify, self._limits.image),
             ]
         if self._regions is not None:
@@ -180,6 +192,8 @@ class Rest:
         given = _whole_number(HEADER_LENGTH, request.headers.get(HEADER_LENGTH), len(body))
         json_bytes = len(body) if given is None else given
         name, version = _name_and_version(request)
+        if json_bytes > LIGHT_BYTES:
+            await self._turns.wait(json_bytes * JSON_BYTE_S)
         decoded = decode_request(name, version, body, json_bytes, self._max_fields)
         response = await self._tensors.infer(decoded.request, context)
         self._tensors.complete(response, context)
@@ -193,6 +207,8 @@ class Rest:
         query: dict[str, str] = dict(request.query_params)
         image: OneImage = ImageFile(body, "body")
         if is_form(request):
+            if len(body) > LIGHT_BYTES:
+                await self._turns.wait(len(body) * FORM_BYTE_S)
             form = parse_form(body, request.headers["content-type"])
             image, query = form.image, form.texts | query
         if unknown := set(query) - set(QUERY):

@@ -10,7 +10,7 @@ from importlib import metadata
 from msgspec import Struct
 
 from server.api.context import CallContext
-from server.api.health import ServingState
+from server.api.rpc.health import ServingState
 from server.api.v2.outputs import CLASSIFIABLE
 from server.api.v2.tensors import ENCODED, IMAGE, INPUTS, OUTPUTS, dimensions
 from server.api.v2.versions import parse_version

@@ -25,7 +25,7 @@ M = TypeVar("M", bound=Message)
 
 
 class OpenInference:
-    """The RPCs of GRPCInferenceService, called as server.api.handlers describes.
+    """The RPCs of GRPCInferenceService, called as server.api.rpc.handlers describes.
 
     Without `regions` the RPCs for shared memory must not be called.
     """

@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.api.http import connection as http
+from server.api.http.protocol import connection as http
 from server.settings import Settings
 from tests.api.http.rest_calls import client_of
 from tests.api.v2.tensor_calls import png

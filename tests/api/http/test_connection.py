@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from server.api.http import body, connection, metrics_page
+from server.api.http import body, metrics_page
+from server.api.http.protocol import connection
 from server.telemetry.metrics import Metrics
 from tests.api.http.rest_calls import client_of, problem
 from tests.api.v2.tensor_calls import png
@@ -72,7 +73,6 @@ INVALID = [
     (400, GET + b"host: y\r\n\r\n" + SMUGGLED),
     (400, b"GET /healthz HTTP/1.1\r\n\r\n" + SMUGGLED),
     (400, b"GET /healthz\r\n\r\n" + SMUGGLED),
-    (400, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)),
     (505, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     (431, GET + b"a: b\r\n" * 100 + b"\r\n" + SMUGGLED),
     (431, GET + b"a: " + b"b" * 20_000 + b"\r\n\r\n" + SMUGGLED),

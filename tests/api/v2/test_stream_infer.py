@@ -12,7 +12,7 @@ import grpc
 import pytest
 from grpc import StatusCode
 
-from server.api import streaming
+from server.api.rpc import streaming
 from server.api.stubs import open_inference_pb2 as pb
 from tests.api.v2.tensor_calls import (
     OPEN_INFERENCE,

@@ -31,9 +31,9 @@ MEANING = {
 # Prefixes of files below server/ and of functions in them. The first match decides.
 PHASE_OF: Sequence[tuple[str, str, str]] = (
     ("transport/", "", "transport"),
-    ("api/field_limit.py", "", "protobuf"),
-    ("api/handlers.py", "_parse", "protobuf"),
-    ("api/handlers.py", "", "call"),
+    ("api/rpc/field_limit.py", "", "protobuf"),
+    ("api/rpc/handlers.py", "_parse", "protobuf"),
+    ("api/rpc/handlers.py", "", "call"),
     ("models/registry.py", "", "call"),
     ("models/model.py", "", "call"),
     ("models/version.py", "", "call"),

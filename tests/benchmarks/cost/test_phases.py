@@ -38,7 +38,7 @@ def sample(frames: str, count: int, thread: str = "thread (7): MainThread") -> s
 
 
 def test_a_sample_belongs_to_the_phase_of_the_innermost_function_of_the_server() -> None:
-    handlers, in_flight = SERVER / "api/handlers.py", SERVER / "api/in_flight.py"
+    handlers, in_flight = SERVER / "api/rpc/handlers.py", SERVER / "api/in_flight.py"
     classify = f"Classifier.Classify ({SERVER}/api/classify.py:42)"
     raw = "\n".join(
         [

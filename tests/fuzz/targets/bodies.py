@@ -120,7 +120,7 @@ def decompress(data: bytes) -> None:
     encoding = "gzip" if data[:1] == b"\0" else "deflate"
     stream, size = InflateStream(data[1:], encoding, LIMIT_BYTES), 0
     while not stream.is_done:
-        size += len(stream.next_piece())
+        size += stream.next_piece()
     if size > LIMIT_BYTES:
         raise AssertionError("the result is above its limit")
 

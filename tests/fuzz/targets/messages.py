@@ -9,12 +9,12 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 from grpc import StatusCode
 
-from server.api.field_limit import max_fields
-from server.api.handlers import _parse
+from server.api.rpc.field_limit import SMALL_BYTES, MessageCheck, max_fields
+from server.api.rpc.handlers import _parse
 from server.api.stubs import classify_pb2, open_inference_pb2
 from server.api.v2.messages import tensor_request
 from server.errors import InvalidInput
@@ -113,12 +113,19 @@ def maker(*valid: Message) -> Callable[[Random], bytes]:
     return make
 
 
+def _checked(kind: type[Message], data: bytes) -> Message:
+    """Parses a message as the handlers do, without turns of the event loop."""
+    if len(data) > SMALL_BYTES:
+        MessageCheck(data, cast(Descriptor, kind.DESCRIPTOR), MAX_FIELDS).read(MAX_FIELDS + 1)
+    return _parse(kind, data)
+
+
 def parse(kind: type[Message]) -> Callable[[bytes], object]:
-    return lambda data: _parse(kind, data, MAX_FIELDS)
+    return lambda data: _checked(kind, data)
 
 
 def parse_tensors(data: bytes) -> object:
-    message = _parse(open_inference_pb2.ModelInferRequest, data, MAX_FIELDS)
+    message = _checked(open_inference_pb2.ModelInferRequest, data)
     return tensor_request(cast(open_inference_pb2.ModelInferRequest, message))
 
 

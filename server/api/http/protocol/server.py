@@ -11,8 +11,8 @@ from typing import Any
 import uvicorn
 from starlette.applications import Starlette
 
-from server.api.http.connection import HttpConnection
-from server.api.http.reading import ReadingTurns
+from server.api.http.protocol.connection import HttpConnection
+from server.api.http.protocol.reading import ReadingTurns
 from server.transport.connection_limits import ConnectionLimits
 from server.transport.tls.handshake import Encrypt
 

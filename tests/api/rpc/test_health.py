@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from server.api.health import Health
+from server.api.rpc.health import Health
 from server.api.stubs import classify_pb2 as pb
 from server.security.principal import LOCAL_CALLER
 from tests.api.classify_calls import failure

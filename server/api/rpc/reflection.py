@@ -16,11 +16,11 @@ from google.protobuf.descriptor_pool import DescriptorPool
 from grpc import StatusCode
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
-from server.api.health import parse_small
 from server.api.in_flight import InFlightLimits
-from server.api.streaming import answer_in_order, counted_stream
+from server.api.rpc.health import parse_small
+from server.api.rpc.streaming import answer_in_order, counted_stream
 from server.api.stubs.pool import POOL
-from server.transport.methods import Method, StreamingMethod, WireCall
+from server.transport.methods import Abort, Method, StreamingMethod, WireCall
 
 METHOD = "ServerReflectionInfo"
 V1ALPHA, V1 = PACKAGES = ("grpc.reflection.v1alpha", "grpc.reflection.v1")
@@ -37,7 +37,7 @@ class Reflection:
     def __init__(self, services: Sequence[str]) -> None:
         self._services = sorted([*services, *SERVICES])
         # The messages of package `inference` are in a pool of their own, see api.stubs.pool.
-        self._pools = (default_pool(), POOL, _pool_of_v1())
+        self._pools = (POOL, default_pool(), _pool_of_v1())
         self._files: dict[str, list[bytes]] = {}  # each file with those it imports
 
     def answer(self, request: pb.ServerReflectionRequest) -> pb.ServerReflectionResponse:
@@ -130,7 +130,11 @@ def reflection_methods(
 
     async def info(requests: AsyncIterator[bytes], call: WireCall) -> None:
         with counted_stream(METHOD, in_flight, call.caller.principal):
-            await answer_in_order(requests, call, respond, stopping)
+            try:
+                await answer_in_order(requests, call, respond, stopping)
+            except Abort:
+                if not stopping.is_set():
+                    raise
 
     return {f"/{service}/{METHOD}": StreamingMethod(info) for service in SERVICES}
 

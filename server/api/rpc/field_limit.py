@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from server.api.turns import WorkTurns
 from server.errors import InvalidInput
 
 VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
@@ -22,6 +23,15 @@ SMALL_BYTES = 4096
 # and their four fields). Twice as many are allowed, for later versions of the contract.
 MAX_REQUEST_FIELDS = 64
 MAX_FIELDS_PER_IMAGE = 12
+
+# A message with more fields, or one that takes longer, waits for its turn.
+LIGHT_FIELDS = 64
+LIGHT_S = 100e-6
+
+FIELD_S = 1e-6  # of the check and the parser, for a field
+SLOW_BYTE_S = 9e-9  # of the parser, for a byte that it reads one by one
+
+MAX_NAMED_FIELDS = 256  # of a broken message, in which an error is looked for
 
 # Bytes that the parser reads one by one: texts, and the numbers of packed fields. They are 37
 # images of 224 x 224 as numbers, and take 20 to 75 ms. Numbers of a fixed size and bytes are only
@@ -44,34 +54,66 @@ def max_fields(max_images: int) -> int:
     return MAX_REQUEST_FIELDS + MAX_FIELDS_PER_IMAGE * max_images
 
 
-def check_fields(data: bytes, message: Descriptor, limit: int) -> None:
-    """Raises InvalidInput for more than `limit` fields, those of nested messages included.
+class MessageCheck:
+    """Checks the fields of one message, those of nested messages included.
 
-    Also for more than MAX_SLOW_BYTES of texts and numbers. Reads at most `limit` fields, and stops
-    where the bytes are not a message: the parser stops there too.
+    It ends where the bytes are not a message: the parser stops there too.
     """
-    if len(data) <= SMALL_BYTES:
-        return
-    scan = _Scan(data, message, limit)
-    slow_bytes = 0
-    while scan.next_field():
-        known = scan.field
-        if known is not None and scan.size and known.type not in _COPIED:
-            slow_bytes += scan.size
-            if slow_bytes > MAX_SLOW_BYTES:
-                raise InvalidInput(
-                    known.name,
-                    f"makes more than {MAX_SLOW_BYTES:,} bytes of texts and numbers in the "
-                    "request; send large tensors as raw bytes",
-                )
-    if scan.is_too_long:
-        raise InvalidInput("request", f"has more than {limit:,} fields; no request needs more")
+
+    __slots__ = ("_limit", "_scan", "_slow_bytes")
+
+    def __init__(self, data: bytes, message: Descriptor, limit: int) -> None:
+        self._scan = _Scan(data, message)
+        self._limit = limit
+        self._slow_bytes = 0
+
+    def cost_s(self, size: int) -> float:
+        """About how long the rest of the check and the parser take for a message of `size` bytes.
+
+        It assumes that the fields are as long as those checked so far.
+        """
+        scan = self._scan
+        fields = min(self._limit, scan.count * size / max(1, scan.position))
+        return fields * FIELD_S + self._slow_bytes * SLOW_BYTE_S
+
+    def read(self, fields: int) -> bool:
+        """Checks up to `fields` more fields. Returns whether there are no others.
+
+        Raises InvalidInput for more than `limit` fields in all, for more than MAX_SLOW_BYTES of
+        texts and numbers, and for groups.
+        """
+        scan, until = self._scan, self._scan.count + fields
+        while scan.next_field():
+            known = scan.field
+            if known is not None and scan.size and known.type not in _COPIED:
+                self._slow_bytes += scan.size
+                if self._slow_bytes > MAX_SLOW_BYTES:
+                    raise _too_slow(known.name)
+            if scan.count > self._limit:
+                message = f"has more than {self._limit:,} fields; no request needs more"
+                raise InvalidInput("request", message)
+            if scan.count == until:
+                return False
+        if scan.has_group:
+            raise InvalidInput("request", "has a group, which no version of this message has")
+        return True
 
 
-def text_that_is_not_utf8(data: bytes, message: Descriptor, limit: int) -> str:
-    """The name of the first text that is not UTF-8; empty if there is none in `limit` fields."""
-    scan = _Scan(data, message, limit)
-    while scan.next_field():
+async def check_fields(data: bytes, message: Descriptor, limit: int, turns: WorkTurns) -> None:
+    """Checks all fields. Raises InvalidInput."""
+    check = MessageCheck(data, message, limit)
+    is_done = check.read(LIGHT_FIELDS)
+    cost_s = check.cost_s(len(data))
+    if not is_done or cost_s > LIGHT_S:
+        await turns.wait(cost_s)
+        if not is_done:
+            check.read(limit + 1)
+
+
+def text_that_is_not_utf8(data: bytes, message: Descriptor) -> str:
+    """The name of the first text that is not UTF-8; empty if it is not in the first fields."""
+    scan = _Scan(data, message)
+    while scan.next_field() and scan.count <= MAX_NAMED_FIELDS:
         known = scan.field
         if known is not None and known.type == FieldDescriptor.TYPE_STRING and scan.size:
             try:
@@ -81,12 +123,30 @@ def text_that_is_not_utf8(data: bytes, message: Descriptor, limit: int) -> str:
     return ""
 
 
+def _too_slow(field: str) -> InvalidInput:
+    return InvalidInput(
+        field,
+        f"makes more than {MAX_SLOW_BYTES:,} bytes of texts and numbers in the request; send large "
+        "tensors as raw bytes",
+    )
+
+
 class _Scan:
     """Walks over the fields of a message and of the messages in it, in the order of the bytes."""
 
-    __slots__ = ("_data", "_end", "_left", "_message", "_outer", "field", "position", "size")
+    __slots__ = (
+        "_data",
+        "_end",
+        "_message",
+        "_outer",
+        "count",
+        "field",
+        "has_group",
+        "position",
+        "size",
+    )
 
-    def __init__(self, data: bytes, message: Descriptor, limit: int) -> None:
+    def __init__(self, data: bytes, message: Descriptor) -> None:
         self.position = 0  # after the current field; after its head, if it is a message
         self.field: FieldDescriptor | None = None  # the current one; None if it is unknown
         self.size = 0  # its bytes, if it is a text, bytes, or packed numbers
@@ -94,22 +154,16 @@ class _Scan:
         self._message = message  # the type of the message that the position is in
         self._end = len(data)  # of that message
         self._outer: list[tuple[int, Descriptor]] = []  # the ends and types of those around it
-        self._left = limit
-
-    @property
-    def is_too_long(self) -> bool:
-        """Whether there were more fields than the limit."""
-        return self._left < 0
+        self.count = 0  # fields so far
+        self.has_group = False  # the scan ends there
 
     def next_field(self) -> bool:
-        """Goes to the next field. False at the end, above the limit, and at bytes without sense."""
+        """Goes to the next field. False at the end, at a group, and at bytes without sense."""
         while self.position >= self._end:
             if not self._outer:
                 return False
             self._end, self._message = self._outer.pop()
-        self._left -= 1
-        if self._left < 0:
-            return False
+        self.count += 1
         self.size = 0
         try:
             return self._read()
@@ -137,7 +191,8 @@ class _Scan:
             else:
                 self.size = size
                 position += size
-        elif kind not in (GROUP, GROUP_END):
+        else:
+            self.has_group = kind in (GROUP, GROUP_END)
             return False
         self.position = position
         return True

@@ -14,7 +14,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.server import ServerState
 
 from server.api.http.access import PEER
-from server.api.http.parser import (
+from server.api.http.problem import http_problem
+from server.api.http.protocol.parser import (
     DETAILS,
     INVALID,
     MAX_HEADERS,
@@ -22,8 +23,7 @@ from server.api.http.parser import (
     RequestError,
     check_headers,
 )
-from server.api.http.problem import http_problem
-from server.api.http.reading import TURN_S, ReadFlow, ReadingTurns
+from server.api.http.protocol.reading import TURN_S, ReadFlow, ReadingTurns
 from server.security.peer import peer_of
 from server.telemetry.clock import clock
 from server.transport.connection_limits import HTTP, SPEAKS_TLS, ConnectionLimits

@@ -19,11 +19,12 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc import StatusCode
 
 from server.api.context import CallContext, DeferredCallbacks
-from server.api.field_limit import check_fields, text_that_is_not_utf8
 from server.api.in_flight import InFlightLimits
 from server.api.method_metrics import MethodMetrics
+from server.api.rpc.field_limit import SMALL_BYTES, check_fields, text_that_is_not_utf8
+from server.api.rpc.streaming import answer_in_order, counted_stream
 from server.api.status import INTERNAL_ERROR, STATUS, abort_busy, abort_for, message_of
-from server.api.streaming import answer_in_order, counted_stream
+from server.api.turns import WorkTurns
 from server.errors import InvalidInput, ServingError
 from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
@@ -45,6 +46,7 @@ class CallSupport:
     metrics: Metrics
     in_flight: InFlightLimits
     after_response: DeferredCallbacks
+    turns: WorkTurns
     stopping: asyncio.Event  # when set, streams read no more requests and end
     tracing: Tracing | None = None
 
@@ -98,6 +100,7 @@ class _Handler:
         self._request_class = request_class
         self._rpc = rpc
         self._in_flight = support.in_flight
+        self._turns = support.turns
         self._after_response = support.after_response
         self._tracing = support.tracing
 
@@ -130,7 +133,10 @@ class _Handler:
         in_flight, principal = self._in_flight, context.caller.principal
         try:
             in_flight.begin(principal, len(data))
-            request = _parse(self._request_class, data, in_flight.max_fields)
+            if len(data) > SMALL_BYTES:
+                descriptor = cast(Descriptor, self._request_class.DESCRIPTOR)
+                await check_fields(data, descriptor, in_flight.max_fields, self._turns)
+            request = _parse(self._request_class, data)
             response = await self._rpc(request, context)
             body = response.SerializeToString()
         except ServingError as error:
@@ -179,14 +185,13 @@ class _StreamHandler:
         return self._error_message(context, message).SerializeToString()
 
 
-def _parse(request_class: type[Message], data: bytes, max_fields: int) -> Message:
-    """Raises InvalidInput for bytes that are not the message, or cost too much to parse."""
-    descriptor = cast(Descriptor, request_class.DESCRIPTOR)
-    check_fields(data, descriptor, max_fields)
+def _parse(request_class: type[Message], data: bytes) -> Message:
+    """Raises InvalidInput for bytes that are not the message."""
     try:
         return request_class.FromString(data)
     except DecodeError as error:
-        if name := text_that_is_not_utf8(data, descriptor, max_fields):
+        descriptor = cast(Descriptor, request_class.DESCRIPTOR)
+        if name := text_that_is_not_utf8(data, descriptor):
             raise InvalidInput(name, "is text, and must be valid UTF-8") from None
         message = f"{len(data)} bytes that are not a {descriptor.full_name}: {error}"
         raise InvalidInput("request", message) from None

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 
 from server.api.in_flight import InFlightLimits
-from server.api.streaming import counted_stream
+from server.api.rpc.streaming import counted_stream
 from server.security.principal import Principal
 from server.transport.methods import Abort, Method, StreamingMethod, UnaryMethod, WireCall
 

@@ -15,7 +15,7 @@ from grpc_reflection.v1alpha.reflection_pb2 import (
     ServerReflectionResponse,
 )
 
-from server.api.reflection import Reflection
+from server.api.rpc.reflection import Reflection
 from server.api.stubs import classify_pb2 as pb
 from tests.support.serving import Served, publish, serve
 
