@@ -40,6 +40,7 @@ from convserve_client.values import Answer, ModelInfo, answer_from, model_info_f
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 64 * 2**20
+MAX_READY_BACKOFFS = 4  # doublings while it waits for a server: asking again costs nothing
 HEALTH = "/grpc.health.v1.Health/"
 
 
@@ -192,7 +193,7 @@ class AsyncClient:
             finally:
                 watch.cancel()
             # The stream ended because the server went away. It may come back in time.
-            wait_s = self._retry.wait_s(min(attempt, 100), None, self._rng)
+            wait_s = self._retry.wait_s(min(attempt, MAX_READY_BACKOFFS), None, self._rng)
             if self._clock() + wait_s >= deadline_s:
                 break
             await self._sleep(wait_s)
