@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from grpc import StatusCode
 
@@ -32,8 +33,7 @@ CACHED_ROUTES = 128
 CACHED_HEAD_BYTES = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(NamedTuple):
     """Where calls with these headers go: to a method, or to a refusal."""
 
     head: RequestHead

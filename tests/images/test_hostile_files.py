@@ -15,6 +15,7 @@ from PIL import Image
 
 from server.errors import InvalidInput
 from server.images.decode import decode
+from server.images.formats import UnreadableImage, first_image
 from server.images.input_spec import ImageLimits, InputSpec
 from tests.images.hostile_files import BOMBS, DAMAGED, NOT_IMAGES, TOO_MANY_PARTS, WITH_BALLAST
 from tests.images.image_files import (
@@ -26,6 +27,25 @@ from tests.images.image_files import (
     rejection,
     run_length_bmp,
 )
+
+PART = b"4e1b9c77 a part of the file"
+FOREIGN = {
+    b"II*\0": "is a TIFF file",
+    b"MM\0*": "is a TIFF file",
+    b"\0\0\0\x18ftypheic": "is a HEIC file",
+    b"\0\0\0\x1cftypavif": "is an AVIF file",
+    b"\0\0\0\x0cJXL \r\n": "is a JPEG XL file",
+    b"\xff\x0a": "is a JPEG XL file",
+    b"%PDF-1.7": "is a PDF file",
+    b"PK\x03\x04": "is a ZIP archive",
+    b"\x1f\x8b\x08": "is a gzip file",
+    b"\n <svg xmlns=": "is an HTML, XML or SVG text",
+    b'{"image": ': "is a JSON text",
+    b"/9j/4AAQSkZJRg": "is an image as base64 text",
+    b"data:image/png;base64,": "is an image as base64 text",
+    b"\0\1\2\3": "has an unknown signature",
+    b"": "has an unknown signature",
+}
 
 
 def test_an_empty_file_is_rejected() -> None:
@@ -39,6 +59,13 @@ def test_a_file_of_another_type_is_rejected_without_showing_it(name: str) -> Non
     assert "which is not a supported format" in description
     assert not NOT_IMAGES[name] or repr(NOT_IMAGES[name][:16])[2:-1] not in description
     assert "a JPEG, PNG, WebP, BMP or GIF file is needed" in description
+
+
+@pytest.mark.parametrize("start", FOREIGN, ids=[repr(start) for start in FOREIGN])
+def test_the_error_says_what_a_foreign_file_seems_to_be(start: bytes) -> None:
+    with pytest.raises(UnreadableImage) as caught:
+        first_image(start + PART)
+    assert str(caught.value) == f"{FOREIGN[start]}, which is not a supported format"
 
 
 @pytest.mark.parametrize("name", DAMAGED)

@@ -41,11 +41,11 @@ class Authenticator(ABC):
     """Used on the event loop's thread only."""
 
     @abstractmethod
-    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
-        """The headers that `identify` looks at. Equal ones of one connection mean one caller."""
+    def relevant(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        """The headers that `identify` looks at."""
 
     @abstractmethod
-    def identify(self, relevant: Headers, peer: Peer) -> Caller:
+    def identify(self, relevant: list[tuple[bytes, bytes]], peer: Peer) -> Caller:
         """The caller. Raises Unauthenticated; a new request must then call `failed`."""
 
     def failed(self, error: Unauthenticated, peer: Peer) -> None:  # noqa: B027  optional
@@ -58,12 +58,11 @@ class OpenAuthenticator(Authenticator):
     def __init__(self, *, allow_remote_admin: bool) -> None:
         self._allow_remote_admin = allow_remote_admin
 
-    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
-        return tuple(header for header in headers if header[0] in FORWARDING)
+    def relevant(self, headers: Headers) -> list[tuple[bytes, bytes]]:
+        return [header for header in headers if header[0] in FORWARDING]
 
-    def identify(self, relevant: Headers, peer: Peer) -> Caller:
-        is_local = peer.is_local and not any(name in FORWARDING for name, _ in relevant)
-        may_change = is_local or self._allow_remote_admin
+    def identify(self, relevant: list[tuple[bytes, bytes]], peer: Peer) -> Caller:
+        may_change = (peer.is_local and not relevant) or self._allow_remote_admin
         return Caller(LOCAL_CALLER if may_change else REMOTE_CALLER, peer)
 
 
@@ -84,16 +83,20 @@ class FileAuthenticator(Authenticator):
         known = {value: self._lookup(value) for value in self._verified}
         self._verified = {value: found for value, found in known.items() if found}
 
-    def relevant(self, headers: Headers) -> tuple[tuple[bytes, bytes], ...]:
+    def relevant(self, headers: Headers) -> list[tuple[bytes, bytes]]:
         names = self._headers
-        return tuple(header for header in headers if header[0] in names)
+        return [header for header in headers if header[0] in names]
 
-    def identify(self, relevant: Headers, peer: Peer) -> Caller:
+    def identify(self, relevant: list[tuple[bytes, bytes]], peer: Peer) -> Caller:
         """A trusted proxy's header counts first, then a token, then a client certificate."""
+        if len(relevant) == 1 and relevant[0][0] == AUTHORIZATION:  # the usual case
+            known = self._verified.get(relevant[0][1])
+            if known is not None:
+                return self._of_verified(known, peer)
         proxy = self._identities.proxy
-        if proxy is not None and proxy.trusts(peer):
+        if proxy is not None:
             users = [value for name, value in relevant if name == proxy.header]
-            if users:
+            if users and proxy.trusts(peer):
                 return self._of_user(users, proxy.users.get(users[0]), peer)
         values = [value for name, value in relevant if name == AUTHORIZATION]
         if values:
@@ -117,7 +120,10 @@ class FileAuthenticator(Authenticator):
         if len(values) > 1:
             raise Unauthenticated("authorization: is given several times; give it once", MALFORMED)
         value = values[0]
-        principal, expires_s = self._verified.get(value) or self._verify(value, peer)
+        return self._of_verified(self._verified.get(value) or self._verify(value, peer), peer)
+
+    def _of_verified(self, known: tuple[Principal, float], peer: Peer) -> Caller:
+        principal, expires_s = known
         if expires_s != math.inf and expires_s <= time.time():
             raise Unauthenticated("authorization: the token has expired", EXPIRED)
         return Caller(principal, peer, expires_s)

@@ -135,6 +135,8 @@ def test_the_header_of_a_trusted_proxy_names_the_principal() -> None:
     assert subject.refusal([user], PEER).reason == "missing"
     assert subject.refusal([user], Peer(UNIX, True, None)).reason == "missing"
     assert subject.refusal([user], Peer("", False, None)).reason == "missing"
+    value = bearer(OPERATOR)[1]  # a token that is known to be right, in the wrong header
+    assert subject.refusal([("x-forwarded-user", value)], PEER).reason == "missing"
 
 
 def test_a_proxy_on_a_unix_socket_is_trusted_only_if_the_file_says_so() -> None:
