@@ -6,7 +6,8 @@ import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from convserve_client.loadgen import server_metrics
 from convserve_client.loadgen.event_loop import clock
@@ -17,6 +18,8 @@ from convserve_client.loadgen.results.samples import Samples
 from convserve_client.loadgen.run import Progress
 from convserve_client.loadgen.server_metrics import NoMetrics, ServerMetrics
 from convserve_client.loadgen.worker_pool import ShowProgress, run_workers
+from convserve_client.security.access import Access
+from convserve_client.security.connection_errors import host_of
 
 
 def _show_nothing(now_s: float, progress: Progress) -> None:
@@ -74,6 +77,13 @@ class _Counters:
     cpu_s: float | None = None
 
 
+def metrics_access(plan: Plan) -> Access:
+    """TLS for the server's metrics, and the token if they are on the host that is measured."""
+    if urlsplit(plan.metrics_url).hostname == host_of(plan.target):
+        return plan.access
+    return replace(plan.access, token="")
+
+
 async def _read_counters(plan: Plan, zero_s: float, stop: asyncio.Event) -> _Counters:
     """Reads the server's counters at the end of the warm-up and at the end of the measurement."""
     texts: list[str] = []
@@ -91,7 +101,9 @@ async def _read_counters(plan: Plan, zero_s: float, stop: asyncio.Event) -> _Cou
             try:
                 # In a thread, and parsed after the run, so that it does not delay sending.
                 texts.append(
-                    await asyncio.to_thread(server_metrics.fetch, plan.metrics_url, plan.access)
+                    await asyncio.to_thread(
+                        server_metrics.fetch, plan.metrics_url, metrics_access(plan)
+                    )
                 )
             except NoMetrics as error:
                 found.missing = str(error)

@@ -16,9 +16,9 @@ TOKEN_VARIABLE = "CONVSERVE_TOKEN"
 def add_access_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group(
         "TLS and identity",
-        "Any of the options --tls... turns TLS on. A token comes from --token-file or from the"
-        f" environment variable {TOKEN_VARIABLE}, never from the command line, which other users"
-        " of the machine can read.",
+        "--tls, --tls-ca, --tls-cert or --server-name turns TLS on. A token comes from --token-file"
+        f" or from the environment variable {TOKEN_VARIABLE}, never from the command line, which"
+        " other users of the machine can read.",
     ).add_argument
     add("--tls", action="store_true", help="use TLS, and trust the CAs of the system")
     add("--tls-ca", metavar="FILE", help="use TLS, and trust the CAs in this PEM file")

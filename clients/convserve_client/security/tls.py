@@ -6,6 +6,7 @@ import ssl
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
+from socket import socket
 
 import grpc
 
@@ -43,6 +44,30 @@ class TlsOptions:
         ssl_context(self)
 
 
+class _Context(ssl.SSLContext):
+    """Checks the `server_name`, if there is one, instead of the host that was connected to."""
+
+    server_name = ""
+
+    def wrap_socket(  # urllib calls this; it knows only the host of the URL
+        self,
+        sock: socket,
+        server_side: bool = False,
+        do_handshake_on_connect: bool = True,
+        suppress_ragged_eofs: bool = True,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLSocket:
+        return super().wrap_socket(
+            sock,
+            server_side,
+            do_handshake_on_connect,
+            suppress_ragged_eofs,
+            self.server_name or server_hostname,
+            session,
+        )
+
+
 def ssl_context(options: TlsOptions) -> ssl.SSLContext:
     """A context that checks the server's certificate and asks for HTTP/2. Raises ValueError."""
     context = https_context(options)
@@ -52,7 +77,8 @@ def ssl_context(options: TlsOptions) -> ssl.SSLContext:
 
 def https_context(options: TlsOptions) -> ssl.SSLContext:
     """A context that checks the server's certificate. Raises ValueError."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context = _Context(ssl.PROTOCOL_TLS_CLIENT)
+    context.server_name = options.server_name
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     _load_cas(context, options)
     _load_certificate(context, options)

@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from convserve_client.loadgen.measure import metrics_access
 from convserve_client.loadgen.server_metrics import NoMetrics, fetch
 from convserve_client.security.access import Access
 from convserve_client.stubs import classify_pb2 as pb
 from tests.clients.bench_command import start_bench
+from tests.clients.loadgen.plans import make_plan
 from tests.clients.security.certificates import Authority, Files, client_tls, credentials
 from tests.support.scripted_classifier import ANSWER, Context, ScriptedClassifier, serving
 
@@ -102,6 +104,15 @@ async def test_metrics_are_read_over_tls_with_the_token(tmp_path: Path) -> None:
     assert server.heard == ["Authorization: Bearer cs_me_123"]
 
 
+async def test_metrics_are_read_by_the_server_name(tmp_path: Path) -> None:
+    authority = Authority(tmp_path, "ca")
+    async with HttpsServer(authority.issue("models.example.org")) as url:
+        named = Access(tls=client_tls(authority, server_name="models.example.org"))
+        assert await asyncio.to_thread(fetch, url, named) == "up"
+        with pytest.raises(NoMetrics, match="mismatch"):
+            await asyncio.to_thread(fetch, url, Access(tls=client_tls(authority)))
+
+
 async def test_a_redirect_does_not_carry_the_token_away(tmp_path: Path) -> None:
     thief = HttpsServer(None)
     async with thief as elsewhere:
@@ -128,3 +139,17 @@ async def test_a_token_in_plaintext_is_wrong_usage() -> None:
     assert process.returncode == 2
     assert b"unencrypted: use TLS" in b" ".join(err.split())
     assert b"cs_me_123" not in err
+
+
+@pytest.mark.parametrize(
+    ("target", "heard"),
+    [("127.0.0.1:1", ["Authorization: Bearer cs_me_123"]), ("localhost:1", [])],
+)
+async def test_only_the_measured_host_gets_the_token_for_its_metrics(
+    target: str, heard: list[str]
+) -> None:
+    server = HttpsServer(None)
+    async with server as url:
+        plan = make_plan(target, metrics_url=url, access=Access(token="cs_me_123"))
+        await asyncio.to_thread(fetch, url, metrics_access(plan))
+    assert server.heard == heard
