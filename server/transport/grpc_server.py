@@ -35,6 +35,10 @@ from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
 from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
 from server.transport.tls.handshake import Encrypt, MakeProtocol
 
+# Connections that wait to be accepted; the system may allow fewer. Above it the kernel ignores new
+# ones, and their clients try again after a second.
+BACKLOG = 4096
+
 CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
 
 # A call may wait at most this fraction of its timeout before it starts. It has waited about as long
@@ -93,12 +97,14 @@ class GrpcServer:
         """Accepts connections on the listening socket from now on."""
         loop = self._calls.loop
         if listener.family == socket.AF_UNIX:
-            self._listener = await loop.create_unix_server(self._new_connection, sock=listener)
+            self._listener = await loop.create_unix_server(
+                self._new_connection, sock=listener, backlog=BACKLOG
+            )
         else:
             connect: MakeProtocol = self._new_connection
             if self._encrypt is not None:
                 connect = partial(self._encrypt, self._new_connection)
-            self._listener = await loop.create_server(connect, sock=listener)
+            self._listener = await loop.create_server(connect, sock=listener, backlog=BACKLOG)
 
     def recheck_access(self) -> None:
         """Ends streams whose callers have lost their permission. Call it after each change."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from pathlib import Path
 
 import grpc
@@ -16,6 +17,7 @@ from server.api.stubs import classify_pb2 as pb
 from server.app.lifecycle import running
 from server.errors import CannotServe
 from server.transport.listening import address_fields, listening, port_of
+from tests.support.http2_peers import bare
 from tests.support.server_process import local_settings
 from tests.support.serving import SERVICE, Mirror, loading, publish, raw
 
@@ -136,3 +138,18 @@ async def test_both_protocols_are_served_on_unix_sockets(tmp_path: Path) -> None
 def test_both_protocols_are_served_on_unix_sockets_by_uvloop(tmp_path: Path) -> None:
     publish(tmp_path / "repo")
     uvloop.run(classify_on_unix_sockets(tmp_path))
+
+
+async def test_many_clients_may_connect_while_the_server_is_busy() -> None:
+    """Otherwise the kernel drops some, and they wait for a second."""
+    allowed = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    async with bare() as one:
+        began_s = time.monotonic()
+        clients = [
+            socket.create_connection(("127.0.0.1", one.port), 20)
+            for _ in range(min(allowed, 1_000))
+        ]  # the server's loop accepts none of them meanwhile
+        took_s = time.monotonic() - began_s
+        for client in clients:
+            client.close()
+    assert took_s < 0.9

@@ -28,9 +28,14 @@ class Body:
     ends: bool = True
 
 
+@dataclass(frozen=True)
+class Close:
+    """The connection is closed, and a new one begins."""
+
+
 # The bytes that one connection sends, piece by piece. A number is a pause in seconds. When the
 # pieces end, the connection stays open.
-Pieces = Iterator[bytes | float | Body]
+Pieces = Iterator[bytes | float | Body | Close]
 
 
 @dataclass(frozen=True)

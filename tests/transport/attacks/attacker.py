@@ -21,10 +21,11 @@ from tests.support.http2_frames import (
     frame,
 )
 from tests.support.http2_windows import Windows
-from tests.transport.attacks.attack import Attack, Body
+from tests.transport.attacks.attack import Attack, Body, Close
 from tests.transport.attacks.catalogue import ATTACKS
 
 SOURCE = "127.0.0.2"  # not the victim's address, because there are limits by address
+IP_BIND_ADDRESS_NO_PORT = 24  # Linux: choose the port at `connect`, which has many more of them
 READ_BYTES = 1 << 18
 SHORTEST_PAUSE_S = 0.0005
 RECONNECT_S = 0.002
@@ -65,6 +66,7 @@ class HostileConnections:
             for key, ready in self._selector.select(wait_s):
                 connection: _Connection = key.data
                 if not connection.handle(ready):
+                    self.effort.ended_by_server += not connection.is_closing
                     self._end(connection)
 
     def close(self) -> None:
@@ -82,6 +84,7 @@ class HostileConnections:
             made = socket.socket()
             made.setblocking(False)
             made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
             made.bind((SOURCE, 0))
             made.connect_ex(self._address)  # a failure shows when it is used
             self.effort.connections += 1
@@ -92,8 +95,7 @@ class HostileConnections:
     def _end(self, connection: _Connection) -> None:
         self._selector.unregister(connection.socket)
         connection.socket.close()
-        self.effort.ended_by_server += 1
-        self._sleep(None, RECONNECT_S)
+        self._sleep(None, 0 if connection.is_closing else RECONNECT_S)
 
     def pause(self, connection: _Connection, delay_s: float) -> None:
         self._sleep(connection, max(delay_s, SHORTEST_PAUSE_S))
@@ -119,6 +121,7 @@ class _Connection:
         self._reads = selectors.EVENT_READ if attack.reads else 0
         self._pieces = attack.pieces()
         self._unsent = memoryview(b"")
+        self.is_closing = False
         self._body: Body | None = None
         self._body_start = 0
         self._windows = Windows()
@@ -139,6 +142,8 @@ class _Connection:
                 self._windows.read(data)
             if ready & selectors.EVENT_WRITE:
                 self._send()
+            if self.is_closing:
+                return False
         except BlockingIOError:
             pass
         except OSError:
@@ -159,6 +164,9 @@ class _Connection:
             if isinstance(piece, bytes):
                 self._unsent = memoryview(piece)
                 return True
+            if isinstance(piece, Close):
+                self.is_closing = True
+                return False
             self._owner.watch(self, self._reads)
             if not isinstance(piece, Body):
                 if piece is not None:

@@ -29,7 +29,7 @@ from tests.transport.attacks.attack import CLASSIFY, DIGIT, HEALTH_CHECK
 
 HOST = "127.0.0.1"
 TIMEOUT_S = 30.0
-CALLS_PER_CONNECTION = 20
+CALLS_PER_CONNECTION = 5
 PAUSE_S = 0.004
 
 

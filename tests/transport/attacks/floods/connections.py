@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tests.support.http2_frames import HELLO, OPEN_WINDOWS, PREFACE, call
-from tests.transport.attacks.attack import GET_MODEL, HEALTH_CHECK, Attack, Pieces
+from tests.transport.attacks.attack import (
+    CLASSIFY,
+    DIGIT,
+    GET_MODEL,
+    HEALTH_CHECK,
+    Attack,
+    Close,
+    Pieces,
+)
 
 MANY = 1_500
 
@@ -51,7 +61,24 @@ def one_call() -> Pieces:
     yield b"\xff" * 64  # ends the connection
 
 
+def closed(*pieces: bytes | float) -> Callable[[], Pieces]:
+    """Connections that send this, and are closed at once."""
+
+    def made() -> Pieces:
+        yield from pieces
+        yield Close()
+
+    return made
+
+
+ONE_CALL = HELLO + call(1, CLASSIFY, DIGIT)
+
 FLOODS = (
+    Attack("connections-closed", closed(), connections=20),
+    Attack("connections-closed-after-hello", closed(HELLO), connections=20),
+    Attack(
+        "connections-closed-after-call", closed(HELLO + call(1, CLASSIFY, DIGIT)), connections=20
+    ),
     Attack("connections-silent", silent, connections=MANY),
     Attack("connections-greeted", greeted, connections=MANY),
     Attack("connections-of-garbage", garbage, connections=20),

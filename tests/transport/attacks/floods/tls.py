@@ -6,7 +6,7 @@ import ssl
 from contextlib import suppress
 
 from tests.transport.attacks.attack import Attack, Pieces
-from tests.transport.attacks.floods.connections import bytes_of, silent
+from tests.transport.attacks.floods.connections import bytes_of, closed, silent
 
 
 def client_hello() -> bytes:
@@ -44,6 +44,7 @@ def plaintext() -> Pieces:
 
 
 FLOODS = (
+    Attack("tls-hello-and-close", closed(HELLO, 0.01), connections=64, tls=True),
     Attack("tls-silent", silent, connections=1_500, tls=True),
     Attack("tls-hello-and-garbage", hello_and_garbage, connections=50, tls=True),
     Attack("tls-hello-unanswered", hello_unanswered, connections=1_000, tls=True),
