@@ -7,6 +7,7 @@
     share = 1                           # part of a shared device: 1 gets twice as much as 0.5
     activation = "softmax"              # or "sigmoid", if an image may have several classes
     top_k = 10                          # most classes that a request can get
+    output = ""                         # which output of an ONNX file has the classes, if several
 
     [input]
     height = 224                        # pixels
@@ -89,6 +90,7 @@ class Card:
     channel_order: str = "rgb"  # of the network, of `mean` and of `std`; callers always send RGB
     activation: Activation = "softmax"
     own_top_k: int = 0  # 0: DEFAULT_TOP_K, or all classes if there are fewer
+    output: str = ""  # of an ONNX file; empty: the only one that fits the labels
     sha256: str = ""  # of the card's file
     notes: tuple[str, ...] = ()  # what reading it had to decide, for the user to know
 
@@ -242,6 +244,7 @@ def _card(name: str, joined: JoinedCard, labels: Path) -> Card:
         channel_order=file.input.channel_order,
         activation=file.activation,  # type: ignore[arg-type]  # Card checks it
         own_top_k=file.top_k,
+        output=file.output,
         sha256=joined.sha256,
         notes=joined.notes,
     )

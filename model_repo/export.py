@@ -18,7 +18,8 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from model_repo.programs.graph import Placeholder, insert_program
+from model_repo.onnx_import.network import OnnxNetwork
+from model_repo.programs.graph import Placeholder, insert_graph, insert_program, opset_of
 from server.repository.manifest import Activation
 
 INPUT = "pixels"
@@ -207,6 +208,8 @@ def export(
         program.save(path, external_data=False)
         if isinstance(served.network, torch.jit.ScriptModule):
             insert_program(path, served.network, shape)
+        elif isinstance(served.network, OnnxNetwork):
+            insert_graph(path, served.network.graph(opset_of(onnx.load_model(path))))
         onnx.checker.check_model(path)
     except (RuntimeError, ValueError, TypeError, onnx.checker.ValidationError) as error:
         raise ExportError(f"{type(error).__name__}: {error}") from error
@@ -216,10 +219,10 @@ def export(
 def _onnx_operators(served: ServedNetwork, shape: tuple[int, int, int]) -> Iterator[None]:
     """Replaces modules that ONNX has an operator for but PyTorch does not; restores them after.
 
-    A TorchScript program is replaced as a whole.
+    A TorchScript program and an ONNX file are replaced as a whole.
     """
     replaced: list[tuple[nn.Module, str, nn.Module, nn.Module]] = []
-    if isinstance(served.network, torch.jit.ScriptModule):
+    if isinstance(served.network, torch.jit.ScriptModule | OnnxNetwork):
         program = served.network
         replaced.append((served, "network", program, Placeholder(program, shape)))
     else:

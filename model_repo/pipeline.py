@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 
 from model_repo import cards, weights
-from model_repo.architectures.registry import architecture_names
 from model_repo.card_files.sources import CardSource
 from model_repo.cards import MAX_BATCH, Card, CardError
 from model_repo.checkpoints.download import (
@@ -165,11 +164,6 @@ def _build_version(
 ) -> Manifest:
     progress.stage("card")
     card = cards.load(source)
-    if card.network_file is not None and card.network_file.suffix != ".pt":
-        raise BuildError(
-            f"architecture {card.network_file.name} is a file; this build takes a TorchScript "
-            f"program (.pt), or one of {', '.join(architecture_names())}"
-        )
     for note in card.notes:
         progress.warn(note)
     for label, indices in repeated_names(card.labels).items():
@@ -204,7 +198,7 @@ def _build_staged(
 
     records = []
     for backend_name in options.backends:
-        compile_options = _compile_options(backend_name, options, card)
+        compile_options = _limited(_compile_options(backend_name, options, card), loaded.max_batch)
         # The trace is limited to this engine's largest batch: at 1,024 rows a layer of VGG-16 has
         # more values than a 32-bit index can count.
         program = partial(trace, served, card.input.shape, compile_options.max_batch)
@@ -297,6 +291,17 @@ def _compile_options(name: str, options: BuildOptions, card: Card) -> CompileOpt
     )
 
 
+def _limited(options: CompileOptions, max_batch: int | None) -> CompileOptions:
+    """The options for a network that can't compute larger batches."""
+    if max_batch is None:
+        return options
+    limits = {
+        name: min(getattr(options, name), max_batch)
+        for name in ("max_batch", "opt_batch", "min_batch")
+    }
+    return options._replace(**limits)
+
+
 def _load_weights(
     card: Card, options: BuildOptions, pixels: Pixels, progress: BuildProgress
 ) -> Weights:
@@ -338,7 +343,8 @@ def _manifest(
         version=1,  # `publish` sets the real number
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         architecture=loaded.architecture or card.architecture,
-        parameters=sum(parameter.numel() for parameter in loaded.network.parameters()),
+        parameters=loaded.parameter_count
+        or sum(parameter.numel() for parameter in loaded.network.parameters()),
         weights=WeightsRecord(
             source=loaded.source, sha256=loaded.sha256, trained=loaded.trained, note=loaded.note
         ),

@@ -46,12 +46,14 @@ from model_repo.checkpoints.parameters import (
 )
 from model_repo.checkpoints.reader import WrongCheckpoint
 from model_repo.checkpoints.shards import content_sha256
-from model_repo.programs import torchscript
+from model_repo.onnx_import.network import OnnxNetwork
+from model_repo.programs import torchscript, user_code
 from model_repo.programs.torchscript import is_torchscript
 
 SOURCES = "file:PATH, https://..., file://..., digits or random:SEED"
 DEFAULT_CACHE = "~/.cache/convserve/weights"
 MAX_NOTE = 1000  # characters
+PYTHON = "python"  # the architecture of a network that a user's code makes
 # Of an untrained network:
 RESIDUAL_SCALE = 0.25  # initial size of a residual branch, relative to its input
 LOGIT_STD = 2.0  # standard deviation of the logits over the classes
@@ -67,6 +69,8 @@ class Weights:
     trained: bool
     note: str = ""  # more about them, for example their accuracy
     architecture: str = ""  # what the network is, if the card does not say it
+    parameter_count: int = 0  # 0: those of `network`
+    max_batch: int | None = None  # the largest that the network can compute; None: any
 
 
 def cache_folder() -> Path | None:
@@ -101,6 +105,8 @@ def load(
     if is_path(source):
         source = f"file:{source}"
     kind, _, rest = source.partition(":")
+    if _is_user_code(card) and not allow_code:
+        raise WrongCheckpoint(f"{card.architecture} {user_code.REFUSAL}")
     if source == "digits":
         return _train_on_digits(card, progress)
     if kind == "random":
@@ -120,6 +126,10 @@ def load(
             f"{source!r} is not a source of weights; use the path of a file, {SOURCES}"
         )
     try:
+        if card.network_file is not None and card.network_file.suffix == ".onnx":
+            return _from_onnx(card, shown, card.network_file)
+        if _is_user_code(card):
+            return _from_user_code(card, shown, path)
         if is_torchscript(path):
             return _from_program(card, shown, path, allow_code, calibration)
         return _from_checkpoint(card, shown, path)
@@ -162,7 +172,7 @@ def _train_on_digits(card: Card, progress: Progress | None) -> Weights:
             f"weights 'digits' need a network with 1 channel and 10 classes; {card.name} has "
             f"{card.input.channels} and {card.classes}"
         )
-    network = create(card.architecture, card.classes)
+    network = _user_network(card) if _is_user_code(card) else create(card.architecture, 10)
     result = digits.train(network, card.input, card.mean[0], card.std[0], progress)
     return Weights(
         network=network,
@@ -186,6 +196,58 @@ def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
         sha256=content_sha256(path),
         trained=True,
         note=f"{path.name}: {parameters.taken}"[:MAX_NOTE],
+    )
+
+
+def _from_onnx(card: Card, source: str, path: Path) -> Weights:
+    network = OnnxNetwork(path, card.input.shape, card.classes, card.output)
+    network.check_activation(card.activation)
+    if network.image.dtype == "uint8" and (set(card.mean) != {0} or set(card.std) != {1 / 255}):
+        raise WrongCheckpoint(
+            "takes pixels as bytes and normalises them itself; write in the card's [input]: "
+            f"mean = {[0] * card.input.channels}, std = {[1] * card.input.channels}, scale = 255"
+        )
+    return Weights(
+        network=network,
+        source=source,
+        sha256=network.sha256,
+        trained=True,
+        note=f"{path.name}: {network.described()}"[:MAX_NOTE],
+        architecture="onnx",
+        parameter_count=network.parameter_count,
+        max_batch=network.max_batch,
+    )
+
+
+def _is_user_code(card: Card) -> bool:
+    return card.network_file is not None and card.network_file.suffix == ".py"
+
+
+def _user_network(card: Card) -> nn.Module:
+    """The network of the user's function, checked with two images."""
+    try:
+        network = user_code.make_network(card.architecture, card.classes)
+        images = _noise_images(card, torch.Generator().manual_seed(0))
+        answers = torchscript.logits(network, images)
+        if answers.shape[1] != card.classes:
+            raise WrongCheckpoint(
+                f"gives {answers.shape[1]} scores, but the labels name {card.classes} classes"
+            )
+    except WrongCheckpoint as error:
+        raise WeightsError(f"{card.architecture} {error}") from error
+    return network
+
+
+def _from_user_code(card: Card, source: str, path: Path) -> Weights:
+    network = _user_network(card)
+    taken = user_code.fill(network, path)
+    return Weights(
+        network=network,
+        source=source,
+        sha256=content_sha256(path),
+        trained=True,
+        note=f"{path.name}: {taken}"[:MAX_NOTE],
+        architecture=PYTHON,
     )
 
 
@@ -235,6 +297,12 @@ def _random(card: Card, source: str, calibration: Tensor | None) -> Weights:
     seed = source.removeprefix("random:")
     if not (seed.isascii() and seed.isdigit() and int(seed) < 1 << 63):
         raise WeightsError(f"random: needs a whole number below 2**63 as its seed, not {seed!r}")
+    if _is_user_code(card):
+        network = _user_network(card)  # with the parameters that the code gives it
+        digest = _parameter_hash(network)
+        return Weights(
+            network=network, source=source, sha256=digest, trained=False, architecture=PYTHON
+        )
     network = _without_memory(card).to_empty(device="cpu").eval()
     generator = torch.Generator().manual_seed(int(seed))
     _initialise(network, generator)

@@ -49,6 +49,7 @@ class CardFile(Struct, frozen=True, forbid_unknown_fields=True):
     base: str = ""
     activation: str = "softmax"
     top_k: int = 0
+    output: str = ""
 
 
 def _partial(table: type[Struct]) -> type[Struct]:

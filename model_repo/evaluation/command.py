@@ -83,7 +83,7 @@ def _measure(given: argparse.Namespace, new_bar: NewBar) -> Evaluated:
     references: list[Predict] = []
     for against in given.against:
         if against == EAGER:
-            served = eager_network(manifest, given.card, given.weights)
+            served = eager_network(manifest, given.card, given.weights, allow_code=given.allow_code)
             references.append(
                 lambda samples, served=served: predict_eagerly(  # type: ignore[misc]
                     served, manifest.input.spec(), samples, new_bar("eager PyTorch", len(samples))
@@ -285,6 +285,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     option("--card", default="", metavar="CARD", help="card of the model, for --against eager")
     option("--weights", default="", metavar="SRC", help="weights, for --against eager")
+    option(
+        "--allow-code",
+        action="store_true",
+        help="run code that comes with the model, for --against eager",
+    )
     option("--json", action="store_true", help="print all results as JSON")
     option("--report", type=Path, metavar="FILE", help="write a page with plots (HTML)")
     option(

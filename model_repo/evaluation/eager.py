@@ -13,7 +13,9 @@ from server.repository.manifest import Manifest
 MADE_BY_THE_BUILD = ("random:", "digits")  # sources that need no file
 
 
-def eager_network(manifest: Manifest, card_source: str, weights_source: str) -> ServedNetwork:
+def eager_network(
+    manifest: Manifest, card_source: str, weights_source: str, *, allow_code: bool = False
+) -> ServedNetwork:
     """Loads the network of a card. Raises DataError if it is not the one of the version.
 
     Without a card, takes ours of the model's name; without a source, the weights of the card.
@@ -24,7 +26,9 @@ def eager_network(manifest: Manifest, card_source: str, weights_source: str) -> 
         if not source and manifest.weights.source.startswith(MADE_BY_THE_BUILD):
             source = manifest.weights.source
         pixels = golden_pixels(card.input)
-        loaded = weights.load(card, source or None, calibration=normalised(card, pixels))
+        loaded = weights.load(
+            card, source or None, calibration=normalised(card, pixels), allow_code=allow_code
+        )
     except (cards.CardError, WeightsError) as error:
         raise DataError(f"--against eager: {error}") from None
     if loaded.sha256 != manifest.weights.sha256:

@@ -18,6 +18,7 @@ from model_repo.evaluation.dataset import Sample
 from model_repo.evaluation.metrics import TOP
 from model_repo.evaluation.predictions import Predictions, empty
 from model_repo.export import ServedNetwork
+from model_repo.onnx_import.network import OnnxNetwork
 from server.engines.base import Engine, Outputs, backend, infer
 from server.engines.record import preference
 from server.errors import EngineFailure, InvalidInput
@@ -49,14 +50,16 @@ def predict_eagerly(
     samples: Sequence[Sample],
     progress: Progress,
 ) -> Predictions:
-    """The answers of eager float32 PyTorch."""
+    """The answers of float32 PyTorch without a compiler; for an ONNX file those of ONNX Runtime."""
+    is_onnx = isinstance(served.network, OnnxNetwork)
+    source = "ONNX Runtime" if is_onnx else "eager float32 PyTorch"
 
     def classify(pixels: Pixels) -> Outputs:
         with torch.inference_mode():
             outputs = served(torch.from_numpy(pixels))
         return Outputs(*(each.numpy() for each in outputs))
 
-    return _predict(classify, EAGER_BATCH, spec, samples, "eager float32 PyTorch", progress)
+    return _predict(classify, EAGER_BATCH, spec, samples, source, progress)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""Puts the graph of a TorchScript program into an exported graph.
+"""Puts the graph of a network that PyTorch can't trace into an exported graph.
 
-torch.export cannot trace a program with a variable batch. So the graph around it is exported with
-one node in its place, the program is exported by torch's older exporter, and the node is replaced.
+The graph around the network is exported with one node in its place, and the node is replaced. That
+is for ONNX files, and for TorchScript programs: torch.export cannot trace a program with a variable
+batch, so the program is exported by torch's older exporter.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from pathlib import Path
 
 import onnx
 import torch
-from onnx import GraphProto, NodeProto, compose
+from onnx import GraphProto, ModelProto, NodeProto, compose, helper
 from torch import Tensor, nn
 
 DOMAIN, OPERATOR = "convserve", "Program"
 PREFIX = "program/"
+RESHAPE_WITH_ALLOWZERO = 14  # the first version of the operators with this attribute
 
 
 class Placeholder(nn.Module):
@@ -45,8 +47,16 @@ def insert_program(path: Path, program: nn.Module, shape: tuple[int, int, int]) 
     Raises the exporter's errors.
     """
     model = onnx.load_model(path)
-    opset = next(each.version for each in model.opset_import if each.domain == "")
-    inner = _exported(program, path.with_name(f".{path.name}.program"), shape, opset)
+    inner = _exported(program, path.with_name(f".{path.name}.program"), shape, opset_of(model))
+    insert_graph(path, inner)
+
+
+def insert_graph(path: Path, inner: ModelProto) -> None:
+    """Replaces the node of a Placeholder in the ONNX file by a graph with one input and one output.
+
+    Both graphs get the operator version of the inner one.
+    """
+    model = onnx.load_model(path)
     place = next(node for node in model.graph.node if node.op_type == OPERATOR)
     inner = compose.add_prefix(inner, PREFIX)
     _connect(inner.graph, place)
@@ -56,10 +66,26 @@ def insert_program(path: Path, program: nn.Module, shape: tuple[int, int, int]) 
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.extend(inner.graph.initializer)
-    others = [each for each in model.opset_import if each.domain != DOMAIN]
+    model.graph.sparse_initializer.extend(inner.graph.sparse_initializer)
+    model.functions.extend(inner.functions)
+    versions = {each.domain: each.version for each in model.opset_import} | {
+        each.domain: each.version for each in inner.opset_import
+    }
+    versions.pop(DOMAIN, None)
     del model.opset_import[:]
-    model.opset_import.extend(others)
+    model.opset_import.extend(helper.make_opsetid(*each) for each in versions.items())
+    model.ir_version = max(model.ir_version, inner.ir_version)
+    if versions[""] < RESHAPE_WITH_ALLOWZERO:
+        for node in model.graph.node:
+            kept = [each for each in node.attribute if each.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
     onnx.save_model(model, path)
+
+
+def opset_of(model: ModelProto) -> int:
+    """The version of the standard operators."""
+    return next(each.version for each in model.opset_import if each.domain in ("", "ai.onnx"))
 
 
 def _exported(

@@ -77,7 +77,7 @@ def compare(answer: Outputs, golden: Golden, precision: str) -> float:
     found = deviation(expected, answer.probabilities, scale, activation)
     if not found <= MAX_DEVIATION[precision]:
         raise GoldenMismatch(
-            f"answers deviate {found:.2%} from eager PyTorch; "
+            f"answers deviate {found:.2%} from the expected ones; "
             f"{precision} allows {MAX_DEVIATION[precision]:.2%}"
         )
     return found
@@ -143,7 +143,7 @@ def _check_size(instance: Instance, golden: Golden, size: int, precision: str) -
     worst = max(worst, deviation(expected, answer.probabilities, same_scale, activation))
     if worst > limit:
         raise GoldenMismatch(
-            f"at batch size {size} answers deviate {worst:.2%} from eager PyTorch; "
+            f"at batch size {size} answers deviate {worst:.2%} from the expected ones; "
             f"{precision} allows {limit:.2%}"
         )
     first_row = answer.probabilities[:1].repeat(size, axis=0)

@@ -153,7 +153,7 @@ def test_every_instance_is_checked(expected: Golden) -> None:
 def test_a_mismatch_says_how_large_the_deviation_is(expected: Golden) -> None:
     with pytest.raises(
         GoldenMismatch,
-        match=r"at batch size 1 answers deviate \d+\.\d\d% from eager PyTorch; bf16 allows",
+        match=r"at batch size 1 answers deviate \d+\.\d\d% from the expected ones; bf16 allows",
     ):
         check(FunctionEngine(lambda pixels: outputs(network(255 - pixels))), expected, "bf16")
 

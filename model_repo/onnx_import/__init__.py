@@ -1,0 +1,1 @@
+"""Image classifiers in ONNX files, from any exporter."""
