@@ -13,8 +13,7 @@ from typing import Any, Self
 import grpc
 from google.protobuf.message import Message
 
-from convserve_client.channel import metadata_for, open_channel
-from convserve_client.error_translation import translate
+from convserve_client.channel import ClientChannel, metadata_for
 from convserve_client.errors import (
     ClassifierError,
     DeadlineExceeded,
@@ -32,16 +31,13 @@ from convserve_client.standard_messages import (
     SERVING,
     SERVING_STATUS,
     HealthCheckRequest,
-    HealthCheckResponse,
 )
 from convserve_client.stubs import classify_pb2 as pb
-from convserve_client.stubs import classify_pb2_grpc
 from convserve_client.values import Answer, ModelInfo, answer_from, model_info_from
 
 DEFAULT_TIMEOUT_S = 10.0
 MAX_MESSAGE_BYTES = 64 * 2**20
 MAX_READY_BACKOFFS = 4  # doublings while it waits for a server: asking again costs nothing
-HEALTH = "/grpc.health.v1.Health/"
 
 
 class AsyncClient:
@@ -85,8 +81,8 @@ class AsyncClient:
         self._clock = clock
         self._sleep = sleep
         self._rng = rng or random.Random()
-        self._channel: grpc.aio.Channel | None = None
-        self._rpcs: dict[str, Any] = {}
+        self._channel: ClientChannel | None = None
+        self._old_channels: set[ClientChannel] = set()  # other calls may still wait on them
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -98,8 +94,9 @@ class AsyncClient:
     async def close(self) -> None:
         """Ends calls in progress with a ClassifierError. Safe to call twice."""
         self._closed = True
-        if self._channel is not None:
-            await self._channel.close(None)
+        for channel in (*self._old_channels, self._channel):
+            if channel is not None:
+                await channel.close()
 
     async def classify(
         self,
@@ -169,7 +166,8 @@ class AsyncClient:
             request = HealthCheckRequest(service=model)
         last_seen = "no connection"
         for attempt in range(1, 1_000_000):
-            watch = self._rpc("Watch")(
+            channel = self._open_channel()
+            watch = channel.rpc("Watch")(
                 request,
                 timeout=max(deadline_s - self._clock(), 1e-3),
                 metadata=metadata_for(self._token),
@@ -180,7 +178,7 @@ class AsyncClient:
                         return
                     last_seen = SERVING_STATUS.get(update.status, str(update.status))
             except grpc.aio.AioRpcError as failure:
-                error = self._translate(failure)
+                error = self._translate(failure, channel)
                 if isinstance(error, TlsError) or not isinstance(
                     error, ModelNotReady | ServerUnreachable | DeadlineExceeded
                 ):
@@ -212,8 +210,9 @@ class AsyncClient:
             if left_s <= 0:  # to gRPC, 0 would mean "no deadline"
                 raise error
             attempt += 1
+            channel = self._open_channel()
             try:
-                response = await self._rpc(method)(
+                response = await channel.rpc(method)(
                     request, timeout=left_s, metadata=metadata_for(self._token)
                 )
                 if response is not None:
@@ -223,7 +222,7 @@ class AsyncClient:
                     "the answer came too late to be read", code=grpc.StatusCode.DEADLINE_EXCEEDED
                 )
             except grpc.aio.AioRpcError as failure:
-                error = self._translate(failure)
+                error = self._translate(failure, channel)
                 wait_s = self._retry.wait_s(attempt, error.retry_after_s, self._rng)
                 if (
                     not is_retriable(error)
@@ -237,39 +236,31 @@ class AsyncClient:
                 raise
             await self._sleep(wait_s)
 
-    def _rpc(self, method: str) -> Any:
+    def _open_channel(self) -> ClientChannel:
+        """The open channel, or a new one. Raises TlsError if its files cannot be used."""
         if self._closed:
             raise RuntimeError("the client is closed")
         if self._channel is None:
-            self._channel = open_channel(self._target, self._max_message_bytes, self._tls)
-            self._rpcs = _rpcs_of(self._channel)
-        return self._rpcs[method]
+            self._channel = ClientChannel(self._target, self._max_message_bytes, self._tls)
+        return self._channel
 
     def _deadline_s(self, timeout_s: float | None) -> float:
         timeout_s = self._timeout_s if timeout_s is None else _checked_timeout_s(timeout_s)
         return self._clock() + timeout_s
 
-    def _translate(self, failure: grpc.aio.AioRpcError) -> ClassifierError:
-        assert self._channel is not None
-        connected = self._channel.get_state() is grpc.ChannelConnectivity.READY
-        return translate(failure, connected=connected, target=self._target, tls=self._tls)
+    def _translate(self, failure: grpc.aio.AioRpcError, channel: ClientChannel) -> ClassifierError:
+        error = channel.translate(failure)
+        if isinstance(error, ServerUnreachable) and channel.has_old_files:
+            if channel is self._channel:  # the next call opens another one with the new files
+                self._channel = None
+            self._old_channels.add(channel)
+        return error
 
     def _explain_cancellation(self) -> None:
         """Raises ClassifierError if `close` caused the cancellation, not the caller."""
         task = asyncio.current_task()
         if self._closed and not (task and task.cancelling()):
             raise closed_error() from None
-
-
-def _rpcs_of(channel: Any) -> dict[str, Any]:
-    """Callables of the channel, by the name of the method."""
-    serialize, deserialize = HealthCheckRequest.SerializeToString, HealthCheckResponse.FromString
-    stub: Any = classify_pb2_grpc.ClassifierStub
-    return {
-        **vars(stub(channel)),
-        "Check": channel.unary_unary(HEALTH + "Check", serialize, deserialize),
-        "Watch": channel.unary_stream(HEALTH + "Watch", serialize, deserialize),
-    }
 
 
 @contextmanager

@@ -27,7 +27,7 @@ class TlsOptions:
     """TLS for a connection to the server. All files are PEM.
 
     The files are checked at once: raises ValueError with the name of the file. A client reads them
-    again when it connects for the first time.
+    when it connects for the first time, and again if they have changed when a connection fails.
     """
 
     ca_file: str | PathLike[str] | None = None  # CAs to trust; None: those of the system
@@ -93,6 +93,21 @@ def channel_credentials(options: TlsOptions) -> grpc.ChannelCredentials:
         key, chain = _read(options.key_file), _read(options.cert_file)
         return grpc.ssl_channel_credentials(roots, key, chain)
     return grpc.ssl_channel_credentials(roots)
+
+
+def version_of(options: TlsOptions) -> object:
+    """A value that differs after one of the files has changed."""
+    return tuple(
+        _stamp(name) for name in (options.ca_file, options.cert_file, options.key_file) if name
+    )
+
+
+def _stamp(name: str | PathLike[str]) -> tuple[int, int, int] | None:
+    try:
+        found = Path(name).stat()  # follows links, as Kubernetes replaces them
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _load_cas(context: ssl.SSLContext, options: TlsOptions) -> None:

@@ -69,6 +69,34 @@ async def test_a_client_shows_its_certificate(authority: Authority) -> None:
             assert await client.classify(b"", model="small") == EXPECTED_ANSWER
 
 
+async def test_renewed_files_are_read_after_a_failed_connection(
+    authority: Authority, stranger: Authority
+) -> None:
+    trusted = Path(stranger.file)
+    tls = client_tls(stranger)
+    server = credentials(authority.issue("127.0.0.1"))
+    async with (
+        serving(ScriptedClassifier(), tls=server) as target,
+        AsyncClient(target, tls=tls) as client,
+    ):
+        with pytest.raises(TlsError):
+            await client.classify(b"", model="small")
+        trusted.write_bytes(authority.pem)
+        with pytest.raises(TlsError):  # this failure shows that the file has changed
+            await client.classify(b"", model="small")
+        assert await client.classify(b"", model="small") == EXPECTED_ANSWER
+        trusted.write_text("no certificate")  # the connection goes on
+        assert await client.classify(b"", model="small") == EXPECTED_ANSWER
+
+
+async def test_a_file_that_is_gone_when_the_client_connects_is_named(authority: Authority) -> None:
+    tls = client_tls(authority)
+    Path(authority.file).unlink()
+    async with AsyncClient("127.0.0.1:1", tls=tls) as client:
+        with pytest.raises(TlsError, match=r"ca\.pem cannot be read"):
+            await client.is_serving()
+
+
 async def failure_of(target: str, tls: TlsOptions | None) -> ServerUnreachable:
     async with AsyncClient(target, tls=tls) as client:
         with pytest.raises(ServerUnreachable) as failure:
