@@ -348,6 +348,11 @@ class Settings(ConnectionSettings):
                 ) from None
         return networks
 
+    def listens_outside(self) -> bool:
+        """Whether clients on other machines can reach one of the ports."""
+        has_tcp = not (self.unix_socket and self.http_unix_socket)
+        return has_tcp and not self.host.startswith(("127.", "localhost", "::1", "[::1"))
+
     def serves(self, model: str) -> bool:
         """Whether to serve a model without a client's request to load it."""
         names = self.model_names()

@@ -43,6 +43,9 @@ def build_access(settings: Settings, metrics: Metrics) -> Access:
         return Access(AccessControl(everybody, audit, report), audit, None)
     file = AuthFile(Path(settings.auth))
     log.info("auth_file_loaded", extra=fields_of(file))
+    if file.identities.tokens and not settings.tls_cert and settings.listens_outside():
+        # A proxy in front may speak TLS.
+        log.warning("tokens_without_tls", extra={"host": settings.host, "action": "--tls-cert"})
     limit = FailureLimit(settings.max_auth_failures_per_min, settings.trusted_networks())
     authenticator = FileAuthenticator(file.identities, limit)
     control = AccessControl(authenticator, audit, report)

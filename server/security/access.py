@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from server.errors import Forbidden, Unauthenticated
 from server.security.audit import AuditLog
-from server.security.caller import STRANGER, Caller
+from server.security.caller import Caller
 from server.security.identity.authenticator import FORBIDDEN, Authenticator, Headers
 from server.security.peer import Peer
 from server.security.permissions import OPEN_METHODS, check_role, is_change
+from server.security.principal import STRANGER
 
 
 class AccessControl:

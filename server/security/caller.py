@@ -17,8 +17,5 @@ class Caller(NamedTuple):
     expires_s: float = math.inf  # Unix time when its credential ends
 
 
-# A caller without valid credentials may call the open methods, and sees no model.
-STRANGER = Principal(name="", roles=frozenset(), models=())
-
 # The caller of requests that come from no connection.
 IN_PROCESS = Caller(LOCAL_CALLER, Peer("", True, None))

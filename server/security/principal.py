@@ -51,3 +51,9 @@ ANONYMOUS = "anonymous"  # the name of every caller of a server without --auth
 # Callers of a server without --auth: on this machine, and on another machine.
 LOCAL_CALLER = Principal(name=ANONYMOUS, roles=frozenset(Role))
 REMOTE_CALLER = Principal(name=ANONYMOUS, roles=frozenset(Role) - {Role.ADMIN})
+
+# A caller without valid credentials may call the open methods, and sees no model. Its calls in
+# progress are health watches. They may not take the place of other callers.
+STRANGER = Principal(name="stranger", roles=frozenset(), models=(), max_calls=1000, weight=0.01)
+
+RESERVED_NAMES = frozenset({ANONYMOUS, STRANGER.name})  # not for principals of the auth file

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 from grpc import StatusCode
@@ -65,8 +66,7 @@ class Router:
             return Route(head, method, _not_a_call(head))
         caller = self._access.admit(head, peer)
         if isinstance(caller, Denial):  # each is counted
-            abort = Abort(caller.code, caller.message)
-            return Route(head, method, refusal(abort, caller.code), is_lasting=False)
+            return Route(head, method, _denial(caller), is_lasting=False)
         return Route(head, method, _refusal_of(head, method), caller)
 
 
@@ -102,6 +102,11 @@ class RouteCache:
 
 def refusal(abort: Abort, code: StatusCode) -> Refusal:
     return Refusal((*RESPONSE_HEAD, *abort.trailers), code)
+
+
+@lru_cache(maxsize=256)
+def _denial(denial: Denial) -> Refusal:
+    return refusal(Abort(denial.code, denial.message), denial.code)
 
 
 def _not_a_call(head: RequestHead) -> Refusal:

@@ -12,8 +12,9 @@ import pytest
 from server.api.stubs import open_inference_pb2 as oip
 from server.errors import ModelNotFound
 from server.security.audit import MAX_DENIED_PER_S, MAX_TARGET, AuditLog
-from server.security.caller import STRANGER, Caller
+from server.security.caller import Caller
 from server.security.peer import Peer
+from server.security.principal import STRANGER
 from tests.security.credentials import OPERATOR, TEAM_A, bearer
 from tests.security.guarded import HIDDEN, OPEN_INFERENCE, SEEN, guarded
 
@@ -50,7 +51,7 @@ async def test_allowed_and_denied_actions_are_logged(
         ("operator", "127.0.0.1", "RepositoryModelUnload", HIDDEN, "ok"),
         ("operator", "127.0.0.1", "SystemSharedMemoryUnregister", "", "ok"),
         ("team-a", "127.0.0.1", "RepositoryModelLoad", "", "Forbidden"),
-        ("", "127.0.0.1", "RepositoryModelLoad", "", "Unauthenticated"),
+        ("stranger", "127.0.0.1", "RepositoryModelLoad", "", "Unauthenticated"),
         ("team-a", "127.0.0.1", "RepositoryModelUnload", "", "Forbidden"),
     ]
 
@@ -86,7 +87,8 @@ def test_the_outcome_is_that_of_the_action(
 
     with caplog.at_level(logging.INFO), pytest.raises(type(error)):
         act()
-    assert lines(caplog) == [("", "203.0.113.5", "RepositoryModelLoad", "m" * MAX_TARGET, outcome)]
+    shown = ("stranger", "203.0.113.5", "RepositoryModelLoad", "m" * MAX_TARGET, outcome)
+    assert lines(caplog) == [shown]
 
 
 def test_a_flood_of_denied_actions_does_not_fill_the_log(

@@ -504,6 +504,21 @@ async def test_a_watch_of_a_model_ends_for_a_caller_who_lost_it(tmp_path: Path) 
         call.cancel()
 
 
+async def test_watches_of_strangers_leave_room_for_calls(tmp_path: Path) -> None:
+    async with guarded(tmp_path, max_calls=18) as one:
+        stream: Any = one.served.channel.unary_stream
+        watches = [stream("/grpc.health.v1.Health/Watch")(b"", timeout=20) for _ in range(40)]
+        assert all([await watch.read() for watch in watches[:16]])
+        assert {await watch.code() for watch in watches[16:]} == {StatusCode.RESOURCE_EXHAUSTED}
+        for _ in range(20):
+            code, details, _ = await one.call(
+                path_of("Classify"), classify_request(), [bearer(TEAM_A)]
+            )
+            assert code == OK, details
+        for watch in watches:
+            watch.cancel()
+
+
 # --- the limit of wrong credentials --------------------------------------------------------------
 
 

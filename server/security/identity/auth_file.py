@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from server.security.peer import UNIX, Peer, PeerCertificate
-from server.security.principal import ALL_MODELS, ANONYMOUS, Principal, Role
+from server.security.principal import ALL_MODELS, RESERVED_NAMES, Principal, Role
 
 NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 CERTIFICATE = re.compile(r"(CN|DNS|URI):(.+)")
@@ -155,10 +155,10 @@ def _converted(raw: Any, kind: type[T], where: str) -> T:
 
 
 def _checked_name(name: str) -> str:
-    if not NAME.fullmatch(name) or name == ANONYMOUS:
+    if not NAME.fullmatch(name) or name in RESERVED_NAMES:
         raise InvalidAuthFile(
             f"principals: {name[:20]!r} is not a name; 1 to 64 letters, digits and . _ @ - are "
-            f"allowed, and not {ANONYMOUS!r}"
+            f"allowed, and not {' or '.join(sorted(RESERVED_NAMES))}"
         )
     return name
 

@@ -26,12 +26,13 @@ FAILURES = (
     *(MISSING, MALFORMED, EXPIRED, LIMITED),
     *(UNKNOWN_TOKEN, UNKNOWN_CERTIFICATE, UNKNOWN_USER, FORBIDDEN),
 )
-GUESSES = frozenset({MALFORMED, EXPIRED, UNKNOWN_TOKEN})  # the limit per address counts these
+GUESSES = frozenset({MALFORMED, UNKNOWN_TOKEN})  # the limit per address counts these
 
 # A proxy on this machine forwards requests of other machines, and a browser those of web pages.
 FORWARDING = frozenset({b"forwarded", b"via", b"x-forwarded-for", b"x-real-ip", b"origin"})
 
 MAX_VERIFIED = 4096  # Authorization values that are kept, about 2 MB
+MAX_VERIFIED_BYTES = 100  # of one: "Bearer ", the token, and little more
 NO_DIGEST = bytes(32)  # compared with for an unknown id, so that it takes as long as a known one
 
 Headers = Iterable[tuple[bytes, bytes]]  # names in lower case
@@ -136,9 +137,10 @@ class FileAuthenticator(Authenticator):
                 message = "authorization: is not 'Bearer TOKEN' with a whole token"
                 raise Unauthenticated(message, MALFORMED)
             raise Unauthenticated("authorization: the token is not valid", UNKNOWN_TOKEN)
-        if len(self._verified) >= MAX_VERIFIED:
-            self._verified.clear()
-        self._verified[value] = found
+        if len(value) <= MAX_VERIFIED_BYTES:
+            if len(self._verified) >= MAX_VERIFIED:
+                self._verified.clear()
+            self._verified[value] = found
         return found
 
     def _lookup(self, value: bytes) -> tuple[Principal, float] | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from server.security.identity.auth_file import NAME, InvalidAuthFile, parse_auth_file
 from server.security.identity.tokens import NewToken, new_token
-from server.security.principal import ANONYMOUS, Role
+from server.security.principal import RESERVED_NAMES, Role
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,9 +134,10 @@ def _token_lines(args: argparse.Namespace, token: NewToken) -> str:
 
 
 def _name(text: str) -> str:
-    if not NAME.fullmatch(text) or text == ANONYMOUS:
+    if not NAME.fullmatch(text) or text in RESERVED_NAMES:
         raise argparse.ArgumentTypeError(
-            f"{text!r} must be 1 to 64 letters, digits and . _ @ -, and not {ANONYMOUS!r}"
+            f"{text!r} must be 1 to 64 letters, digits and . _ @ -, and not "
+            f"{' or '.join(sorted(RESERVED_NAMES))}"
         )
     return text
 

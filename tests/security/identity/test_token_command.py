@@ -108,7 +108,7 @@ def test_a_folder_that_does_not_exist_is_named(
     ("arguments", "message"),
     [
         (["a b"], "'a b' must be 1 to 64 letters"),
-        (["anonymous"], "and not 'anonymous'"),
+        (["anonymous"], "and not anonymous or stranger"),
         (["a", "--expires", "tomorrow"], "'tomorrow' must be a date, as 2027-01-01"),
         (["a", "--role", "root"], "root"),
         ([], "NAME"),
