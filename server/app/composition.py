@@ -151,6 +151,18 @@ def opened(settings: Settings) -> Iterator[Resources]:
         yield Resources(decoding, loading, inflater, grpc_socket, http_socket)
 
 
+def transport_limits(settings: Settings) -> TransportLimits:
+    return TransportLimits(
+        message_bytes=settings.max_message_bytes,
+        receiving_bytes=settings.max_bytes_in_progress,
+        streams=settings.max_streams_per_connection,
+        unsent_bytes=settings.max_unsent_bytes,
+        connection_idle_s=settings.max_connection_idle_s,
+        connection_age_s=settings.max_connection_age_s,
+        connection_age_grace_s=settings.max_connection_age_grace_s,
+    )
+
+
 def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionLimits:
     """The limits of both ports. They never exceed what the system allows the process to open."""
     wanted, files = settings.max_connections, raise_open_files_limit()
@@ -295,19 +307,10 @@ def build_api(
         **reflection_methods(Reflection([*SERVICES, HEALTH]), in_flight, stopping),
         **inference_methods(operations, support),
     }
-    transport_limits = TransportLimits(
-        message_bytes=settings.max_message_bytes,
-        receiving_bytes=settings.max_bytes_in_progress,
-        streams=settings.max_streams_per_connection,
-        unsent_bytes=settings.max_unsent_bytes,
-        connection_idle_s=settings.max_connection_idle_s,
-        connection_age_s=settings.max_connection_age_s,
-        connection_age_grace_s=settings.max_connection_age_grace_s,
-    )
     connections = build_connection_limits(settings, metrics)
     grpc_server = GrpcServer(
         methods,
-        transport_limits,
+        transport_limits(settings),
         resources.inflater,
         telemetry.loop_lag,
         GrpcAccess(access.control),

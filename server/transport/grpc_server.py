@@ -26,27 +26,18 @@ from server.transport.calls.unary_call import UnaryCall
 from server.transport.compression import Inflater
 from server.transport.connection_limits import GRPC, ConnectionLimits, no_limits
 from server.transport.connection_watch import ConnectionWatch
+from server.transport.early_refusal import EarlyRefusal
 from server.transport.http2.connection import MakeStream, ServerConnection
 from server.transport.http2.reading import ReadingTurns
 from server.transport.http2.stream import ResponseSender, Stream
 from server.transport.http2.unsent import UnsentBytes
+from server.transport.listening import BACKLOG
 from server.transport.metadata import Header
 from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
 from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
 from server.transport.tls.handshake import Encrypt, MakeProtocol
 
-# Connections that wait to be accepted; the system may allow fewer. Above it the kernel ignores new
-# ones, and their clients try again after a second.
-BACKLOG = 4096
-
 CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
-
-# A call may wait at most this fraction of its timeout before it starts. It has waited about as long
-# to be read, its response will wait as long again, and its batch takes time
-# too. Measured with LeNet-5, deadlines of 20 ms, 9,000 to 12,000 calls/s in a closed loop. With
-# 20,000 calls/s offered a fraction of 0.2 answers 840/s in time; 0.1, 0.07 and 0.05 answer about
-# 13,000/s. With 40,000 calls/s offered they answer 940, 8,100, 9,700 and 11,400/s.
-MAX_START_DELAY_FRACTION = 0.07
 
 STOPPING_REFUSAL = refusal(Abort(StatusCode.UNAVAILABLE, STOPPING), StatusCode.UNAVAILABLE)
 
@@ -78,6 +69,7 @@ class GrpcServer:
         self._connections: set[ServerConnection] = set()
         self._limits = connections or no_limits()
         self._watch = ConnectionWatch(self._calls)
+        self._early_refusal = EarlyRefusal(self._calls, self._connections)
         self.turns = ReadingTurns()
         self.unsent: UnsentBytes[ResponseSender] = UnsentBytes(
             limits.unsent_bytes, limits.connection_unsent_bytes
@@ -196,7 +188,7 @@ class GrpcServer:
             return self._refusal(route)
         if isinstance(method, UnaryMethod):
             if head.timeout_s is not None:
-                abort = self._too_late(method, head.timeout_s)
+                abort = self._early_refusal.of(method, head.timeout_s, sender.open_streams)
                 if abort is not None:
                     return (*RESPONSE_HEAD, *abort.trailers)
             return UnaryCall(self._calls, sender, stream_id, head, method, caller)
@@ -208,14 +200,3 @@ class GrpcServer:
         if route.method is not None and refusal.code is not None:
             route.method.refused(refusal.code)
         return refusal.headers
-
-    def _too_late(self, method: UnaryMethod, timeout_s: float) -> Abort | None:
-        """The refusal of a call that would start too late; None for one that may start.
-
-        With more calls than processor time, all calls would start after their deadline. A refusal
-        here, before there is a stream, costs a tenth of starting the call.
-        """
-        if method.too_late is None:
-            return None
-        wait_s = self._calls.loop_lag.wait_s
-        return method.too_late(wait_s) if wait_s > MAX_START_DELAY_FRACTION * timeout_s else None

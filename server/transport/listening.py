@@ -15,6 +15,10 @@ from server.errors import CannotServe
 # A client that vanished without closing its connection is noticed after two minutes.
 KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 20, "TCP_KEEPCNT": 3}  # seconds, seconds, times
 
+# Connections that wait to be accepted; the system may allow fewer. Above it the kernel ignores new
+# ones, and their clients try again after a second.
+BACKLOG = 4096
+
 MAX_UNIX_PATH_BYTES = 107  # the kernel's limit
 
 
@@ -69,7 +73,7 @@ def _tcp_listener(host: str, port: int) -> Iterator[socket.socket]:
             if family == socket.AF_INET6:  # [::] takes IPv4 too, whatever the system's default is
                 listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
             listener.bind(where)
-            listener.listen()  # at once, so that no client is refused before the servers start
+            listener.listen(BACKLOG)  # at once: no client is refused before the servers start
         except OSError as error:
             raise CannotServe(f"can't listen on {address}: {_reason(error)}") from None
         yield listener
@@ -107,7 +111,7 @@ def _unix_listener(path: Path) -> Iterator[socket.socket]:
         try:
             _remove_stale(path)
             listener.bind(str(path))
-            listener.listen()
+            listener.listen(BACKLOG)
             own = path.stat()
         except OSError as error:
             raise CannotServe(f"can't listen on {path}: {_reason(error)}") from None

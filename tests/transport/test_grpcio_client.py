@@ -175,6 +175,30 @@ async def test_calls_that_would_start_too_late_are_refused_at_once() -> None:
         await connection.echoes(2001)
 
 
+async def test_a_connection_with_few_calls_is_not_refused_for_the_load_of_another() -> None:
+    """Forty streams of the other connection wait to be started, so the loop is late."""
+    async with bare() as one, raw(one, HELLO) as busy, raw(one, HELLO) as modest:
+        for stream in range(1, 81, 2):
+            busy.send(frame(HEADERS, END_HEADERS, stream, headers(path="/test/Each")))
+        await busy.alive()
+        one.server._calls.loop_lag = cast(
+            LoopLag,
+            SimpleNamespace(wait_s=1.0, task_queued=lambda: None, task_started=lambda: None),
+        )
+        sent = headers(path="/test/Busy", grpc_timeout="1S")
+        for connection, status in ((busy, b"8"), (modest, b"0")):
+            connection.send(
+                frame(HEADERS, END_HEADERS, 101, sent),
+                frame(DATA, END_STREAM, 101, message(b"")),
+            )
+            while True:
+                flags, payload = await connection.until(HEADERS, 101)
+                if flags & END_STREAM:
+                    break
+            assert b"grpc-status\x01" + status in payload
+        one.server._calls.loop_lag = LoopLag()
+
+
 async def test_an_early_refusal_resets_a_stream_whose_body_still_arrives() -> None:
     """A stream whose request is complete is not reset."""
     async with bare() as one, raw(one, HELLO) as connection:

@@ -47,6 +47,9 @@ class CallsInProgress(Generic[C]):
         self.idle.set()
         self._calls: set[C] = set()
 
+    def __len__(self) -> int:
+        return len(self._calls)
+
     def __iter__(self) -> Iterator[C]:
         """The calls now in progress; they may end while they are visited."""
         return iter(list(self._calls))

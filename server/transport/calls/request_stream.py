@@ -14,7 +14,7 @@ from grpc import StatusCode
 from server.transport.calls.calls_in_progress import BUSY_RETRY_S, CallsInProgress
 from server.transport.calls.messages import MessageError, MessageReader, decompressed
 from server.transport.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW
-from server.transport.http2.stream import ResponseSender, Stream
+from server.transport.http2.stream import Stream
 from server.transport.metadata import RequestHead, Trailer
 from server.transport.methods import OVERLOADED, REFUSAL, Abort
 
@@ -32,19 +32,11 @@ class RequestStream(Stream):
 
     __slots__ = ("_calls", "_head", "_reader", "_unacknowledged", "_unread_bytes")
 
-    def __init__(
-        self,
-        calls: CallsInProgress[Any],
-        sender: ResponseSender,
-        stream_id: int,
-        head: RequestHead,
-    ) -> None:
-        super().__init__(sender, stream_id)
-        self._calls = calls
-        self._head = head
-        self._reader: MessageReader | None = None  # made if the body needs one
-        self._unread_bytes = 0  # of messages, complete or not, that the method has not read
-        self._unacknowledged = 0  # bytes by which the client's windows are smaller
+    _calls: CallsInProgress[Any]
+    _head: RequestHead
+    _reader: MessageReader | None  # made if the body needs one
+    _unread_bytes: int  # of messages, complete or not, that the method has not read
+    _unacknowledged: int  # bytes by which the client's windows are smaller
 
     def overdue(self, now_s: float) -> str:
         """What is wrong if the request does not arrive in time; empty if it does."""
@@ -81,7 +73,8 @@ class RequestStream(Stream):
         else:
             self._messages_ended()
 
-    def gone(self) -> None:
+    def _forget_request(self) -> None:
+        """Releases what the request holds."""
         if self._unread_bytes:
             self._release()
         if self._unacknowledged:

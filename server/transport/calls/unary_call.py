@@ -6,12 +6,9 @@ import asyncio
 
 from grpc import StatusCode
 
-from server.security.caller import Caller
-from server.transport.calls.calls_in_progress import CallsInProgress
 from server.transport.calls.grpc_call import GrpcCall
 from server.transport.calls.messages import framed, whole_message
-from server.transport.http2.stream import ResponseSender
-from server.transport.metadata import RequestHead, trailers
+from server.transport.metadata import trailers
 from server.transport.methods import UnaryMethod
 
 OK_TRAILERS = trailers(StatusCode.OK.value[0])
@@ -22,21 +19,7 @@ FIRST_BYTE_TIMEOUT_S = 20.0  # from the headers
 class UnaryCall(GrpcCall):
     """Starts its method when the whole request has come."""
 
-    __slots__ = ("_answer", "_is_compressed", "_message")
-
-    def __init__(
-        self,
-        calls: CallsInProgress[GrpcCall],
-        sender: ResponseSender,
-        stream_id: int,
-        head: RequestHead,
-        method: UnaryMethod,
-        caller: Caller,
-    ) -> None:
-        super().__init__(calls, sender, stream_id, head, method, caller)
-        self._answer = method.answer
-        self._message: bytes | None = None  # the request
-        self._is_compressed = False
+    __slots__ = ()
 
     def received(self, data: bytes, is_last: bool) -> None:
         calls = self._calls
@@ -51,9 +34,8 @@ class UnaryCall(GrpcCall):
                 self._unread_bytes = size
                 calls.receiving_bytes += size
                 self.ended = True
-                self._message = message
                 self.sender.consume(self.stream_id, size)
-                self._start(self._run())
+                self._start(self._run(message))
                 return
         super().received(data, is_last)
 
@@ -65,13 +47,9 @@ class UnaryCall(GrpcCall):
             return f"request: its message did not begin within {FIRST_BYTE_TIMEOUT_S:g} s"
         return self._lateness(seconds)
 
-    def gone(self) -> None:
-        self._message = None
-        super().gone()
-
     def _add_message(self, message: bytes, compressed: bool) -> None:
         if self._message is None:
-            self._message, self._is_compressed = message, compressed
+            self._message = message, compressed
         else:
             self.refuse(
                 StatusCode.UNIMPLEMENTED, "request: has several messages; the method takes one"
@@ -81,18 +59,20 @@ class UnaryCall(GrpcCall):
         if self._message is None:
             self.refuse(StatusCode.UNIMPLEMENTED, "request: has no message; the method takes one")
         else:
-            self._start(self._run())
+            (message, compressed), self._message = self._message, None
+            self._start(self._run(message, compressed))
 
-    async def _run(self) -> None:
-        self._started()
-        limit_bytes = self._calls.limits.message_bytes
+    async def _run(self, message: bytes, is_compressed: bool = False) -> None:
+        self._has_started = True
+        calls, method = self._calls, self._method
+        calls.loop_lag.task_started()
+        limit_bytes = calls.limits.message_bytes
+        assert isinstance(method, UnaryMethod)
         try:
-            message, self._message = self._message, None
-            assert message is not None
-            if self._is_compressed:
+            if is_compressed:
                 message = await self._inflated(message)
             self._release()
-            response = framed(await self._answer(message, self), limit_bytes)
+            response = framed(await method.answer(message, self), limit_bytes)
         except (Exception, asyncio.CancelledError) as error:
             self._fail(error)
         else:

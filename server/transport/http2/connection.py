@@ -118,7 +118,7 @@ class ServerConnection(asyncio.Protocol):
         self._make = self._owner.opened(self)
 
     def connection_lost(self, error: Exception | None) -> None:
-        self.sender.lost()
+        self.sender.stop()
         self._closer.closed()
         self._end_streams()
         self._owner.closed(self)

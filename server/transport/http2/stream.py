@@ -29,11 +29,10 @@ class Stream(ABC):
 
     __slots__ = ("ended", "open", "sender", "stream_id")
 
-    def __init__(self, sender: ResponseSender, stream_id: int) -> None:
-        self.sender = sender
-        self.stream_id = stream_id
-        self.ended = False  # the client has sent the whole request
-        self.open = True  # a response may still be sent
+    sender: ResponseSender
+    stream_id: int
+    ended: bool  # the client has sent the whole request
+    open: bool  # a response may still be sent
 
     @abstractmethod
     def received(self, data: bytes, is_last: bool) -> None:
@@ -194,6 +193,11 @@ class ResponseSender:
             if not self._is_scheduled:
                 self.flush_soon()
 
+    @property
+    def open_streams(self) -> int:
+        """Number of the client's calls in progress."""
+        return len(self._streams)
+
     # --- for the connection ------------------------------------------------------------------
 
     def hold(self) -> bool:
@@ -267,11 +271,7 @@ class ResponseSender:
             self._waiting.discard(stream_id)
 
     def stop(self) -> None:
-        """Sends nothing more: the connection is being closed."""
-        self.is_closed = True
-
-    def lost(self) -> None:
-        """The connection is closed."""
+        """Sends nothing more: the connection is closed, or is being closed."""
         self.is_closed = True
         self._unsent.update(self, 0)
 
