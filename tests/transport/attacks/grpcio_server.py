@@ -3,6 +3,8 @@
 `python -m tests.transport.attacks.grpcio_server` prints its port and serves until it is killed.
 """
 
+from __future__ import annotations
+
 import asyncio
 from typing import Any
 

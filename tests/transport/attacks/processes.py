@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class ServerProcess:
 def running(command: Sequence[str], log: Path | None = None) -> Iterator[subprocess.Popen[bytes]]:
     """A Python process, which is killed at the end."""
     with (
-        open(log or os.devnull, "wb") as errors,
+        open(log, "wb") if log else nullcontext() as errors,
         subprocess.Popen(
             [sys.executable, *command],
             cwd=ROOT,

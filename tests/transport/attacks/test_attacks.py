@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.transport.attacks.__main__ import run
 from tests.transport.attacks.catalogue import ATTACKS, LONG_FORM_ONLY
+from tests.transport.attacks.page import BESIDE, HEADINGS, page
 from tests.transport.attacks.processes import Attacker, ServerProcess, attacker, convserve, echo
 from tests.transport.attacks.trial import attack
 
-ATTACK_S = 0.4
+ATTACK_S = 0.3
 
 
 @pytest.fixture(scope="module")
@@ -60,3 +62,11 @@ def test_another_client_is_served_during_an_attack(
     outcome = attack(server, attackers, echo_port, ATTACKS[name], ATTACK_S)
     assert not outcome.problems(ATTACKS[name])
     assert server.process.poll() is None
+
+
+def test_the_long_form_compares_with_grpcio_and_makes_a_page(built_repository: Path) -> None:
+    outcomes = run(built_repository, ["ping"], 0.2)
+    assert not outcomes["ping"]["convserve"].problems(ATTACKS["ping"])
+    assert outcomes["ping"][BESIDE].during.all_s("health", "classify")
+    (line,) = (one for one in page(outcomes, 0.2).splitlines() if one.startswith("| `ping`"))
+    assert line.count("|") == len(HEADINGS) + 1
