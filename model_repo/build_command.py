@@ -161,7 +161,11 @@ def _models(
             f"there is no card {', '.join(map(repr, unknown))}; cards: {', '.join(known)}. "
             "For a card of your own give its path, for example ./NAME.toml"
         )
-    return {Path(name).stem if cards.is_card_path(name) else name: name for name in names}
+    models: dict[str, str | CardSource] = {}
+    for name in names:
+        title = Path(name).stem if cards.is_card_path(name) else name
+        models[name if title in models else title] = name  # two cards may have the same file name
+    return models
 
 
 def _card_of_options(parser: argparse.ArgumentParser, given: argparse.Namespace) -> CardSource:

@@ -81,7 +81,7 @@ class ServedNetwork(nn.Module):
         # traced as index arithmetic.
         x = x.permute(0, 3, 1, 2).contiguous()
         if self.reverse:
-            x = x[:, [2, 1, 0]]
+            x = torch.cat((x[:, 2:3], x[:, 1:2], x[:, 0:1]), dim=1)
         logits = self.network(x)
         softmax = self.activation == "softmax"
         probabilities = torch.softmax(logits, dim=1) if softmax else torch.sigmoid(logits)

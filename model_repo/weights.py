@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,6 +45,7 @@ from model_repo.checkpoints.parameters import (
 )
 from model_repo.checkpoints.reader import WrongCheckpoint
 from model_repo.checkpoints.shards import content_sha256
+from model_repo.checkpoints.variants import check_variant
 from model_repo.onnx_import.network import OnnxNetwork
 from model_repo.programs import torchscript, user_code
 from model_repo.programs.torchscript import is_torchscript
@@ -190,6 +190,7 @@ def _from_checkpoint(card: Card, source: str, path: Path) -> Weights:
             "as the weights"
         )
     parameters = network_parameters(path, card.architecture, _expected(card))
+    check_variant(path, card.architecture, parameters.style, card.input.height, card.input.width)
     return Weights(
         network=_with_parameters(card, parameters),
         source=source,
@@ -260,27 +261,39 @@ def _from_program(
     program = torchscript.load_program(path)
     if images is None:
         images = _noise_images(card, torch.Generator().manual_seed(0))
-    answers = torchscript.logits(program, images)
+    answers = torchscript.logits(program, images, several=True)
     if answers.shape[1] != card.classes:
         raise WrongCheckpoint(f"has {answers.shape[1]} classes, but the labels name {card.classes}")
-    network, architecture = program, "torchscript"
-    note = "a TorchScript program, served as it is"
-    if card.network_file is None:
-        with suppress(WrongCheckpoint):
-            states = checked_states(program.state_dict())
-            parameters = fitted_parameters(states, card.architecture, _expected(card))
-            same = _with_parameters(card, parameters)
-            if torchscript.is_same(torchscript.logits(same, images), answers):
-                network, architecture = same, card.architecture
-                note = f"a TorchScript program that computes the same as {architecture}"
+    network = _same_network(card, program, images, answers)
+    if network is not None:
+        note = f"a TorchScript program that computes the same as {card.architecture}"
+    else:
+        torchscript.logits(program, images)  # refuses several outputs
+        note = "a TorchScript program, served as it is"
     return Weights(
-        network=network,
+        network=network or program,
         source=source,
         sha256=content_sha256(path),
         trained=True,
         note=f"{path.name}: {note}",
-        architecture=architecture,
+        architecture=card.architecture if network else "torchscript",
     )
+
+
+def _same_network(
+    card: Card, program: nn.Module, images: Tensor, answers: Tensor
+) -> nn.Module | None:
+    """The card's architecture with the program's parameters, if it gives the same answers."""
+    if card.network_file is not None:
+        return None
+    try:
+        states = checked_states(program.state_dict())
+        parameters = fitted_parameters(states, card.architecture, _expected(card))
+    except WrongCheckpoint:
+        return None
+    network = _with_parameters(card, parameters)
+    is_same = torchscript.is_same(torchscript.logits(network, images), answers)
+    return network if is_same else None
 
 
 def _expected(card: Card) -> dict[str, torch.Size]:

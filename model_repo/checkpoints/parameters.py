@@ -25,6 +25,7 @@ class Parameters(NamedTuple):
 
     tensors: dict[str, Tensor]
     taken: str  # what was taken and what was left aside, in one line
+    style: str  # the library whose names they had: "timm", "transformers"; "" for ours
 
 
 def network_parameters(path: Path, architecture: str, expected: Shapes) -> Parameters:
@@ -65,7 +66,7 @@ def fitted_parameters(
             raise WrongCheckpoint(f"does not fit {wanted}: {other}")
         raise WrongCheckpoint(f"does not fit {wanted}: {'; '.join(problems)}")
     tensors = {name: fit.tensors[name].to(_number_format(name)).contiguous() for name in expected}
-    return Parameters(tensors, _taken(content, fit, len(tensors)))
+    return Parameters(tensors, _taken(content, fit, len(tensors)), fit.style)
 
 
 def checked_states(content: object) -> list[StateDict]:

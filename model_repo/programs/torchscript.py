@@ -48,8 +48,11 @@ def load_program(path: Path) -> nn.Module:
     return program
 
 
-def logits(program: nn.Module, images: Tensor) -> Tensor:
-    """[N, C, H, W] normalised -> [N, classes]. Raises WrongCheckpoint if it does not classify."""
+def logits(program: nn.Module, images: Tensor, *, several: bool = False) -> Tensor:
+    """[N, C, H, W] normalised -> [N, classes]. Raises WrongCheckpoint if it does not classify.
+
+    With `several`, it may return a tuple, as torchvision's GoogLeNet does; its first value counts.
+    """
     try:
         with torch.inference_mode():
             answer = program(images)
@@ -58,6 +61,8 @@ def logits(program: nn.Module, images: Tensor) -> Tensor:
         raise WrongCheckpoint(
             f"fails with images of {list(images.shape[1:])}: {reason[-1]:.200}"
         ) from error
+    if several and isinstance(answer, tuple) and answer:
+        answer = answer[0]
     if not isinstance(answer, Tensor) or answer.dim() != 2 or len(answer) != len(images):
         given = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise WrongCheckpoint(f"returns {given}; a classifier returns [{len(images)}, classes]")

@@ -220,6 +220,19 @@ def test_the_command_builds_cards_by_path_and_by_name(
     assert (manifest.classes, manifest.top_k, manifest.weights.trained) == (3, 3, True)
 
 
+def test_two_cards_with_one_file_name_are_both_built(
+    digits_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(digits_folder)
+    (digits_folder / "b").mkdir()
+    text = (digits_folder / "food.toml").read_text()
+    other = text.replace("food.", "../food.") + 'name = "more"\n'
+    (digits_folder / "b/food.toml").write_text(other)
+    command = ["food.toml", "b/food.toml", "--repo", "repo", "--backend", "null"]
+    assert build.main(command) == 0
+    assert sorted(entry.model for entry in list_versions(Path("repo"))) == ["food", "more"]
+
+
 def test_a_network_with_its_own_size_order_and_activation_is_built(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = create("resnet18", 3).eval()

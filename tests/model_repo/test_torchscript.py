@@ -102,9 +102,9 @@ def test_a_program_needs_permission_and_a_right_number_of_classes(tmp_path: Path
         build(path, BuildOptions(repo=tmp_path / "repo", allow_code=True))
 
 
-class Pair(nn.Module):
+class Several(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x, x
+        return x.flatten(1)[:, :3], x
 
 
 class Narrow(nn.Module):
@@ -115,7 +115,7 @@ class Narrow(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Pair(), r"net\.pt returns tuple; a classifier returns \[6, classes\]"),
+        (Several(), r"net\.pt returns tuple; a classifier returns \[6, classes\]"),
         (nn.Identity(), r"net\.pt returns \[6, 3, 40, 36\]; a classifier returns \[6, classes\]"),
         (Narrow(), r"net\.pt returns \[2, 3\]; a classifier returns \[6, classes\]"),
         (nn.Linear(7, 3), r"net\.pt fails with images of \[3, 40, 36\]: "),
