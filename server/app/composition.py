@@ -151,6 +151,14 @@ def opened(settings: Settings) -> Iterator[Resources]:
         yield Resources(decoding, loading, inflater, grpc_socket, http_socket)
 
 
+def in_flight_limits(settings: Settings) -> InFlightLimits:
+    return InFlightLimits(
+        max_fields=max_fields(settings.max_images_per_call),
+        max_calls=settings.max_calls,
+        max_bytes=settings.max_bytes_in_progress,
+    )
+
+
 def transport_limits(settings: Settings) -> TransportLimits:
     return TransportLimits(
         message_bytes=settings.max_message_bytes,
@@ -289,11 +297,7 @@ def build_api(
     """The two servers, each with its protocols."""
     metrics = telemetry.metrics
     tls = tls_of(settings, metrics)
-    in_flight = InFlightLimits(
-        max_fields=max_fields(settings.max_images_per_call),
-        max_calls=settings.max_calls,
-        max_bytes=settings.max_bytes_in_progress,
-    )
+    in_flight = in_flight_limits(settings)
     operations = build_operations(
         settings, resources, models, state, in_flight, access.audit, metrics
     )

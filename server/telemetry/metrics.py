@@ -97,15 +97,8 @@ class Metrics:
         text = "Compute time of results that no client received."
         self.wasted = counter("wasted_compute_seconds", text, "model")
 
-        text = "Connections that the server refused or cut, by port and reason."
-        self.connections_cut = counter("connections_cut", text, "port", "reason")
-
-        # Access.
-        text = "Calls without a valid credential or without the permission for their method."
-        self.auth_failures = counter("auth_failures", text, "reason")
-        text = "1 if the auth file on disk is broken and its previous content is in use."
-        self.auth_file_refused = gauge("auth_file_refused", text)
-
+        self.connections_cut, self.tls_handshakes = _connection_counters(make)
+        self.auth_failures, self.auth_file_refused = _access_instruments(make)
         self.principals = PrincipalMetrics(registry)
 
         # Versions and engines.
@@ -125,9 +118,6 @@ class Metrics:
         self.engine_fallback = gauge("engine_fallback", text, "model", "version", "backend")
         text = "Time to load the engine: hashes, compilation, golden check, warm-up."
         self.engine_load = gauge("engine_load_seconds", text, "model")
-
-        text = "TLS handshakes by port (grpc, http) and outcome."
-        self.tls_handshakes = counter("tls_handshakes", text, "port", "outcome")
 
     def model(self, name: str, objective_s: float = math.inf) -> ModelMetrics:
         """The instruments of one model, with its labels bound."""
@@ -259,6 +249,20 @@ class _Factory:
         return BufferedHistogram(
             f"convserve_{name}", help, labels, buckets=buckets, registry=self._registry
         )
+
+
+def _connection_counters(make: _Factory) -> tuple[Counter, Counter]:
+    text = "Connections that the server refused or cut, by port and reason."
+    cut = make.counter("connections_cut", text, "port", "reason")
+    text = "TLS handshakes by port (grpc, http) and outcome."
+    return cut, make.counter("tls_handshakes", text, "port", "outcome")
+
+
+def _access_instruments(make: _Factory) -> tuple[Counter, Gauge]:
+    text = "Calls without a valid credential or without the permission for their method."
+    failures = make.counter("auth_failures", text, "reason")
+    text = "1 if the auth file on disk is broken and its previous content is in use."
+    return failures, make.gauge("auth_file_refused", text)
 
 
 class _DroppedLogLines:
