@@ -2,7 +2,7 @@
 
     architecture = "resnet50"           # a name from model_repo.architectures
     weights = "https://...-0676ba61.pth"  # source of the parameters, see model_repo.weights
-    labels = "imagenet.txt"             # a label file or a list of names, see model_repo.labels
+    labels = "imagenet.txt"             # a label file or a list of names, see card_files.labels
     objective_ms = 100                  # target latency from request to response
     share = 1                           # part of a shared device: 1 gets twice as much as 0.5
     activation = "softmax"              # or "sigmoid", if an image may have several classes
@@ -46,6 +46,7 @@ from typing import Any, get_args
 import msgspec
 
 from model_repo.architectures.registry import find
+from model_repo.card_files.labels import check_names, read_labels
 from model_repo.card_files.schema import InputTable
 from model_repo.card_files.sources import (
     CardSource,
@@ -55,7 +56,6 @@ from model_repo.card_files.sources import (
     join,
     network_path,
 )
-from model_repo.labels import check_names, read_labels
 from server.images.input_spec import InputSpec
 from server.repository.manifest import MODEL_NAME, SHARE_RANGE, Activation
 

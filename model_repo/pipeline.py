@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from model_repo import cards, weights
+from model_repo.card_files.labels import repeated_names
 from model_repo.card_files.sources import CardSource
 from model_repo.cards import MAX_BATCH, Card, CardError
 from model_repo.checkpoints.download import (
@@ -31,7 +32,6 @@ from model_repo.evaluation.gate import Gate, GateClosed
 from model_repo.evaluation.published import check_accuracy, read_gate_data
 from model_repo.export import ExportError, export, trace
 from model_repo.golden_images import golden_pixels
-from model_repo.labels import repeated_names
 from model_repo.progress import BuildProgress
 from model_repo.served import normalised, served_network
 from model_repo.weights import Weights

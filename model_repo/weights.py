@@ -271,12 +271,12 @@ def _from_program(
         torchscript.logits(program, images)  # refuses several outputs
         note = "a TorchScript program, served as it is"
     return Weights(
-        network=network or program,
+        network=program if network is None else network,
         source=source,
         sha256=content_sha256(path),
         trained=True,
         note=f"{path.name}: {note}",
-        architecture=card.architecture if network else "torchscript",
+        architecture=card.architecture if network is not None else "torchscript",
     )
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model_repo import cards
+from model_repo.card_files.labels import read_labels
 from model_repo.checkpoints.fitting import Fit
 from model_repo.checkpoints.parameters import checked_states
 from model_repo.checkpoints.reader import WrongCheckpoint, read_checkpoint
 from model_repo.checkpoints.recognition import looks_like, recognise
-from model_repo.labels import read_labels
 
 # Label files that training scripts leave beside a checkpoint.
 USUAL_LABELS = ("labels", "classes", "class_names", "class_indices", "label_names", "config")

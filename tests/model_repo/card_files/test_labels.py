@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from model_repo.labels import read_labels, repeated_names
+from model_repo.card_files.labels import read_labels, repeated_names
 
 
 def labels(folder: Path, content: bytes) -> tuple[str, ...]:
