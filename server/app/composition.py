@@ -76,6 +76,8 @@ log = logging.getLogger(__name__)
 
 SPARE_FILES = 256  # that are not connections: engines, model files, the log
 
+OPEN_CALLS_FACTOR = 4  # times --max-calls: gRPC calls that may be open, most without their requests
+
 MAX_DECODING_IMAGES = 512  # that wait for a decoder: 1 to 3 s of work
 
 
@@ -164,6 +166,7 @@ def transport_limits(settings: Settings) -> TransportLimits:
         message_bytes=settings.max_message_bytes,
         receiving_bytes=settings.max_bytes_in_progress,
         streams=settings.max_streams_per_connection,
+        calls=OPEN_CALLS_FACTOR * settings.max_calls,
         unsent_bytes=settings.max_unsent_bytes,
         connection_idle_s=settings.max_connection_idle_s,
         connection_age_s=settings.max_connection_age_s,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Any, NamedTuple
 
@@ -63,6 +64,7 @@ def _values(names: Names, kind: str) -> tuple[str, ...]:
     return tuple(value for name, value in names if name == kind)
 
 
+@lru_cache(maxsize=1024)  # a flood of connections comes from few addresses
 def _plain_address(text: str) -> tuple[str, bool]:
     """An IPv4 address that arrived at an IPv6 socket becomes IPv4 again, so that rules match."""
     address = ip_address(text.partition("%")[0])

@@ -42,11 +42,12 @@ class EarlyRefusal:
         if method.too_late is None:
             return None
         wait_s = self._calls.loop_lag.wait_s
-        if wait_s <= MAX_START_DELAY_FRACTION * timeout_s or self._is_modest(open_streams):
+        if wait_s <= MAX_START_DELAY_FRACTION * timeout_s or self.is_modest(open_streams):
             return None
         return method.too_late(wait_s)
 
-    def _is_modest(self, open_streams: int) -> bool:
+    def is_modest(self, open_streams: int) -> bool:
+        """Whether a connection with so many calls in progress has few, compared with others."""
         now_s = clock()
         if now_s - self._counted_s > COUNT_INTERVAL_S:
             self._counted_s = now_s

@@ -19,7 +19,7 @@ from grpc import StatusCode
 
 from server.telemetry.loop_lag import LoopLag
 from server.transport.access import CallAccess, EverybodyMayCall
-from server.transport.calls.calls_in_progress import CallsInProgress, TransportLimits
+from server.transport.calls.calls_in_progress import BUSY_RETRY_S, CallsInProgress, TransportLimits
 from server.transport.calls.grpc_call import GrpcCall
 from server.transport.calls.streaming_call import StreamingCall
 from server.transport.calls.unary_call import UnaryCall
@@ -33,12 +33,20 @@ from server.transport.http2.stream import ResponseSender, Stream
 from server.transport.http2.unsent import UnsentBytes
 from server.transport.listening import BACKLOG
 from server.transport.metadata import Header
-from server.transport.methods import STOPPING, Abort, Method, UnaryMethod
+from server.transport.methods import OVERLOADED, REFUSAL, STOPPING, Abort, Method, UnaryMethod
 from server.transport.routing import RESPONSE_HEAD, Route, RouteCache, Router, refusal
 from server.transport.tls.handshake import Encrypt, MakeProtocol
 
 CLOSE_TIMEOUT_S = 1.0  # for clients to read the last bytes and leave
 
+FULL_REFUSAL = refusal(
+    Abort(
+        StatusCode.RESOURCE_EXHAUSTED,
+        "too many calls are open on this server, with or without their requests",
+        [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}"), (REFUSAL, OVERLOADED)],
+    ),
+    StatusCode.RESOURCE_EXHAUSTED,
+).headers
 STOPPING_REFUSAL = refusal(Abort(StatusCode.UNAVAILABLE, STOPPING), StatusCode.UNAVAILABLE)
 
 
@@ -186,6 +194,9 @@ class GrpcServer:
         head, method, caller = route.head, route.method, route.caller
         if route.refusal is not None or not method or not caller or self._calls.is_refusing:
             return self._refusal(route)
+        if self._calls.is_full and not self._early_refusal.is_modest(sender.open_streams):
+            method.refused(StatusCode.RESOURCE_EXHAUSTED)
+            return FULL_REFUSAL
         if isinstance(method, UnaryMethod):
             if head.timeout_s is not None:
                 abort = self._early_refusal.of(method, head.timeout_s, sender.open_streams)

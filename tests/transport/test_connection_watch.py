@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import grpc
 import pytest
 
 from server.telemetry.clock import clock
@@ -215,3 +217,35 @@ async def test_a_connection_above_the_limits_is_closed_with_a_reason(
             await first.reader.read()
         async with raw(one, HELLO) as third:
             await third.echoes(1)
+
+
+async def test_open_calls_are_bounded_over_all_connections_and_few_calls_are_let_in() -> None:
+    bounded = limits(calls=40)
+    async with bare(bounded) as one, raw(one, HELLO) as hog, raw(one, HELLO) as other:
+        for stream in range(1, 101, 2):  # their requests never arrive
+            hog.send(frame(HEADERS, END_HEADERS, stream, headers()))
+        _, payload = await hog.until(HEADERS, 81)
+        assert b"grpc-status\x018" in payload
+        assert b"too many calls are open" in payload
+        await other.echoes(1)
+
+
+async def test_no_call_is_lost_when_connections_reach_their_maximum_age() -> None:
+    aged = limits(connection_age_s=10)
+    async with bare(aged) as one, grpc.aio.insecure_channel(f"127.0.0.1:{one.port}") as channel:
+        echo: Any = channel.unary_unary("/test/Echo")  # type: ignore[call-arg]
+        answered = 0
+        seen: set[int] = set()
+
+        async def call_often() -> None:
+            nonlocal answered
+            for _ in range(100):
+                assert await echo(b"x", timeout=20) == b"x"
+                answered += 1
+                seen.update(map(id, one.server._connections))
+                if answered % 100 == 0:
+                    after(one, 12)  # all connections are too old
+
+        await asyncio.gather(*(call_often() for _ in range(16)))
+    assert answered == 1600
+    assert len(seen) > 3  # the channel has connected again and again

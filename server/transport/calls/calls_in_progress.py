@@ -22,6 +22,7 @@ class TransportLimits:
     message_bytes: int  # of one message, request or response
     receiving_bytes: int  # of all messages that are not complete or not read
     streams: int  # of one connection
+    calls: int = 1 << 30  # of all connections, also those whose requests have not arrived
     unsent_bytes: int = 256 << 20  # of all responses that wait for their clients
     connection_idle_s: float = 0.0  # without a call, then GOAWAY; 0: no limit
     connection_age_s: float = 0.0  # then GOAWAY; 0: no limit
@@ -43,6 +44,7 @@ class CallsInProgress(Generic[C]):
         self.loop = asyncio.get_running_loop()
         self.receiving_bytes = 0  # of messages that are not complete or not read
         self.is_refusing = False  # new calls end UNAVAILABLE
+        self.is_full = False  # there are as many calls as the limits allow
         self.idle = asyncio.Event()  # no call is in progress
         self.idle.set()
         self._calls: set[C] = set()
@@ -58,8 +60,10 @@ class CallsInProgress(Generic[C]):
         if not self._calls:
             self.idle.clear()
         self._calls.add(call)
+        self.is_full = len(self._calls) >= self.limits.calls
 
     def remove(self, call: C) -> None:
         self._calls.discard(call)
+        self.is_full = False
         if not self._calls:
             self.idle.set()
