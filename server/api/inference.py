@@ -193,6 +193,7 @@ class Inference:
                     "images": response.images,
                     "total_ms": total_s * 1e3,
                     "request_id": response.request_id,
+                    "principal": context.caller.principal.name,
                 },
             )
         return total_s

@@ -46,6 +46,8 @@ def build_access(settings: Settings, metrics: Metrics) -> Access:
     if file.identities.tokens and not settings.tls_cert and settings.listens_outside():
         # A proxy in front may speak TLS.
         log.warning("tokens_without_tls", extra={"host": settings.host, "action": "--tls-cert"})
+    if file.identities.certificates and not settings.tls_client_ca:
+        log.warning("certificates_without_client_ca", extra={"action": "--tls-client-ca"})
     limit = FailureLimit(settings.max_auth_failures_per_min, settings.trusted_networks())
     authenticator = FileAuthenticator(file.identities, limit)
     control = AccessControl(authenticator, audit, report)

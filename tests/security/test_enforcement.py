@@ -135,7 +135,10 @@ async def test_wrong_credentials_are_refused_over_http(tmp_path: Path) -> None:
         for name, headers in (WRONG_HEADERS | raw).items():
             answer = await one.rest("POST", INFER, headers, json=infer_json())
             assert answer.status_code == 401, name
-            assert answer.headers["www-authenticate"] == 'Bearer realm="convserve"'
+            challenge = 'Bearer realm="convserve"'
+            if any(key == "authorization" for key, _ in headers):
+                challenge += ', error="invalid_token"'
+            assert answer.headers["www-authenticate"] == challenge
             assert answer.json()["code"] == "UNAUTHENTICATED"
             for secret in (TEAM_A.text[:30], "team-a", SEEN, HIDDEN):
                 assert secret not in answer.text, name

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -13,10 +11,11 @@ from server.api.status import STATUS, message_of
 from server.errors import ServingError, Unauthenticated
 from server.security.access import AccessControl
 from server.security.caller import Caller
+from server.security.identity.authenticator import MISSING
 from server.security.peer import Peer
 
 PEER = "peer"  # name in the state of a request
-CHALLENGE = {"WWW-Authenticate": 'Bearer realm="convserve"'}
+CHALLENGE = 'Bearer realm="convserve"'
 
 
 class HttpAccess:
@@ -36,9 +35,12 @@ class HttpAccess:
 
 def refusal(request: Request, error: ServingError, method: str) -> Response:
     """The response to a request that is not admitted."""
-    headers: Mapping[str, str] = CHALLENGE if isinstance(error, Unauthenticated) else {}
+    headers: dict[str, str] = {}
+    if isinstance(error, Unauthenticated):  # RFC 6750: no error code if there was no credential
+        code = "" if error.reason == MISSING else ', error="invalid_token"'
+        headers["WWW-Authenticate"] = CHALLENGE + code
     if "expect" in request.headers:
-        headers = {**headers, **CLOSE}
+        headers |= CLOSE
     return problem(STATUS[type(error)], message_of(error, method), headers=headers)
 
 
