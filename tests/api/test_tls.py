@@ -183,7 +183,6 @@ async def test_a_drain_over_tls_answers_what_was_accepted(tmp_path: Path) -> Non
         draining = asyncio.create_task(server.__aexit__(None, None, None))
         while served.server.accepting:
             await asyncio.sleep(0)
-        assert await classify_as(served, PLAIN) == StatusCode.UNAVAILABLE
         engines.made[0].release()
         assert (await call).results[0].classes[0].index == 3
         await draining

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -12,16 +13,15 @@ from typing import Any
 from server.security.peer import address_of
 from server.transport.http2.reading import ReadingTurns
 from server.transport.tls.encrypted_transport import EncryptedTransport
+from server.transport.tls.records import HEAD_BYTES, MAX_RECORD_BYTES, record_bytes
 from server.transport.tls.turns import HandshakeTurns, Handshaking
 
 HANDSHAKE_RECORD = 0x16
 FIRST_BYTES = b"\x16\x03"  # of a client: a handshake record of SSL 3 or TLS
-RECORD_HEAD_BYTES = 5
-MAX_RECORD_BYTES = 16_384 + 2_048  # RFC 5246, 6.2.3
 
-# The longest honest handshake needs two: TLS 1.2 and 1.3, with a certificate of the client. Parts
-# of it may arrive alone.
-MAX_STEPS = 32
+# The longest honest handshake needs five: TLS 1.2, with a certificate of the client. A client may
+# use more, for large certificates.
+MAX_HANDSHAKE_RECORDS = 64
 
 MakeProtocol = Callable[[], asyncio.Protocol]
 Encrypt = Callable[[MakeProtocol], asyncio.Protocol]  # puts TLS before a protocol
@@ -36,6 +36,10 @@ class Outcome(Enum):
     REFUSED = "refused"  # too many are in progress
     NOT_TLS = "not_tls"
     WRONG_PROTOCOL = "wrong_protocol"  # by ALPN
+
+
+class HandshakeError(Exception):
+    """The client does what OpenSSL would allow; the message says what."""
 
 
 TOO_MANY = "too many handshakes are in progress"
@@ -70,8 +74,8 @@ class Handshake(Handshaking, asyncio.Protocol):
         self._outgoing = ssl.MemoryBIO()
         self._received = bytearray()
         self._complete = 0  # bytes of whole records at the start of `_received`
-        self._records = b""  # for the next step
-        self._steps = 0
+        self._records = b""  # for the next step; then those behind the handshake
+        self._record_count = 0
         self._is_busy = False  # ready to compute, or computing
         self.is_over = False
         self._is_done = False
@@ -93,7 +97,7 @@ class Handshake(Handshaking, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.is_over:
             return
-        if not self._steps and not self._received and data[0] != HANDSHAKE_RECORD:
+        if not self._record_count and not self._received and data[0] != HANDSHAKE_RECORD:
             self._end(Outcome.NOT_TLS, "the client does not speak TLS", self._port.not_tls(data))
             return
         self._received += data
@@ -118,11 +122,7 @@ class Handshake(Handshaking, asyncio.Protocol):
             if self._tls is None:
                 context = self._port.context()
                 self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
-            self._incoming.write(self._records)
-            self._tls.do_handshake()
-            self._is_done = True
-        except ssl.SSLWantReadError:
-            pass
+            self._handle_records(self._tls)
         except Exception as error:  # all of it ends this connection, and nothing else
             # Not the exception: its traceback refers to this object, which would stay in memory.
             self._error = reason_of(error)
@@ -131,15 +131,12 @@ class Handshake(Handshaking, asyncio.Protocol):
         if self.is_over:
             return
         self._is_busy = False
-        self._steps += 1
         if self._outgoing.pending:
             self._raw.write(self._outgoing.read())
         if self._error:
             self._end(Outcome.FAILED, self._error)
         elif self._is_done:
             self._finish()
-        elif self._steps == MAX_STEPS:
-            self._end(Outcome.FAILED, f"the handshake came in more than {MAX_STEPS} parts")
         else:
             self._turns.wait(self)
             self._raw.resume_reading()
@@ -148,19 +145,33 @@ class Handshake(Handshaking, asyncio.Protocol):
         self._leave(Outcome.REFUSED, TOO_MANY)
         self._raw.abort()
 
+    def _handle_records(self, tls: ssl.SSLObject) -> None:
+        """Gives OpenSSL one record after the other, so that it gets none behind the handshake."""
+        records, at = self._records, 0
+        while at < len(records) and not self._is_done:
+            end = at + record_bytes(records, at)
+            self._incoming.write(records[at:end])
+            at = end
+            self._record_count += 1
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+                self._is_done = True
+            if self._record_count > MAX_HANDSHAKE_RECORDS:
+                raise HandshakeError(f"it came in more than {MAX_HANDSHAKE_RECORDS} records")
+        self._records = records[at:]
+
     # --- ends --------------------------------------------------------------------------------
 
     def _find_records(self) -> bool:
         """Updates `_complete`. False if the bytes can't be records."""
         received = self._received
-        while len(received) >= self._complete + RECORD_HEAD_BYTES:
-            at = self._complete
-            size = int.from_bytes(received[at + 3 : at + RECORD_HEAD_BYTES], "big")
+        while len(received) >= self._complete + HEAD_BYTES:
+            size = record_bytes(received, self._complete)
             if size > MAX_RECORD_BYTES:
                 return False
-            if at + RECORD_HEAD_BYTES + size > len(received):
+            if self._complete + size > len(received):
                 break
-            self._complete = at + RECORD_HEAD_BYTES + size
+            self._complete += size
         return True
 
     def _time_out(self) -> None:
@@ -185,10 +196,16 @@ class Handshake(Handshaking, asyncio.Protocol):
         is_wrong = self._port.alpn not in ("", self._tls.selected_alpn_protocol())
         reason = f"the client did not offer {self._port.alpn} by ALPN" if is_wrong else ""
         self._leave(Outcome.WRONG_PROTOCOL if is_wrong else Outcome.DONE, reason)
-        self._incoming.write(self._received)  # the start of a record, if any
+        behind = self._records + self._received
         protocol = asyncio.Protocol() if is_wrong else self._make()
         encrypted = EncryptedTransport(
-            self._raw, self._tls, self._incoming, self._outgoing, protocol, self._port.reading
+            raw=self._raw,
+            tls=self._tls,
+            incoming=self._incoming,
+            outgoing=self._outgoing,
+            protocol=protocol,
+            turns=self._port.reading,
+            received=behind,
         )
         self._raw.resume_reading()
         encrypted.start()
@@ -203,7 +220,7 @@ def reason_of(error: Exception) -> str:
         return f"the client's certificate is refused: {error.verify_message}"
     if isinstance(error, ssl.SSLError) and error.reason:
         return REASONS.get(error.reason, error.reason.lower().replace("_", " "))
-    return f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, HandshakeError) else f"{type(error).__name__}: {error}"
 
 
 REASONS = {

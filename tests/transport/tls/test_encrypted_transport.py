@@ -15,6 +15,7 @@ import uvloop
 
 from server.security.peer import Peer, peer_of
 from server.transport.http2.reading import TURN_BUDGET_S
+from server.transport.tls.encrypted_transport import MAX_WITHOUT_DATA
 from tests.support.tls_files import HOST
 from tests.transport.tls.blocking_client import BlockingClient
 from tests.transport.tls.echo_server import Echo, EchoServer, echo_server
@@ -222,6 +223,34 @@ def test_records_of_a_byte_do_not_hold_the_loop(tmp_path: Path, loop: str) -> No
 
 def test_the_budget_is_that_of_http2() -> None:
     assert TURN_BUDGET_S <= 0.002
+
+
+async def test_a_client_that_changes_its_keys_all_the_time_is_cut(tmp_path: Path) -> None:
+    """OpenSSL's client does it for each line k. It answers a few as any server does."""
+    async with echo_server(tmp_path) as server:
+        client = await asyncio.create_subprocess_exec(
+            *("openssl", "s_client", "-connect", f"{HOST}:{server.port}", "-tls1_3"),
+            *("-alpn", "h2", "-quiet", "-no_ign_eof"),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        assert client.stdin is not None
+        assert client.stdout is not None
+        await server.ended("done")
+        protocol = server.protocols[0]
+        client.stdin.write(b"k\n")
+        await asyncio.sleep(0.05)  # it takes one command from each read
+        client.stdin.write(b"hello\n")
+        assert await client.stdout.readexactly(6) == b"hello\n"
+        changes = 0
+        while not protocol.lost.is_set():
+            changes += 1
+            client.stdin.write(b"k\n")
+            await asyncio.sleep(0.005)
+        assert changes >= MAX_WITHOUT_DATA
+        await client.wait()
+        client.stdin.close()
 
 
 class Hesitant(Echo):
