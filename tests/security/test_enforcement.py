@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from server.api.stubs import open_inference_pb2 as oip
 from server.app import composition
 from server.app.composition import CLASSIFIER as CLASSIFIER_SERVICE
 from server.app.composition import OPEN_INFERENCE as OPEN_INFERENCE_SERVICE
+from server.security.identity.tokens import new_token
 from server.security.permissions import METHOD_ROLES, OPEN_METHODS
 from server.security.principal import Role
 from tests.security.credentials import (
@@ -490,6 +492,29 @@ async def test_streams_of_a_removed_principal_end_and_others_go_on(tmp_path: Pat
         text = one.auth_path.read_text()
         one.auth_path.write_text(text.replace('["classify"]', '["observe"]'))
         assert await kept.code() == DENIED
+
+
+async def test_a_stream_ends_when_its_token_expires(tmp_path: Path) -> None:
+    token = new_token()
+    async with guarded(tmp_path) as one:
+        ends = datetime.now(UTC) + timedelta(seconds=5)
+        with one.auth_path.open("a") as file:
+            file.write(token_lines("team-a", token, ends.isoformat()))
+
+        async def is_known() -> bool:
+            answer = await one.call(path_of("Classify"), classify_request(), [bearer(token)])
+            return answer[0] == OK
+
+        await until(is_known)
+        stream: Any = one.served.channel.stream_stream
+        metadata = as_metadata([bearer(token)])
+        call = stream(OPEN_INFERENCE + "ModelStreamInfer")(metadata=metadata)
+        await call.write(infer_request().SerializeToString())
+        assert not oip.ModelStreamInferResponse.FromString(await call.read()).error_message
+        assert await call.code() == UNAUTHENTICATED
+        assert datetime.now(UTC) >= ends
+        assert await call.details() == "authorization: the token has expired"
+        assert not await is_known()
 
 
 async def test_a_watch_of_a_model_ends_for_a_caller_who_lost_it(tmp_path: Path) -> None:
