@@ -31,7 +31,7 @@ from convserve_client import Client
 
 assert issubclass(language_v1.Document, proto.Message)
 assert error_details_pb2.RetryInfo
-for optional in ("numpy", "PIL", "grpc_health", "rich"):
+for optional in ("numpy", "PIL", "grpc_health", "rich", "ngh2", "uvloop"):
     assert optional not in sys.modules, optional
 with Client(sys.argv[1]) as client:
     client.wait_ready()

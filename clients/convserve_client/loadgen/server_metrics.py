@@ -14,11 +14,14 @@ from urllib.parse import urlsplit
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from convserve_client.loadgen.event_loop import clock
 from convserve_client.security.access import PLAIN, Access
 from convserve_client.security.tls import https_context
 from convserve_client.security.token import bearer, check_secrecy
 
-TIMEOUT_S = 5.0
+TIMEOUT_S = 5.0  # of the connection and of each read
+BODY_TIMEOUT_S = 10.0
+MAX_METRICS_BYTES = 16 << 20
 PHASES = ("decode", "queue", "compute", "respond")
 QUANTILES = {"p50": 0.5, "p99": 0.99}
 
@@ -111,9 +114,21 @@ def fetch(url: str, access: Access = PLAIN) -> str:
             allow_plaintext=access.allow_plaintext_token or not access.token,
         )
         with urllib.request.build_opener(*handlers).open(request, timeout=TIMEOUT_S) as response:
-            return str(response.read().decode())
+            return _read(response).decode()
     except (urllib.error.URLError, OSError, ValueError) as error:
         raise NoMetrics(f"{url}: {getattr(error, 'reason', error)}") from None
+
+
+def _read(response: Any) -> bytes:
+    """The body. Raises ValueError if it is too long, or takes too long."""
+    ends_s, body = clock() + BODY_TIMEOUT_S, b""
+    while part := response.read1(MAX_METRICS_BYTES):
+        body += part
+        if len(body) > MAX_METRICS_BYTES:
+            raise ValueError(f"the response has more than {MAX_METRICS_BYTES:,} bytes")
+        if clock() > ends_s:
+            raise ValueError(f"the response takes more than {BODY_TIMEOUT_S:g} s")
+    return body
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):

@@ -7,10 +7,12 @@ import json
 import os
 import ssl
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from convserve_client.loadgen import server_metrics
 from convserve_client.loadgen.measure import metrics_access
 from convserve_client.loadgen.server_metrics import NoMetrics, fetch
 from convserve_client.security.access import Access
@@ -111,6 +113,23 @@ async def test_metrics_are_read_by_the_server_name(tmp_path: Path) -> None:
         assert await asyncio.to_thread(fetch, url, named) == "up"
         with pytest.raises(NoMetrics, match="mismatch"):
             await asyncio.to_thread(fetch, url, Access(tls=client_tls(authority)))
+
+
+async def test_an_endless_response_is_no_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_metrics, "MAX_METRICS_BYTES", 100_000)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(bytes(10_000))
+                await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/metrics"
+        with pytest.raises(NoMetrics, match="more than 100,000 bytes"):
+            await asyncio.to_thread(fetch, url)
 
 
 async def test_a_redirect_does_not_carry_the_token_away(tmp_path: Path) -> None:
