@@ -65,7 +65,7 @@ from server.telemetry.nvml import gpu_monitor
 from server.telemetry.tracing import Tracing, TracingMissing
 from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
-from server.transport.connection_limits import GRPC, ConnectionLimits
+from server.transport.connection_limits import GRPC, SPEAKS_TLS, ConnectionLimits
 from server.transport.grpc_server import GrpcServer
 from server.transport.http2.frame_limits import REASONS
 from server.transport.listening import listening
@@ -177,7 +177,8 @@ def transport_limits(settings: Settings) -> TransportLimits:
 def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionLimits:
     """The limits of both ports. They never exceed what the system allows the process to open."""
     wanted, files = settings.max_connections, raise_open_files_limit()
-    possible = min(wanted, max(1, files - SPARE_FILES))
+    spare = SPARE_FILES + (settings.max_handshakes if settings.tls_cert else 0)
+    possible = min(wanted, max(1, files - spare))
     if possible < wanted:
         extra = {"max_connections": possible, "wanted": wanted, "open_files_limit": files}
         log.warning("max_connections_lowered", extra=extra)
@@ -187,7 +188,7 @@ def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionL
         settings.trusted_networks(),
         lambda port, reason: metrics.connections_cut.labels(port, reason).inc(),
     )
-    for reason in REASONS:  # start at 0, so that rate() sees the first one
+    for reason in (*REASONS, SPEAKS_TLS):  # start at 0, so that rate() sees the first one
         metrics.connections_cut.labels(GRPC, reason)
     metrics.read_connections(limits.open)
     return limits
@@ -299,7 +300,8 @@ def build_api(
 ) -> Api:
     """The two servers, each with its protocols."""
     metrics = telemetry.metrics
-    tls = tls_of(settings, metrics)
+    connections = build_connection_limits(settings, metrics)
+    tls = tls_of(settings, metrics, connections.is_trusted)
     in_flight = in_flight_limits(settings)
     operations = build_operations(
         settings, resources, models, state, in_flight, access.audit, metrics
@@ -314,7 +316,6 @@ def build_api(
         **reflection_methods(Reflection([*SERVICES, HEALTH]), in_flight, stopping),
         **inference_methods(operations, support),
     }
-    connections = build_connection_limits(settings, metrics)
     grpc_server = GrpcServer(
         methods,
         transport_limits(settings),

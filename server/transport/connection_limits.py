@@ -68,7 +68,7 @@ class ConnectionLimits:
         if self._all_open >= self._max_connections:
             return self._refuse(port, TOO_MANY, host)
         if not self.is_trusted(host):
-            peer = _peer_key(host)
+            peer = peer_key(host)
             if self._by_peer[peer] >= self._max_per_peer:
                 return self._refuse(port, TOO_MANY_OF_PEER, host)
             self._by_peer[peer] += 1
@@ -81,7 +81,7 @@ class ConnectionLimits:
         self._open[port] -= 1
         self._all_open -= 1
         if not self.is_trusted(host):
-            peer = _peer_key(host)
+            peer = peer_key(host)
             self._by_peer[peer] -= 1
             if not self._by_peer[peer]:
                 del self._by_peer[peer]
@@ -111,7 +111,7 @@ def no_limits() -> ConnectionLimits:
     return ConnectionLimits(1 << 31, 1 << 31, (), lambda port, reason: None)
 
 
-def _peer_key(host: str) -> str:
+def peer_key(host: str) -> str:
     """The address that is limited: of an IPv6 address only its network."""
     if ":" not in host:
         return host

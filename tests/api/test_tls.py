@@ -212,12 +212,18 @@ async def test_a_server_with_unusable_files_does_not_start(tmp_path: Path) -> No
             pass
 
 
-async def test_a_client_that_speaks_tls_to_a_plain_http_port_is_counted(tmp_path: Path) -> None:
+async def test_clients_that_speak_tls_to_plain_ports_are_counted_and_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     publish(tmp_path)
     async with serve(tmp_path, load=loading(Mirrors())) as served:
         with pytest.raises(ssl.SSLError, match="WRONG_VERSION_NUMBER"):
             await asyncio.open_connection(HOST, served.server.http_port, ssl=PLAIN.context())
         assert cut(served, "http", "client_speaks_tls") == 1
+        with pytest.raises((ssl.SSLError, ConnectionError)):
+            await asyncio.open_connection(HOST, served.server.port, ssl=PLAIN.context())
+        assert cut(served, "grpc", "client_speaks_tls") == 1
+    assert [vars(one)["reason"] for one in caplog.records if one.message == "connection_cut"]
 
 
 def cut(served: Served, port: str, reason: str) -> float | None:

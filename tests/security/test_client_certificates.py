@@ -22,8 +22,7 @@ from tests.security.guarded import (
     guarded,
     infer_json,
 )
-from tests.support.certificates import issue
-from tests.support.tls_files import HOST, Client, issue_server, options, write
+from tests.support.tls_files import HOST, Client, issue, issue_server, options, write
 
 SERVERS, CLIENTS, STRANGERS = trustme.CA(), trustme.CA(), trustme.CA()
 OK, UNAUTHENTICATED = StatusCode.OK, StatusCode.UNAUTHENTICATED

@@ -14,7 +14,7 @@ import uvloop
 from cryptography.x509 import DNSName, UniformResourceIdentifier
 
 from server.security.peer import Peer, PeerCertificate, certificate_of, peer_of
-from tests.support.certificates import issue
+from tests.support.tls_files import issue
 
 
 async def accepted(listener: socket.socket) -> Peer:

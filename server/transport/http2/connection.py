@@ -30,6 +30,7 @@ from ngh2.events import (
 )
 from ngh2.exceptions import NGH2Error
 
+from server.transport.connection_limits import SPEAKS_TLS
 from server.transport.http2 import frame_limits
 from server.transport.http2.closing import EMPTY_SETTINGS, Closer, fatal, goaway
 from server.transport.http2.frame_limits import FrameLimits
@@ -198,6 +199,8 @@ class ServerConnection(asyncio.Protocol):
             data = self._preface.read(data)
         except OtherProtocol as error:
             self._closer.cut(error.answer)
+            if error.is_tls:
+                self._owner.was_cut(self, SPEAKS_TLS)
             return b""
         if data:
             self.is_greeted = True

@@ -58,6 +58,7 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         self._is_paused = False  # the protocol wants no data
         self._is_read_scheduled = False
         self._is_closing = False
+        self._has_ended = False  # we send no more
 
     def start(self) -> None:
         """Takes over the connection."""
@@ -97,7 +98,7 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         return self._raw.get_extra_info(name, default)
 
     def write(self, data: Bytes) -> None:
-        if not data or self._is_closing:
+        if not data or self._is_closing or self._has_ended:
             return
         try:
             written = self._tls.write(data if len(data) <= MAX_BYTES else data[:MAX_BYTES])
@@ -114,14 +115,10 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
 
     def close(self) -> None:
         """Sends what is buffered and TLS's own end; does not wait for the client's."""
-        if self._is_closing:
-            return
-        self._is_closing = True
-        with suppress(ssl.SSLError):  # SSLWantReadError: the client's end has not come
-            self._tls.unwrap()
-        if self._outgoing.pending:
-            self._raw.write(self._outgoing.read())
-        self._raw.close()
+        if not self._is_closing:
+            self._write_end()
+            self._is_closing = True
+            self._raw.close()
 
     def abort(self) -> None:
         self._is_closing = True
@@ -166,7 +163,21 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         return self._raw.get_write_buffer_size()
 
     def can_write_eof(self) -> bool:
-        return False
+        return True
+
+    def write_eof(self) -> None:
+        """Sends TLS's own end, and that of TCP; the client may go on sending."""
+        if not self._is_closing:
+            self._write_end()
+            self._raw.write_eof()
+
+    def _write_end(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            with suppress(ssl.SSLError):  # SSLWantReadError: the client's end has not come
+                self._tls.unwrap()
+            if self._outgoing.pending:
+                self._raw.write(self._outgoing.read())
 
     # --- reading -----------------------------------------------------------------------------
 

@@ -11,13 +11,13 @@ from enum import Enum
 from typing import Any
 
 from server.security.peer import address_of
+from server.transport.connection_limits import peer_key
 from server.transport.http2.reading import ReadingTurns
 from server.transport.tls.encrypted_transport import EncryptedTransport
 from server.transport.tls.records import HEAD_BYTES, MAX_RECORD_BYTES, record_bytes
 from server.transport.tls.turns import HandshakeTurns, Handshaking
 
 HANDSHAKE_RECORD = 0x16
-FIRST_BYTES = b"\x16\x03"  # of a client: a handshake record of SSL 3 or TLS
 
 # The longest honest handshake needs five: TLS 1.2, with a certificate of the client. A client may
 # use more, for large certificates.
@@ -54,6 +54,7 @@ class TlsPort:
     not_tls: Callable[[bytes], bytes]  # answer for a client whose first bytes are not TLS
     wrong_protocol: bytes  # answer, encrypted, for a client without `alpn`
     timeout_s: float
+    is_trusted: Callable[[str], bool]  # whether a host has no limits of its own
     reading: ReadingTurns  # of connections whose handshake is done
     ended: Callable[[Outcome, str, str], None]  # with the peer's host and the reason
 
@@ -86,10 +87,12 @@ class Handshake(Handshaking, asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._raw = transport
-        self.host = address_of(transport)[0]
+        self._host = address_of(transport)[0]
+        self.peer = peer_key(self._host)
+        self.is_trusted = self._port.is_trusted(self._host)
         if not self._turns.enter(self):
             self.is_over = True
-            self._port.ended(Outcome.REFUSED, self.host, TOO_MANY)
+            self._port.ended(Outcome.REFUSED, self._host, TOO_MANY)
             self._raw.abort()
             return
         self._timer = asyncio.get_running_loop().call_later(self._port.timeout_s, self._time_out)
@@ -189,7 +192,7 @@ class Handshake(Handshaking, asyncio.Protocol):
         self._turns.leave(self)
         if self._timer is not None:
             self._timer.cancel()
-        self._port.ended(outcome, self.host, reason)
+        self._port.ended(outcome, self._host, reason)
 
     def _finish(self) -> None:
         assert self._tls is not None

@@ -33,11 +33,19 @@ NEEDS_GRPC = (
 class Tls:
     """TLS of both ports. Used on the event loop's thread only."""
 
-    def __init__(self, credentials: TlsCredentials, metrics: Metrics, settings: Settings) -> None:
+    def __init__(
+        self,
+        credentials: TlsCredentials,
+        metrics: Metrics,
+        settings: Settings,
+        is_trusted: Callable[[str], bool],
+    ) -> None:
+        """`is_trusted` says whether a host has no limits of its own, as proxies have none."""
         self._credentials = credentials
         self._metrics = metrics
         self._timeout_s = settings.tls_handshake_timeout_s
         self._turns = HandshakeTurns(settings.max_handshakes, HANDSHAKE_THREADS)
+        self._is_trusted = is_trusted
         self._reading = ReadingTurns()
         self._log = LimitedLog(log)
         self._grpc = self._port("grpc", lambda: credentials.contexts.grpc, GRPC_PROTOCOL)
@@ -75,6 +83,7 @@ class Tls:
             alpn=alpn,
             not_tls=plain_answer,
             wrong_protocol=http1_answer("505 HTTP Version Not Supported", NEEDS_GRPC),
+            is_trusted=self._is_trusted,
             reading=self._reading,
             timeout_s=self._timeout_s,
             ended=partial(self._ended, name),
@@ -87,7 +96,7 @@ class Tls:
             self._log.log(logging.WARNING, "tls_handshake_failed", fields)
 
 
-def tls_of(settings: Settings, metrics: Metrics) -> Tls | None:
+def tls_of(settings: Settings, metrics: Metrics, is_trusted: Callable[[str], bool]) -> Tls | None:
     """None if the settings name no certificate. Raises CannotServe if its files can't be used."""
     if not settings.tls_cert:
         return None
@@ -97,7 +106,7 @@ def tls_of(settings: Settings, metrics: Metrics) -> Tls | None:
         Path(settings.tls_client_ca) if settings.tls_client_ca else None,
     )
     credentials = TlsCredentials(files, requires_client=settings.tls_client == "required")
-    return Tls(credentials, metrics, settings)
+    return Tls(credentials, metrics, settings, is_trusted)
 
 
 def plain_answer(first: bytes) -> bytes:

@@ -14,7 +14,8 @@ PEER_SHARE = 0.5  # of all handshakes in progress that one address may hold
 class Handshaking(ABC):
     """A connection in its handshake. `step` runs in a thread, all else on the event loop's."""
 
-    host: str  # address of the peer
+    peer: str  # the address that takes turns with others
+    is_trusted: bool  # the peer may hold all places, as proxies do
     is_over: bool
 
     @abstractmethod
@@ -71,12 +72,13 @@ class HandshakeTurns:
         """Takes a place for a new handshake, which waits for its client. False if there is none."""
         if self._is_closed:
             return False
-        peer = self._peers.get(handshake.host)
-        if peer is not None and peer.count >= self._max_per_peer and not _evict(peer.waiting):
+        peer = self._peers.get(handshake.peer)
+        is_full = peer is not None and peer.count >= self._max_per_peer
+        if peer is not None and is_full and not handshake.is_trusted and not _evict(peer.waiting):
             return False
         if len(self._all) >= self._max and not _evict(self._waiting):
             return False
-        peer = self._peers.setdefault(handshake.host, _Peer())
+        peer = self._peers.setdefault(handshake.peer, _Peer())
         peer.count += 1
         self._all.add(handshake)
         self._wait(peer, handshake)
@@ -84,7 +86,7 @@ class HandshakeTurns:
 
     def ready(self, handshake: Handshaking) -> None:
         """The client has sent something: `step` runs when it is the handshake's turn."""
-        peer = self._peers[handshake.host]
+        peer = self._peers[handshake.peer]
         self._stop_waiting(peer, handshake)
         if not peer.ready:
             self._turns.append(peer)
@@ -93,16 +95,16 @@ class HandshakeTurns:
 
     def wait(self, handshake: Handshaking) -> None:
         """The handshake has computed and waits for its client again."""
-        self._wait(self._peers[handshake.host], handshake)
+        self._wait(self._peers[handshake.peer], handshake)
 
     def leave(self, handshake: Handshaking) -> None:
         """Gives the place up. A handshake that is ready stays so, and computes nothing then."""
-        peer = self._peers[handshake.host]
+        peer = self._peers[handshake.peer]
         self._stop_waiting(peer, handshake)
         peer.count -= 1
         self._all.discard(handshake)
         if not peer.count:
-            del self._peers[handshake.host]
+            del self._peers[handshake.peer]
 
     def close(self) -> None:
         """Ends all handshakes. Waits for the steps that compute now."""

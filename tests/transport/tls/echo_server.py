@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -94,12 +94,18 @@ async def echo_server(
     make: Callable[[], Echo] = Echo,
     client_ca: trustme.CA | None = None,
     issued: trustme.LeafCert = ISSUED,
+    trusted: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[EchoServer]:
     """Listens on a free port, with the handshakes of the gRPC port."""
     files = write(folder, issued, client_ca=client_ca)
     metrics = Metrics()
-    tls = Tls(TlsCredentials(files, requires_client=True), metrics, Settings(**options))
+    tls = Tls(
+        TlsCredentials(files, requires_client=True),
+        metrics,
+        Settings(**options),
+        trusted.__contains__,
+    )
     protocols: list[Echo] = []
 
     def connect() -> Echo:

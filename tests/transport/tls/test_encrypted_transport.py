@@ -152,6 +152,37 @@ def test_the_server_s_end_is_seen_by_the_client(tmp_path: Path, loop: str) -> No
 
 
 @both_loops
+def test_a_half_closed_connection_still_receives(tmp_path: Path, loop: str) -> None:
+    """So a client that is cut can read why, while it sends."""
+
+    async def main() -> None:
+        async with echo_server(tmp_path) as server:
+
+            def talk() -> tuple[bytes, bytes]:
+                client = BlockingClient(server.port)
+                client.tcp.sendall(client.records(b"hello"))
+                answer = client.receive(8), client.tls.read(10)
+                client.tcp.sendall(client.records(b"more"))
+                client.tcp.close()
+                return answer
+
+            talking = asyncio.create_task(asyncio.to_thread(talk))
+            await server.ended("done")
+            protocol = server.protocols[0]
+            while not protocol.received:
+                await asyncio.sleep(0.001)
+            protocol.transport.write(b"bye")
+            assert protocol.transport.can_write_eof()
+            protocol.transport.write_eof()
+            protocol.transport.write(b"lost")
+            assert await talking == (b"hellobye", b"")
+            await protocol.lost.wait()
+            assert protocol.received == 9
+
+    LOOPS[loop](main())
+
+
+@both_loops
 def test_changed_bytes_end_the_connection(tmp_path: Path, loop: str) -> None:
     async def main() -> None:
         async with echo_server(tmp_path) as server:

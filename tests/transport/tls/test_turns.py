@@ -13,8 +13,11 @@ from server.transport.tls.turns import HandshakeTurns, Handshaking
 class Recorded(Handshaking):
     """A handshake whose steps are noted; it is over after the first."""
 
-    def __init__(self, turns: HandshakeTurns, host: str, log: list[str]) -> None:
-        self.host = host
+    def __init__(
+        self, turns: HandshakeTurns, peer: str, log: list[str], *, is_trusted: bool = False
+    ) -> None:
+        self.peer = peer
+        self.is_trusted = is_trusted
         self.is_over = False
         self.gate: threading.Event | None = None
         self.done = asyncio.Event()
@@ -24,7 +27,7 @@ class Recorded(Handshaking):
     def step(self) -> None:
         if self.gate is not None:
             assert self.gate.wait(20)
-        self._log.append(self.host)
+        self._log.append(self.peer)
 
     def step_done(self) -> None:
         self.done.set()
@@ -32,7 +35,7 @@ class Recorded(Handshaking):
             self.leave()
 
     def evict(self) -> None:
-        self._log.append(f"{self.host} evicted")
+        self._log.append(f"{self.peer} evicted")
         self.leave()
 
     def leave(self) -> None:
@@ -85,6 +88,15 @@ async def test_an_address_that_holds_its_share_ends_its_own_handshakes() -> None
             assert turns.enter(Recorded(turns, "flood", log))
         assert log == ["flood evicted"]
         assert turns.in_progress == 3
+
+
+async def test_a_trusted_address_may_hold_all_places() -> None:
+    log: list[str] = []
+    with handshake_turns(4) as turns:
+        for _ in range(4):
+            assert turns.enter(Recorded(turns, "proxy", log, is_trusted=True))
+        assert turns.in_progress == 4
+        assert not log
 
 
 async def test_handshakes_that_compute_keep_their_places() -> None:

@@ -27,7 +27,7 @@ from server.api.http.protocol.reading import TURN_S, ReadFlow, ReadingTurns
 from server.security.peer import peer_of
 from server.telemetry.clock import clock
 from server.transport.connection_limits import HTTP, SPEAKS_TLS, ConnectionLimits
-from server.transport.tls.handshake import FIRST_BYTES
+from server.transport.http2.preface import TLS_FIRST_BYTES
 
 # Uvicorn warns of each invalid request, and only says that there was one. The limits count them.
 ERRORS_ONLY = logging.getLogger("uvicorn.error.connection")
@@ -192,7 +192,7 @@ class HttpConnection(H11Protocol):
         status, reason, detail = HTTPStatus(error.error_status_hint), INVALID, ""
         if isinstance(error, RequestError):
             reason, detail = error.reason, str(error)
-        elif self.conn.trailing_data[0].startswith(FIRST_BYTES):
+        elif self.conn.trailing_data[0].startswith(TLS_FIRST_BYTES):
             reason, detail = SPEAKS_TLS, "this port speaks HTTP without TLS"
         self._limits.cut(HTTP, reason, self._host)
         self._respond(status, detail or DETAILS.get(status, DETAILS[HTTPStatus.BAD_REQUEST]))
