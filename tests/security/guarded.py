@@ -98,3 +98,9 @@ def infer_request(model: str = SEEN) -> oip.ModelInferRequest:
 def infer_json(size: int = 8 * 6 * 3) -> dict[str, Any]:
     tensor = {"name": "image", "datatype": "UINT8", "shape": [1, 8, 6, 3], "data": [0] * size}
     return {"inputs": [tensor]}
+
+
+def path_of(method: str) -> str:
+    return (CLASSIFIER if method in ("Classify", "ListModels", "GetModel") else OPEN_INFERENCE) + (
+        method
+    )
