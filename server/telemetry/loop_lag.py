@@ -30,6 +30,11 @@ class LoopLag:
         self._task_s = 0.0
 
     @property
+    def task_s(self) -> float:
+        """Recent seconds per task."""
+        return self._task_s
+
+    @property
     def wait_s(self) -> float:
         """Seconds that a new task would wait."""
         return self._waiting * self._task_s

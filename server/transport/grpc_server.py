@@ -20,6 +20,7 @@ from grpc import StatusCode
 from server.telemetry.loop_lag import LoopLag
 from server.transport.access import CallAccess, EverybodyMayCall
 from server.transport.calls.calls_in_progress import BUSY_RETRY_S, CallsInProgress, TransportLimits
+from server.transport.calls.fair_starts import FairStarts
 from server.transport.calls.grpc_call import GrpcCall
 from server.transport.calls.streaming_call import StreamingCall
 from server.transport.calls.unary_call import UnaryCall
@@ -87,6 +88,11 @@ class GrpcServer:
         self._no_connections = asyncio.Event()
         self._no_connections.set()
         self._is_stopping = False
+
+    @property
+    def starts(self) -> FairStarts:
+        """Decides when calls start; other protocols use it too."""
+        return self._calls.starts
 
     @property
     def receiving_bytes(self) -> int:
@@ -194,12 +200,14 @@ class GrpcServer:
         head, method, caller = route.head, route.method, route.caller
         if route.refusal is not None or not method or not caller or self._calls.is_refusing:
             return self._refusal(route)
-        if self._calls.is_full and not self._early_refusal.is_modest(sender.open_streams):
+        if self._early_refusal.is_full(caller.principal, sender.open_streams):
             method.refused(StatusCode.RESOURCE_EXHAUSTED)
             return FULL_REFUSAL
         if isinstance(method, UnaryMethod):
             if head.timeout_s is not None:
-                abort = self._early_refusal.of(method, head.timeout_s, sender.open_streams)
+                open_streams = sender.open_streams
+                principal = caller.principal
+                abort = self._early_refusal.of(method, principal, head.timeout_s, open_streams)
                 if abort is not None:
                     return (*RESPONSE_HEAD, *abort.trailers)
             return UnaryCall(self._calls, sender, stream_id, head, method, caller)

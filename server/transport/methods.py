@@ -43,6 +43,9 @@ class WireCall(Protocol):
     def time_remaining(self) -> float | None:
         """Seconds to the client's deadline; None if it set none."""
 
+    async def turn(self, size: int) -> None:
+        """Waits until another request of the same stream, with `size` bytes, may start."""
+
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """The request's metadata, values of -bin keys as bytes."""
 

@@ -174,6 +174,7 @@ class _StreamHandler:
 
     async def _respond(self, call: WireCall, left_s: float | None, data: bytes) -> bytes:
         """Answers one request; a failure becomes a message too."""
+        await call.turn(len(data))
         after_response = self._handler.support.after_response
         context = CallContext(clock(), call.deadline_s, after_response, call.caller)
         try:

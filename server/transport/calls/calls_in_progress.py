@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from server.security.fair_limit import FairLimit
+from server.security.principal import ANONYMOUS, Principal
 from server.telemetry.loop_lag import LoopLag
+from server.transport.calls.fair_starts import FairStarts
 from server.transport.compression import Inflater
 
 C = TypeVar("C")
@@ -41,13 +44,15 @@ class CallsInProgress(Generic[C]):
         self.limits = limits
         self.inflater = inflater
         self.loop_lag = loop_lag
+        self.starts = FairStarts(loop_lag)
         self.loop = asyncio.get_running_loop()
         self.receiving_bytes = 0  # of messages that are not complete or not read
         self.is_refusing = False  # new calls end UNAVAILABLE
         self.is_full = False  # there are as many calls as the limits allow
         self.idle = asyncio.Event()  # no call is in progress
         self.idle.set()
-        self._calls: set[C] = set()
+        self._calls: dict[C, Principal] = {}
+        self._by_principal = FairLimit(limits.calls)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -56,14 +61,22 @@ class CallsInProgress(Generic[C]):
         """The calls now in progress; they may end while they are visited."""
         return iter(list(self._calls))
 
-    def add(self, call: C) -> None:
+    def fits(self, principal: Principal) -> bool:
+        """Whether a principal may have one more call."""
+        return self._by_principal.fits(principal, 1)
+
+    def add(self, call: C, principal: Principal) -> None:
         if not self._calls:
             self.idle.clear()
-        self._calls.add(call)
+        self._calls[call] = principal
+        if principal.name != ANONYMOUS:
+            self._by_principal.add(principal, 1)
         self.is_full = len(self._calls) >= self.limits.calls
 
     def remove(self, call: C) -> None:
-        self._calls.discard(call)
+        principal = self._calls.pop(call, None)
+        if principal is not None and principal.name != ANONYMOUS:
+            self._by_principal.remove(principal, 1)
         self.is_full = False
         if not self._calls:
             self.idle.set()

@@ -78,7 +78,7 @@ class GrpcCall(RequestStream):
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._abort: Abort | None = None  # the status that a cancelled task ends with
-        calls.add(self)
+        calls.add(self, caller.principal)
         if head.timeout_s is not None:
             self.deadline_s = self.arrived_s + head.timeout_s
             # The loop's clock ticks in milliseconds. The extra one keeps it from being early.
@@ -89,6 +89,10 @@ class GrpcCall(RequestStream):
     def time_remaining(self) -> float | None:
         """Seconds to the client's deadline; None if it set none."""
         return None if self.deadline_s == math.inf else self.deadline_s - time.monotonic()
+
+    async def turn(self, size: int) -> None:
+        """Waits until another request of the same stream, with `size` bytes, may start."""
+        await self._calls.starts.turn(self.caller.principal, size)
 
     def metadata(self) -> list[tuple[str, str | bytes]]:
         """The request's metadata, values of -bin keys as bytes."""

@@ -6,6 +6,7 @@ import asyncio
 
 from grpc import StatusCode
 
+from server.security.principal import ANONYMOUS
 from server.transport.calls.grpc_call import GrpcCall
 from server.transport.calls.messages import framed, whole_message
 from server.transport.metadata import trailers
@@ -63,6 +64,9 @@ class UnaryCall(GrpcCall):
             self._start(self._run(message, compressed))
 
     async def _run(self, message: bytes, is_compressed: bool = False) -> None:
+        principal = self.caller.principal
+        if principal.name != ANONYMOUS:
+            await self._calls.starts.turn(principal, len(message))
         self._has_started = True
         calls, method = self._calls, self._method
         calls.loop_lag.task_started()
