@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 PREFIX = "CONVSERVE_"
-OTHER_VARIABLES = {"CACHE"}  # CONVSERVE_CACHE belongs to the build
+OTHER_VARIABLES = {"CACHE", "TOKEN"}  # they belong to the build and to clients
 
 # Kubernetes sets variables with our prefix if a Service is called convserve or convserve-http.
 # CONVSERVE_PORT=tcp://... and CONVSERVE_HTTP_PORT even have the names of our options.

@@ -126,7 +126,8 @@ def test_variables_of_a_kubernetes_service_with_our_name_are_ignored(service: st
 
 
 def test_other_variables_are_ignored() -> None:
-    assert parse([], {"PATH": "/bin", "PORT": "1", "CONVSERVE_CACHE": "/tmp"}) == Settings()
+    others = {"PATH": "/bin", "PORT": "1", "CONVSERVE_CACHE": "/tmp", "CONVSERVE_TOKEN": "cs_1_2"}
+    assert parse([], others) == Settings()
 
 
 def test_the_maximum_of_max_image_pixels_is_the_decoders_limit() -> None:

@@ -114,7 +114,7 @@ async def test_certificates_that_do_not_fit_fail_at_once(
 async def test_a_server_that_requires_a_certificate_says_so(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 3.0)
     required = credentials(authority.issue("127.0.0.1"), authority.pem)
     async with echo_server(required) as (target, _):
         error = await connect_and_fail(target, Access(tls=client_tls(authority)))
@@ -124,7 +124,7 @@ async def test_a_server_that_requires_a_certificate_says_so(
 async def test_plaintext_and_tls_are_told_apart(
     authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(channel_module, "CONNECT_TIMEOUT_S", 3.0)
     async with echo_server(None) as (target, _):
         error = await connect_and_fail(target, Access(tls=client_tls(authority)))
         assert f"{target} does not speak TLS" in str(error)
