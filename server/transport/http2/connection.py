@@ -219,7 +219,7 @@ class ServerConnection(asyncio.Protocol):
         self.sender.release(was_scheduled)
         if self._reader.is_paused and not self.sender.is_closed:
             self._transport.pause_reading()
-            self._owner.turns.add(self._continue_reading)
+            self._owner.turns.add(self._continue_reading, is_new=self._reader.is_new)
 
     def _continue_reading(self) -> None:
         """Reads on, in a later turn."""
