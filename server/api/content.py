@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+from server.api.decode_time import Data
 from server.api.decoders import Decoders, Work
 from server.engines.base import RowSource
 from server.errors import InvalidInput
@@ -26,6 +27,10 @@ class Content(ABC):
     @abstractmethod
     def count(self, model: LoadedModel, max_images: int) -> int:
         """The number of images. Makes all checks that need no pixels. Raises InvalidInput."""
+
+    def thread_work(self, spec: InputSpec) -> Sequence[Data]:
+        """The data that threads must decode to make the pixels; empty if there is none."""
+        return ()
 
     @abstractmethod
     def pixels(
@@ -94,6 +99,7 @@ class EmptyImage(NamedTuple):
     """An image without content: an error, found once the request is admitted."""
 
     field: str
+    data: bytes = b""
 
     def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
         raise InvalidInput(self.field, "is empty; give encoded or raw")
@@ -104,6 +110,10 @@ class EmptyImage(NamedTuple):
 
 class OneImage(Protocol):
     """An image of a request, in one of its forms."""
+
+    @property
+    def data(self) -> bytes:
+        """The bytes of its file or of its pixels."""
 
     def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
         """The function that makes its row, with the arguments. Raises InvalidInput."""
@@ -122,6 +132,9 @@ class ImageList(Content):
 
     def count(self, model: LoadedModel, max_images: int) -> int:
         return check_count("images", len(self._images), max_images)
+
+    def thread_work(self, spec: InputSpec) -> Sequence[Data]:
+        return [image.data for image in self._images if not image.has_shape(spec)]
 
     def pixels(self, spec: InputSpec, decoders: Decoders) -> Pixels | Awaitable[Pixels]:
         if len(self._images) == 1:
@@ -158,6 +171,10 @@ class PixelBatch(Content):
 
     def count(self, model: LoadedModel, max_images: int) -> int:
         return check_count("pixels.count", self._count, max_images)
+
+    def thread_work(self, spec: InputSpec) -> Sequence[Data]:
+        is_model_size = (self._height, self._width, self._channels) == spec.shape
+        return () if is_model_size else (self._data,)
 
     def pixels(self, spec: InputSpec, decoders: Decoders) -> Pixels | Awaitable[Pixels]:
         size = self._height, self._width, self._channels

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 
+from server.api.decode_time import Data, DecodeBacklog, DecodeTimes
 from server.errors import Overloaded
 from server.images.fair_threads import FairThreads
 from server.images.input_spec import ImageLimits, Pixels
@@ -30,10 +31,14 @@ class DecoderQueue:
     Principals share the threads and the room. Used on the event loop's thread only.
     """
 
-    def __init__(self, executor: Executor, limits: ImageLimits, *, max_waiting: int) -> None:
+    def __init__(
+        self, executor: Executor, limits: ImageLimits, *, threads: int, max_waiting: int
+    ) -> None:
+        """`threads` is the number of the executor's threads."""
         self.limits = limits
         self.reserved = replace(limits, memory=UNLIMITED)  # for work that holds its memory already
         self.threads = FairThreads(executor)
+        self.backlog = DecodeBacklog(threads)
         self._waiting = FairLimit(max_waiting)
         self._image_s = 0.0  # moving average for one image while all threads are busy
         self._of_everybody = Decoders(self, LOCAL_CALLER)
@@ -76,6 +81,10 @@ class Decoders:
     def limits(self) -> ImageLimits:
         return self._queue.limits
 
+    def ready_in_s(self, work: Sequence[Data]) -> float:
+        """Seconds until the pixels of such images would be there."""
+        return self._queue.backlog.ready_in_s(self._principal.name, work)
+
     async def rows(self, rows: list[Pixels | None], work: Sequence[Work]) -> Pixels:
         """[N, H, W, C] from the rows; `work` makes those that are None. Raises Overloaded."""
         if work:
@@ -94,9 +103,16 @@ class Decoders:
         queue, principal = self._queue, self._principal
         queue.begin(principal, images)
         began_s = clock()
+        backlog = queue.backlog
+        sources = [_source(arguments) for _, _, arguments in work]
+        waiting_s = backlog.add(principal.name, sources)
         futures = [
-            asyncio.wrap_future(queue.threads.submit(principal, function, *arguments))
-            for _, function, arguments in work
+            asyncio.wrap_future(
+                queue.threads.submit(
+                    principal, _measured, backlog.times, source, function, *arguments
+                )
+            )
+            for source, (_, function, arguments) in zip(sources, work, strict=True)
         ]
         try:
             for (index, function, arguments), future in zip(work, futures, strict=True):
@@ -107,6 +123,7 @@ class Decoders:
             queue.measured(clock() - began_s)
         finally:
             queue.end(principal, images)
+            backlog.remove(principal.name, waiting_s)
             for future in futures:  # not needed if one failed, or if the caller cancelled
                 if not future.cancel() and not future.cancelled():
                     future.exception()
@@ -129,3 +146,17 @@ class Decoders:
         running = queue.threads.submit(self._principal, function, *arguments)
         running.add_done_callback(lambda _: memory.release(needed))  # also if it never starts
         return await asyncio.wrap_future(running)
+
+
+def _source(arguments: tuple[Any, ...]) -> Data:
+    """What a piece of work decodes; empty if that is a message."""
+    first = arguments[0]
+    return first if isinstance(first, (bytes, memoryview)) else b""
+
+
+def _measured(times: DecodeTimes, source: Data, function: Callable[..., T], *arguments: Any) -> T:
+    """Calls the function in a thread, and records how long it takes."""
+    began_s = clock()
+    result = function(*arguments)
+    times.record(source, clock() - began_s)
+    return result

@@ -15,7 +15,7 @@ import numpy as np
 
 from server.api.content import Content
 from server.api.context import CallContext
-from server.api.decoders import DecoderQueue
+from server.api.decoders import DecoderQueue, Decoders
 from server.api.visible_models import VisibleModels
 from server.engines.base import Outputs, RowSource
 from server.errors import InvalidInput, ServingError
@@ -110,9 +110,9 @@ class Inference:
         if request.outputs is not None:
             request.outputs.check(model, images)
         try:
-            reservation = self._admit(model, images, request, context)
+            decoders = self._decoders.of(context.caller.principal)
+            reservation = self._admit(model, images, request, context, decoders)
             try:
-                decoders = self._decoders.of(context.caller.principal)
                 made = request.content.pixels(model.spec, decoders)
                 pixels = made if isinstance(made, (np.ndarray, RowSource)) else await made
             except BaseException:
@@ -141,14 +141,22 @@ class Inference:
         )
 
     def _admit(
-        self, model: LoadedModel, images: int, request: InferenceRequest, context: CallContext
+        self,
+        model: LoadedModel,
+        images: int,
+        request: InferenceRequest,
+        context: CallContext,
+        decoders: Decoders,
     ) -> Reservation:
         """Reserves time for a request, within the quota of its principal.
+
+        The time to decode its images counts. They are decoded only if it is admitted.
 
         An admitted request is charged for good, even if it fails later: the server works for it.
         A request that the scheduler refuses costs nothing.
         """
         principal = context.caller.principal
+        work = request.content.thread_work(model.spec)
         has_quota = principal.images_per_s < math.inf
         if has_quota:
             self._quotas.charge(principal, images, clock())
@@ -159,6 +167,7 @@ class Inference:
                 deadline_s=request.deadline_s,
                 priority=request.priority,
                 principal=principal,
+                ready_in_s=decoders.ready_in_s(work) if work else 0.0,
                 trace=context.trace,
             )
         except ServingError:

@@ -142,9 +142,8 @@ class Api(NamedTuple):
 @contextmanager
 def opened(settings: Settings) -> Iterator[Resources]:
     """Raises CannotServe if an address is taken."""
-    decoder_threads = settings.decode_threads or settings.threads or available_cores()
     with (
-        ThreadPoolExecutor(decoder_threads, "decode") as decoding,
+        ThreadPoolExecutor(decoder_threads(settings), "decode") as decoding,
         load_thread() as loading,
         Inflater() as inflater,
         listening(settings.host, settings.port, settings.unix_socket) as grpc_socket,
@@ -172,6 +171,10 @@ def transport_limits(settings: Settings) -> TransportLimits:
         connection_age_s=settings.max_connection_age_s,
         connection_age_grace_s=settings.max_connection_age_grace_s,
     )
+
+
+def decoder_threads(settings: Settings) -> int:
+    return settings.decode_threads or settings.threads or available_cores()
 
 
 def build_connection_limits(settings: Settings, metrics: Metrics) -> ConnectionLimits:
@@ -265,7 +268,9 @@ def build_operations(
         memory=MemoryBudget(settings.max_decoding_bytes),
     )
     max_waiting = min(settings.queue_rows, MAX_DECODING_IMAGES)
-    decoders = DecoderQueue(resources.decoding, limits, max_waiting=max_waiting)
+    decoders = DecoderQueue(
+        resources.decoding, limits, threads=decoder_threads(settings), max_waiting=max_waiting
+    )
     visible = VisibleModels(models.registry)
     quotas = Quotas()
     inference = Inference(visible, decoders, quotas, metrics.principals, max_images=max_images)

@@ -152,6 +152,7 @@ class DeviceExecutor:
         deadline_s: float = math.inf,
         priority: int = 0,
         principal: Principal = LOCAL_CALLER,
+        ready_in_s: float = 0.0,
         trace: Trace | None = None,
     ) -> Reservation:
         """Reserves queue capacity for `rows` rows, or refuses the request.
@@ -159,6 +160,7 @@ class DeviceExecutor:
         This happens before its images are decoded, so a refusal costs little.
 
         `deadline_s` is a time on `telemetry.clock`. The request uses the share of its `principal`.
+        Its pixels are expected in `ready_in_s`.
         The batches of the request are added to its `trace`. Raises Overloaded, DeadlineUnreachable
         or ModelNotReady. Call `run` or `release` of the reservation.
         """
@@ -173,6 +175,7 @@ class DeviceExecutor:
             done_by_s,
             priority,
             principal,
+            ready_s=now_s + ready_in_s,
             future=self._loop.create_future(),
             trace=trace,
         )

@@ -97,6 +97,9 @@ class Admission:
         plan = None
         for candidate in candidates:
             end_s = finish_s(candidate, starts, rows, share)
+            if request.ready_s > now_s:  # its images must be decoded
+                own_s = alone_s(candidate, request.rows, candidate.latency.p50_s)
+                end_s = max(end_s, request.ready_s + own_s)
             request.predicted_s = min(request.predicted_s, end_s)
             if end_s <= limit_s:
                 plan = candidate
@@ -135,7 +138,8 @@ class Admission:
         """
         for plan in queue.plans:
             seconds = alone_s(plan, request.rows, plan.latency.profile)
-            request.predicted_s = min(request.predicted_s, now_s + seconds)
+            end_s = max(now_s, request.ready_s) + seconds
+            request.predicted_s = min(request.predicted_s, end_s)
         if request.predicted_s > limit_s:
             raise self._refusal(queue, request, now_s, _too_late(queue, request))
 
@@ -206,7 +210,7 @@ class Admission:
         return Overloaded(
             f"{reason}: {own.rows} images wait for {queue.model}, about {queued_s * 1e3:.0f} ms "
             "of work",
-            retry_after_s=max(excess_s, 0.0) + batch_s,
+            retry_after_s=max(excess_s, request.ready_s - now_s, 0.0) + batch_s,
         )
 
     def _drain_s(self, queue: ModelQueue, own: PrincipalQueue, rows: int, now_s: float) -> float:
@@ -224,7 +228,9 @@ def _wait_limit_s(queue: ModelQueue) -> float:
 
 def _too_late(queue: ModelQueue, request: Request) -> str:
     if not request.best_effort:
-        return "the deadline cannot be met"
+        decode_s = request.ready_s - request.arrived_s
+        decoding = f"; its images are decoded in {decode_s * 1e3:.0f} ms" if decode_s > 0 else ""
+        return f"the deadline cannot be met{decoding}"
     return f"a request without a deadline waits at most {_wait_limit_s(queue):g} s"
 
 

@@ -45,6 +45,7 @@ class Request:
     # The client set no deadline. `deadline_s` is then the model's latency objective: it orders the
     # request, but the request does not expire.
     best_effort: bool = False
+    ready_s: float = 0.0  # when its pixels are expected
     is_ready: bool = False  # its pixels are available, so it can run
     taken_rows: int = 0  # rows that are in batches
     is_cancelled: bool = False

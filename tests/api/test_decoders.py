@@ -46,7 +46,7 @@ def png(width: int, height: int, mode: str = "RGB") -> bytes:
 async def decoders(memory_bytes: int, max_waiting: int = 8) -> AsyncIterator[Decoders]:
     limits = ImageLimits(memory=MemoryBudget(memory_bytes))
     with ThreadPoolExecutor(4) as threads:
-        yield DecoderQueue(threads, limits, max_waiting=max_waiting).of(LOCAL_CALLER)
+        yield DecoderQueue(threads, limits, threads=4, max_waiting=max_waiting).of(LOCAL_CALLER)
 
 
 def work(one: Decoders, *files: bytes) -> tuple[list[Any], list[Work]]:

@@ -36,11 +36,11 @@ class Form(NamedTuple):
 class Base64File(NamedTuple):
     """An image file in base64."""
 
-    text: bytes
+    data: bytes  # its text
     field: str  # its name in the form
 
     def work(self, spec: InputSpec, limits: ImageLimits) -> tuple[Callable[..., Pixels], Any]:
-        return _decode_base64_file, (self.text, spec, limits, self.field)
+        return _decode_base64_file, (self.data, spec, limits, self.field)
 
     def has_shape(self, spec: InputSpec) -> bool:
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Sequence
 
 from server.api.content import Content, check_count
+from server.api.decode_time import Data
 from server.api.decoders import Decoders
 from server.api.in_flight import InFlightLimits
 from server.api.v2.shared_memory import CallWindows, SharedData
@@ -81,6 +82,11 @@ class TensorContent(Content):
         check_count(f"{field}.shape[0]", tensor.shape[0], max_images)
         self._data = self._find_data(position)
         return tensor.shape[0]
+
+    def thread_work(self, spec: InputSpec) -> Sequence[Data]:
+        tensor, data = self._inputs[self._position], self._data
+        assert data is not None, "the request is checked before its pixels are made"
+        return data.thread_work(is_encoded=tensor.name == ENCODED)
 
     def pixels(
         self, spec: InputSpec, decoders: Decoders

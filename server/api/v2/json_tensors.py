@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from server.api.decode_time import Data
 from server.api.decoders import Decoders
 from server.api.v2.base64_text import NotBase64, decode_base64
 from server.api.v2.tensors import InputTensor, TensorData, check_size, decode_files
@@ -34,6 +35,9 @@ class JsonData(TensorData):
     def __init__(self, field: str, text: memoryview) -> None:
         self._field = field
         self._text = text
+
+    def thread_work(self, *, is_encoded: bool) -> Sequence[Data]:
+        return (self._text,)
 
     def pixels(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Awaitable[Pixels]:
         arguments = self._text, tensor.shape, self._field

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from server.api.decode_time import Data
 from server.api.decoders import Decoders, Work
 from server.api.inference import InferenceResponse
 from server.api.v2.versions import MAX_QUOTED
@@ -50,6 +51,10 @@ class TensorData(ABC):
     __slots__ = ()
 
     NOUN = "data"  # its name in errors
+
+    def thread_work(self, *, is_encoded: bool) -> Sequence[Data]:
+        """The data that threads must decode to make the pixels; empty if there is none."""
+        return ()
 
     @abstractmethod
     def pixels(
@@ -146,6 +151,9 @@ class RawData(TensorData):
     def __init__(self, field: str, data: bytes | memoryview) -> None:
         self._field = field
         self._bytes = data
+
+    def thread_work(self, *, is_encoded: bool) -> Sequence[Data]:
+        return (self._bytes,) if is_encoded else ()
 
     def pixels(self, tensor: InputTensor, spec: InputSpec, decoders: Decoders) -> Pixels:
         check_size(self._field, "bytes", len(self._bytes), tensor, math.prod(tensor.shape))
