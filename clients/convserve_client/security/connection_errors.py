@@ -42,7 +42,8 @@ EXPLANATIONS = (
     ),
 )
 CLOSED = re.compile(r"(?i)socket closed|connection (was )?(reset|closed|lost)|broken pipe")
-REFUSED = re.compile(r"connect: ([A-Z][a-z ]+) \(\d+\)$")  # the system's error, in grpcio's text
+# The system's error in grpcio's text, for example "...: connect: Connection refused (111)".
+REFUSED = re.compile(r"remote host: (?:connect: )?([A-Z][A-Za-z ]+?)(?: \(\d+\))?$")
 HTTP1 = re.compile(r"http1\.x server")
 
 # Many servers answer so to plaintext on a port with TLS, convserve among them.
