@@ -76,7 +76,7 @@ def _lines(text: str) -> tuple[str, ...]:
 def _json_names(text: str) -> tuple[str, ...]:
     try:
         content = msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"it is not JSON: {error}") from None
     if isinstance(content, dict):
         for key in (*WRAPPERS, *LISTS):

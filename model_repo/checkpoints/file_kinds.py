@@ -95,7 +95,7 @@ def _safetensors_bytes(path: Path) -> int:
         return SAFETENSORS_LENGTH_BYTES + length
     try:
         tensors = msgspec.json.decode(header, type=dict[str, _TensorRecord])
-    except msgspec.MsgspecError:
+    except (ValueError, RecursionError):  # not JSON of that form, or not UTF-8
         return 0
     ends = [record.data_offsets[1] for record in tensors.values()]
     return SAFETENSORS_LENGTH_BYTES + length + max(ends, default=0)
@@ -117,6 +117,8 @@ def _why_no_zip_checkpoint(path: Path, size: int) -> str:
             names = archive.namelist()
     except zipfile.BadZipFile:  # the list of contents is at the end of the file
         return _incomplete(size)
+    except Exception:  # zipfile raises many types for a damaged list of contents
+        return f"is a damaged zip archive; {DOWNLOAD_AGAIN}"
     return _zip_content(names)
 
 

@@ -41,7 +41,7 @@ def shard_files(path: Path) -> list[Path]:
     """The files that an index lists. Raises ValueError; the text continues a sentence."""
     try:
         index = msgspec.json.decode(path.read_bytes(), type=_Index)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # not JSON of that form, or not UTF-8
         raise ValueError(f"is a damaged index of a checkpoint in several files: {error}") from None
     names = sorted(set(index.weight_map.values()))
     if not names:

@@ -53,8 +53,8 @@ def main() -> int:
     shares = split(targets, options.inputs)
     results = []
     for one in targets:
-        until_s = time.monotonic() + options.seconds if options.seconds else float("inf")
-        results.append(run(one, options.seed, shares[one.name], options.keep, until_s))
+        seconds = options.seconds or float("inf")
+        results.append(run(one, options.seed, shares[one.name], options.keep, seconds))
         show(results[-1])
     print(f"{sum(one.inputs for one in results):,} inputs, seed {options.seed}")
     return 1 if any(one.faults for one in results) else 0

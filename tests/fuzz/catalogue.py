@@ -1,7 +1,7 @@
 """All fuzz targets by name."""
 
 from tests.fuzz.target import Target
-from tests.fuzz.targets import bodies, files, frames, images, messages
+from tests.fuzz.targets import bodies, checkpoints, files, frames, images, messages
 
 TARGETS: dict[str, Target] = {
     one.name: one
@@ -10,6 +10,7 @@ TARGETS: dict[str, Target] = {
         messages.TARGETS,
         bodies.TARGETS,
         files.TARGETS,
+        checkpoints.TARGETS,
         images.TARGETS,
     )
     for one in targets

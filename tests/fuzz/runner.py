@@ -11,6 +11,7 @@ from random import Random
 
 from tests.fuzz.target import Feed, Target
 
+MIN_INPUTS = 200  # however slow the machine is
 MAX_INPUT_S = 1.0  # of processor time, for one input
 
 
@@ -35,12 +36,12 @@ def made_input(target: Target, seed: int, number: int) -> bytes:
 
 
 def run(
-    target: Target, seed: int, inputs: int, keep: Path, until_s: float = float("inf")
+    target: Target, seed: int, inputs: int, keep: Path, seconds: float = float("inf")
 ) -> Result:
-    """Feeds up to that many inputs to the target, until that time of the monotonic clock."""
+    """Feeds up to that many inputs to the target, for about so long."""
     result = Result(target.name)
-    began_s = time.monotonic()
     with target.feed() as feed:
+        began_s = time.monotonic()
         for number in range(inputs):
             data = made_input(target, seed, number)
             try:
@@ -50,9 +51,9 @@ def run(
                 if len(result.faults) == 5:
                     break
             result.inputs += 1
-            if time.monotonic() > until_s:
+            result.seconds = time.monotonic() - began_s
+            if result.seconds > seconds and result.inputs >= MIN_INPUTS:
                 break
-    result.seconds = time.monotonic() - began_s
     return result
 
 

@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
+import h11
 import msgspec
 
 from server.api.http.form import parse_form
+from server.api.http.protocol.parser import Http1Parser
 from server.api.v2.base64_text import NotBase64, decode_base64
 from server.api.v2.json_codec import decode_request
 from server.api.v2.json_tensors import files_from_json, numbers_from_json
@@ -49,6 +51,14 @@ PATHS = (
 )  # fmt: skip
 FORM = "multipart/form-data; boundary=line"
 LIMIT_BYTES = 100_000
+HEADERS = (
+    b"content-length: 2", b"content-length: 2\r\ncontent-length: 3", b"content-length: -1",
+    b"content-length: +2", b"content-length: 99999999999999999999", b"transfer-encoding: chunked",
+    b"transfer-encoding: chunked, chunked", b"transfer-encoding: gzip",
+    b"transfer-encoding:chunked", b"transfer-encoding : chunked", b" x: folded", b"x: a\0b",
+    b"expect: 100-continue",
+    b"connection: upgrade\r\nupgrade: h2c", b"x: " + b"y" * 3000, b"connection: close",
+)  # fmt: skip
 NOT_JSON = (InvalidInput, msgspec.DecodeError)
 
 
@@ -146,6 +156,40 @@ def make_request(draw: Random) -> bytes:
     return json.dumps(one).encode()
 
 
+def make_http1(draw: Random) -> bytes:
+    """One or two requests of HTTP/1.1, sometimes with changed bytes."""
+    whole = b""
+    for _ in range(draw.choice((1, 1, 2))):
+        lines = [
+            draw.choice((b"GET ", b"POST ", b"post ", b""))
+            + draw.choice(PATHS).encode()
+            + draw.choice((b" HTTP/1.1", b" HTTP/1.0", b" HTTP/2.0", b"")),
+            draw.choice((b"host: here", b"host:", b"Host: a\r\nHost: b", b"")),
+            *draw.sample(HEADERS, draw.choice((0, 1, 1, 2))),
+        ]
+        body = draw.choice(
+            (b"", b"{}", b"2\r\n{}\r\n0\r\n\r\n", b"2;a=b\r\n{}\r\n0\r\nx: y\r\n\r\n")
+        )
+        whole += b"\r\n".join((*lines, b"", body))
+    return sometimes_mutated(whole, draw, 0.4)
+
+
+def parse_http1(data: bytes) -> None:
+    """Feeds the parser piece by piece, as a connection does."""
+    parser, size = Http1Parser(), 1 + len(data) // (1 + len(data) % 4)
+    requests = 0
+    for start in range(0, len(data), size):
+        parser.receive_data(data[start : start + size])
+        while (event := parser.next_event()) not in (h11.NEED_DATA, h11.PAUSED):
+            requests += isinstance(event, h11.EndOfMessage)
+    if not requests:
+        raise Incomplete
+
+
+class Incomplete(Exception):
+    """The bytes hold no whole request."""
+
+
 @contextmanager
 def requests() -> Iterator[Feed]:
     """Each input is a request to a real server."""
@@ -186,5 +230,8 @@ TARGETS = (
     Target(
         "compressed", make_compressed, parser(decompress, DecompressionError, TooLargeError), 0.03
     ),
-    Target("http-requests", make_request, requests, 0.02),
+    Target(
+        "http1-bytes", make_http1, parser(parse_http1, h11.RemoteProtocolError, Incomplete), 0.05
+    ),
+    Target("http-requests", make_request, requests, 0.01),
 )

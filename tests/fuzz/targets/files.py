@@ -125,7 +125,7 @@ def serving_files() -> Iterator[Feed]:
 
 TARGETS = (
     Target("manifests", make_manifest, parser(decode_manifest, InvalidVersion), 0.05),
-    Target("serving-files", make_serving, serving_files, 0.04),
+    Target("serving-files", make_serving, serving_files, 0.03),
     Target("auth-files", make_auth, parser(parse_auth_file, InvalidAuthFile), 0.05),
-    Target("cards", make_card, card_files, 0.04),
+    Target("cards", make_card, card_files, 0.02),
 )

@@ -87,6 +87,11 @@ class Nowhere(asyncio.Transport):
 
     def resume_reading(self) -> None: ...
 
+    def write_eof(self) -> None: ...
+
+    def can_write_eof(self) -> bool:
+        return True
+
     def is_closing(self) -> bool:
         return False
 
@@ -244,4 +249,4 @@ def connections() -> Iterator[Feed]:
         loop.close()
 
 
-TARGETS = (Target("frames", make, connections, 0.15),)
+TARGETS = (Target("frames", make, connections, 0.08),)

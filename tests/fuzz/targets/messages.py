@@ -178,9 +178,9 @@ TARGETS = (
         "classify-messages",
         make_classify,
         parser(parse(classify_pb2.ClassifyRequest), InvalidInput),
-        0.1,
+        0.15,
     ),
-    Target("infer-messages", make_infer, parser(parse_tensors, InvalidInput), 0.1),
-    Target("classify-calls", make_classify, calls(CLASSIFY), 0.05),
-    Target("infer-calls", make_infer, calls(INFER), 0.05),
+    Target("infer-messages", make_infer, parser(parse_tensors, InvalidInput), 0.15),
+    Target("classify-calls", make_classify, calls(CLASSIFY), 0.02),
+    Target("infer-calls", make_infer, calls(INFER), 0.02),
 )
