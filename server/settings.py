@@ -172,10 +172,9 @@ class Settings(ConnectionSettings):
         "", "PEM file with the CAs whose clients may connect; empty asks for no client certificate"
     )
     tls_client: str = option(
-        "required",
-        "with --tls-client-ca: required refuses clients without a certificate, on the HTTP port "
-        "except for /healthz and /readyz; optional lets them connect",
-        choices=("required", "optional"),
+        "",
+        "with --tls-client-ca: required, also if it is empty, refuses clients without a "
+        "certificate, on the HTTP port except for /healthz and /readyz; optional lets them connect",
     )
     http_tls: bool = option(
         True, "with --tls-cert: false leaves the HTTP port without TLS and certificates"
@@ -304,6 +303,13 @@ class Settings(ConnectionSettings):
         if bool(self.tls_cert) != bool(self.tls_key):
             given, missing = ("tls_cert", "tls_key") if self.tls_cert else ("tls_key", "tls_cert")
             raise ValueError(f"{given} is set, but {missing} is not; TLS needs both")
+        if self.tls_client not in ("", "required", "optional"):
+            raise ValueError(f"tls_client is {self.tls_client!r}; it must be required or optional")
+        if self.tls_client and not self.tls_client_ca:
+            raise ValueError(
+                f"tls_client is {self.tls_client!r}, but tls_client_ca is not set; it names the "
+                "CAs whose clients may connect"
+            )
         if self.tls_client_ca and not self.tls_cert:
             raise ValueError("tls_client_ca is set, but tls_cert and tls_key are not")
         for origin in self.cors_origins():

@@ -13,6 +13,7 @@ from server.settings import PREFIX, Settings, parse
 TEXTS = {
     **{"repo": "folder", "host": "::1", "backend": "null", "models": "a,b", "cors_origin": "*"},
     "trusted_peers": "10.0.0.0/8",
+    "tls_client": "optional",
 }
 NUMBERS = {
     **{"max_unsent_bytes": 1 << 20, "max_connection_age_grace_s": 60},
@@ -26,6 +27,7 @@ NUMBERS = {
 WITH = {  # options that need others
     "tls_cert": ["--tls-key", "key.pem"],
     "tls_key": ["--tls-cert", "cert.pem"],
+    "tls_client": ["--tls-client-ca", "ca.pem", "--tls-cert", "cert.pem", "--tls-key", "key.pem"],
     "tls_client_ca": ["--tls-cert", "cert.pem", "--tls-key", "key.pem"],
 }
 

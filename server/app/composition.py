@@ -306,7 +306,7 @@ def build_api(
     """The two servers, each with its protocols."""
     metrics = telemetry.metrics
     connections = build_connection_limits(settings, metrics)
-    tls = tls_of(settings, metrics, connections.is_trusted)
+    tls = tls_of(settings, metrics, connections)
     in_flight = in_flight_limits(settings)
     operations = build_operations(
         settings, resources, models, state, in_flight, access.audit, metrics

@@ -83,7 +83,7 @@ class TlsMaterial:
             context.set_alpn_protocols([alpn])
         _load_pair(context, self.files)
         if self.authorities:
-            context.load_verify_locations(cadata=b"".join(self.authorities))
+            _load_authorities(context, self.files, self.authorities)
             context.verify_mode = verify
         if self.files.read() != self.contents:
             raise TlsFilesChanged("the TLS files changed while they were read; start again")
@@ -151,6 +151,15 @@ def _validity(name: str, path: Path, der: bytes) -> Validity:
         return validity_of(der)
     except ValueError as error:
         raise TlsFilesError(f"{name}: {path} is damaged: {error}") from None
+
+
+def _load_authorities(
+    context: ssl.SSLContext, files: TlsFiles, authorities: Sequence[bytes]
+) -> None:
+    try:
+        context.load_verify_locations(cadata=b"".join(authorities))
+    except ssl.SSLError as error:
+        raise TlsFilesError(f"tls_client_ca: {files.client_ca} is damaged: {error}") from None
 
 
 def _load_pair(context: ssl.SSLContext, files: TlsFiles) -> None:

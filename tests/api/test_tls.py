@@ -194,8 +194,10 @@ async def test_a_drain_over_tls_answers_what_was_accepted(tmp_path: Path) -> Non
         ({"tls_cert": "a.pem"}, "tls_cert is set, but tls_key is not"),
         ({"tls_key": "a.pem"}, "tls_key is set, but tls_cert is not"),
         ({"tls_client_ca": "a.pem"}, "tls_client_ca is set, but tls_cert and tls_key are not"),
+        ({"tls_client": "required"}, "tls_client is 'required', but tls_client_ca is not set"),
+        ({"tls_client": "sometimes"}, "tls_client is 'sometimes'; it must be required or optional"),
     ],
-    ids=["no-key", "no-certificate", "only-ca"],
+    ids=["no-key", "no-certificate", "only-ca", "no-ca", "other-word"],
 )
 def test_half_a_configuration_is_refused(given: dict[str, str], says: str) -> None:
     with pytest.raises(ValueError, match=says):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import ssl
 import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -79,6 +81,15 @@ def empty_ca(files: TlsFiles) -> None:
     files.client_ca.write_bytes(b"")
 
 
+def ca_that_is_no_certificate(files: TlsFiles) -> None:
+    """Its dates can be read, but OpenSSL can't."""
+    assert files.client_ca is not None
+    der = bytearray(ssl.PEM_cert_to_DER_cert(files.client_ca.read_text()))
+    signatures = list(re.finditer(rb"\x03[\x46-\x49]\x00\x30", der))
+    der[signatures[-1].start()] = 0x04  # not a string of bits
+    files.client_ca.write_text(ssl.DER_cert_to_PEM_cert(bytes(der)))
+
+
 def expired_pair(files: TlsFiles) -> None:
     write(files.certificate.parent, expired(AUTHORITY))
 
@@ -105,6 +116,7 @@ def encrypted_key(files: TlsFiles) -> None:
         (damaged_certificate, "tls_cert: {cert} is damaged: "),
         (half_key, "{cert} and {key}: OpenSSL can't use them: "),
         (empty_ca, "tls_client_ca: {ca} contains no certificate; PEM is needed"),
+        (ca_that_is_no_certificate, "tls_client_ca: {ca} is damaged: "),
         (expired_pair, "tls_cert: {cert} expired at "),
         (huge_key, "tls_key: {key} has more than 1,048,576 bytes"),
         (encrypted_key, "tls_key: {key} is encrypted; store it without a passphrase"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -21,11 +21,19 @@ MAX_RECORDS, MAX_BYTES = 64, 32 << 10
 # after gigabytes, if at all. Each costs 20 to 30 us.
 MAX_WITHOUT_DATA = 64
 
+TLS_ERROR = "tls_error"  # the client's bytes are no TLS, or were changed on their way
+TLS_FLOOD = "tls_flood"  # of records without data
+REASONS = (TLS_ERROR, TLS_FLOOD)
+
 # In place of a protocol whose connection is lost, so that the two don't refer to each other: their
 # memory, 50 KB with OpenSSL's, would wait for the garbage collector.
 NO_PROTOCOL = asyncio.Protocol()
 
 Bytes = bytes | bytearray | memoryview
+
+
+class TooManyRecords(Exception):
+    """The client has sent too many records without data."""
 
 
 class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
@@ -44,8 +52,12 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         protocol: asyncio.Protocol,
         turns: ReadingTurns,
         received: bytes,
+        on_cut: Callable[[str], None],
     ) -> None:
-        """`received` is what the client has sent behind its handshake."""
+        """`received` is what the client has sent behind its handshake.
+
+        `on_cut` is called with a word if the client breaks TLS, and the connection ends.
+        """
         super().__init__()
         self._raw = raw
         self._tls = tls
@@ -54,6 +66,7 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         self._protocol = protocol
         self._turns = turns
         self._records = RecordQueue(received)
+        self._on_cut = on_cut
         self._without_data = 0  # records
         self._is_paused = False  # the protocol wants no data
         self._is_read_scheduled = False
@@ -198,7 +211,10 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
                     self._read_later()
                     break
         except ssl.SSLError:
-            self._broken()
+            self._cut(TLS_ERROR)
+            return
+        except TooManyRecords:
+            self._cut(TLS_FLOOD)
             return
         if self._outgoing.pending:  # an answer to a change of keys, for example
             self._raw.write(self._outgoing.read())
@@ -223,7 +239,7 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
         if records > with_data:
             self._without_data += records - with_data
             if self._without_data > MAX_WITHOUT_DATA:
-                raise ssl.SSLError("too many records without data")
+                raise TooManyRecords
         return False
 
     def _read_later(self) -> None:
@@ -247,8 +263,8 @@ class EncryptedTransport(asyncio.Transport, asyncio.Protocol):
             self._protocol.eof_received()
             self.close()
 
-    def _broken(self) -> None:
-        """The client's bytes are no TLS, or were changed on their way."""
+    def _cut(self, reason: str) -> None:
+        self._on_cut(reason)
         if self._outgoing.pending:
             self._raw.write(self._outgoing.read())  # the alert
         self._is_closing = True

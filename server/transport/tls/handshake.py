@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 from server.security.peer import address_of
@@ -56,6 +57,7 @@ class TlsPort:
     timeout_s: float
     is_trusted: Callable[[str], bool]  # whether a host has no limits of its own
     reading: ReadingTurns  # of connections whose handshake is done
+    cut: Callable[[str, str], None]  # host and reason, after the handshake
     ended: Callable[[Outcome, str, str], None]  # with the peer's host and the reason
 
 
@@ -209,6 +211,7 @@ class Handshake(Handshaking, asyncio.Protocol):
             protocol=protocol,
             turns=self._port.reading,
             received=behind,
+            on_cut=partial(self._port.cut, self._host),
         )
         self._raw.resume_reading()
         encrypted.start()

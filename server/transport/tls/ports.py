@@ -14,7 +14,9 @@ from server.security.tls_files import TlsFiles
 from server.settings import Settings
 from server.telemetry.limited_log import LimitedLog
 from server.telemetry.metrics import Metrics
+from server.transport.connection_limits import GRPC, HTTP, ConnectionLimits
 from server.transport.http2.reading import ReadingTurns
+from server.transport.tls.encrypted_transport import REASONS
 from server.transport.tls.handshake import Handshake, MakeProtocol, Outcome, TlsPort
 from server.transport.tls.turns import HandshakeTurns
 
@@ -38,18 +40,17 @@ class Tls:
         credentials: TlsCredentials,
         metrics: Metrics,
         settings: Settings,
-        is_trusted: Callable[[str], bool],
+        limits: ConnectionLimits,
     ) -> None:
-        """`is_trusted` says whether a host has no limits of its own, as proxies have none."""
         self._credentials = credentials
         self._metrics = metrics
         self._timeout_s = settings.tls_handshake_timeout_s
         self._turns = HandshakeTurns(settings.max_handshakes, HANDSHAKE_THREADS)
-        self._is_trusted = is_trusted
+        self._limits = limits
         self._reading = ReadingTurns()
         self._log = LimitedLog(log)
-        self._grpc = self._port("grpc", lambda: credentials.contexts.grpc, GRPC_PROTOCOL)
-        self._http = self._port("http", lambda: credentials.contexts.http, "")
+        self._grpc = self._port(GRPC, lambda: credentials.contexts.grpc, GRPC_PROTOCOL)
+        self._http = self._port(HTTP, lambda: credentials.contexts.http, "")
         metrics.read_tls(
             expires=lambda: credentials.expires.timestamp(),
             is_refusing=lambda: credentials.is_refusing,
@@ -76,18 +77,24 @@ class Tls:
         self._turns.close()
 
     def _port(self, name: str, context: Callable[[], ssl.SSLContext], alpn: str) -> TlsPort:
-        for outcome in Outcome:
-            self._metrics.tls_handshakes.labels(name, outcome.value)  # start at 0
+        for outcome in Outcome:  # start at 0, so that rate() sees the first one
+            self._metrics.tls_handshakes.labels(name, outcome.value)
+        for reason in REASONS:
+            self._metrics.connections_cut.labels(name, reason)
         return TlsPort(
             context=context,
             alpn=alpn,
             not_tls=plain_answer,
             wrong_protocol=http1_answer("505 HTTP Version Not Supported", NEEDS_GRPC),
-            is_trusted=self._is_trusted,
+            is_trusted=self._limits.is_trusted,
             reading=self._reading,
+            cut=partial(self._cut, name),
             timeout_s=self._timeout_s,
             ended=partial(self._ended, name),
         )
+
+    def _cut(self, port: str, host: str, reason: str) -> None:
+        self._limits.cut(port, reason, host)
 
     def _ended(self, port: str, outcome: Outcome, host: str, reason: str) -> None:
         self._metrics.tls_handshakes.labels(port, outcome.value).inc()
@@ -96,7 +103,7 @@ class Tls:
             self._log.log(logging.WARNING, "tls_handshake_failed", fields)
 
 
-def tls_of(settings: Settings, metrics: Metrics, is_trusted: Callable[[str], bool]) -> Tls | None:
+def tls_of(settings: Settings, metrics: Metrics, limits: ConnectionLimits) -> Tls | None:
     """None if the settings name no certificate. Raises CannotServe if its files can't be used."""
     if not settings.tls_cert:
         return None
@@ -105,8 +112,8 @@ def tls_of(settings: Settings, metrics: Metrics, is_trusted: Callable[[str], boo
         Path(settings.tls_key),
         Path(settings.tls_client_ca) if settings.tls_client_ca else None,
     )
-    credentials = TlsCredentials(files, requires_client=settings.tls_client == "required")
-    return Tls(credentials, metrics, settings, is_trusted)
+    credentials = TlsCredentials(files, requires_client=settings.tls_client != "optional")
+    return Tls(credentials, metrics, settings, limits)
 
 
 def plain_answer(first: bytes) -> bytes:

@@ -29,10 +29,14 @@ class BlockingClient:
         return self._outgoing.read()
 
     def receive(self, size: int) -> bytes:
+        """So many bytes; fewer if the server ends TLS before."""
         data = b""
         while len(data) < size:
             try:
-                data += self.tls.read(size - len(data))
+                piece = self.tls.read(size - len(data))
+                if not piece:
+                    break
+                data += piece
             except ssl.SSLWantReadError:
                 self._incoming.write(self.tcp.recv(65_536))
         return data

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import trustme
 from server.security.tls import TlsCredentials
 from server.settings import Settings
 from server.telemetry.metrics import Metrics
+from server.transport.connection_limits import ConnectionLimits
 from server.transport.tls.ports import Tls
 from tests.support.tls_files import HOST, Client, issue_server, write
 
@@ -69,6 +70,11 @@ class EchoServer:
         assert value is not None
         return value
 
+    def cut(self, reason: str) -> float | None:
+        """Connections that were cut after their handshake."""
+        name, labels = "convserve_connections_cut_total", {"port": "grpc", "reason": reason}
+        return self._metrics.registry.get_sample_value(name, labels)
+
     async def ended(self, outcome: str, count: int = 1) -> None:
         """Waits until so many handshakes have had the outcome."""
         async with asyncio.timeout(WAIT_S):
@@ -94,17 +100,19 @@ async def echo_server(
     make: Callable[[], Echo] = Echo,
     client_ca: trustme.CA | None = None,
     issued: trustme.LeafCert = ISSUED,
-    trusted: Sequence[str] = (),
     **options: Any,
 ) -> AsyncIterator[EchoServer]:
     """Listens on a free port, with the handshakes of the gRPC port."""
     files = write(folder, issued, client_ca=client_ca)
     metrics = Metrics()
+    limits = ConnectionLimits(
+        1000, 1000, [], lambda port, reason: metrics.connections_cut.labels(port, reason).inc()
+    )
     tls = Tls(
         TlsCredentials(files, requires_client=True),
         metrics,
         Settings(**options),
-        trusted.__contains__,
+        limits,
     )
     protocols: list[Echo] = []
 
