@@ -93,8 +93,9 @@ class ConnectionSettings:
     )
     max_connection_age_s: float = option(
         0.0,
-        "seconds after which a gRPC connection ends, so that clients choose a server again "
-        "(GOAWAY; calls in progress finish); varies by a tenth; 0: never",
+        "seconds after which a connection ends, so that clients choose a server again (gRPC: "
+        "GOAWAY, calls in progress finish; HTTP: with its next response); varies by a tenth; 0: "
+        "never",
         minimum=0,
         maximum=31_536_000,
     )

@@ -343,7 +343,13 @@ def build_api(
     ]
     app = application(routes, state, settings.cors_origins(), requires_certificate)
     encrypt = http_tls.http if http_tls is not None else None
-    http_server = HttpServer(app, settings.http_keep_alive_s, connections, encrypt)
+    http_server = HttpServer(
+        app,
+        settings.http_keep_alive_s,
+        connections,
+        encrypt,
+        settings.max_connection_age_s,
+    )
     return Api(
         grpc_server,
         http_server,

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.http.client_certificates import RequireCertificate
 from server.api.http.problem import http_problem
+from server.api.http.protocol.connection import OLD
 from server.api.http.routes import HEADER_LENGTH
 from server.api.rpc.health import ServingState
 
@@ -25,8 +26,9 @@ CORS_MAX_AGE_S = 7200  # how long a browser may remember what is allowed; Chrome
 class Draining:
     """Closes each connection after its next response once the server stops accepting requests.
 
-    Load balancers then open new connections, which they do to other servers. Connections that are
-    closed while they are idle may lose a request that is on its way.
+    Also a connection that has reached its maximum age. Load balancers then open new connections,
+    which they do to other servers. Connections that are closed while they are idle may lose a
+    request that is on its way.
     """
 
     def __init__(self, app: ASGIApp, state: ServingState) -> None:
@@ -34,7 +36,7 @@ class Draining:
         self._state = state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._state.is_accepting:
+        if self._state.is_accepting and OLD not in scope["state"]:
             await self._app(scope, receive, send)
             return
 

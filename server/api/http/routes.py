@@ -42,6 +42,7 @@ SMALL_BODY_BYTES = 4096  # for a body that only holds a few names
 LIGHT_BYTES = 64 << 10
 JSON_BYTE_S = FORM_BYTE_S = 2e-9  # to parse
 MAX_U32 = (1 << 32) - 1
+MAX_QUERY_BYTES = 2048
 QUERY = ("top_k", "priority", "request_id")  # parameters of :classify
 
 Size = Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)]
@@ -204,6 +205,8 @@ class Rest:
         return Response(data, headers=headers, media_type="application/octet-stream")
 
     async def _classify(self, request: Request, body: bytes, context: CallContext) -> Response:
+        if len(request.scope["query_string"]) > MAX_QUERY_BYTES:
+            raise InvalidInput("query", f"has more than {MAX_QUERY_BYTES:,} bytes")
         query: dict[str, str] = dict(request.query_params)
         image: OneImage = ImageFile(body, "body")
         if is_form(request):

@@ -288,3 +288,43 @@ async def test_a_request_in_progress_does_not_hold_up_the_end_of_its_connection(
         assert responses(answer) <= 1
         engines.made[0].release()
         assert (await call).status_code == 200
+
+
+async def test_a_connection_ends_at_its_maximum_age_with_a_response(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "OLD_IDLE_S", 60.0)
+    publish(tmp_path)
+    async with (
+        serve(tmp_path, max_connection_age_s=0.5) as served,
+        connected(served) as (reader, writer),
+    ):
+        answers: list[bytes] = []
+        while not reader.at_eof():
+            writer.write(GET + b"\r\n")
+            with suppress(asyncio.IncompleteReadError):  # it was closed after the answer before
+                head = await reader.readuntil(b"\r\n\r\n")
+                answers.append(head.lower())
+                assert await reader.readexactly(3) == b"ok\n"
+            await asyncio.sleep(0.05)
+    assert b"connection: close" in answers[-1]
+    assert not any(b"connection: close" in head for head in answers[:-1])
+
+
+async def test_an_idle_connection_ends_after_its_maximum_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "OLD_IDLE_S", 0.1)
+    publish(tmp_path)
+    async with (
+        serve(tmp_path, max_connection_age_s=0.1) as served,
+        connected(served) as (reader, _),
+    ):
+        assert await reader.read() == b""
+
+
+async def test_a_long_query_is_refused(tmp_path: Path) -> None:
+    publish(tmp_path)
+    async with client_of(tmp_path) as (_, client):
+        answer = await client.post(f"{CLASSIFY}?{'a&' * 2000}", content=png(3))
+        assert (answer.status_code, problem(answer)["field"]) == (400, "query")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from http import HTTPStatus
 from typing import Any
 
@@ -41,6 +42,9 @@ MIN_READ_BYTES = 20 << 10
 PIECE_BYTES = 1024  # given to the parser at a time; it takes 1 ms for the worst of them
 BODY_PIECE_BYTES = 64 << 10  # of a body with a known length, which costs little
 
+OLD = "connection_is_old"  # name in the state of a request
+OLD_IDLE_S = 30.0  # for a request that is on its way when a connection reaches its maximum age
+
 SLOW_HEAD, UNREAD_BODY, UNREAD_RESPONSE = "slow_head", "unread_body", "unread_response"
 
 
@@ -62,7 +66,9 @@ class HttpConnection(H11Protocol):
         *,
         limits: ConnectionLimits,
         turns: ReadingTurns,
+        max_age_s: float = 0.0,
     ) -> None:
+        """A connection older than `max_age_s` ends with its next response; 0 is no limit."""
         super().__init__(config, server_state, app_state, _loop)
         self.conn: Http1Parser = Http1Parser()
         self.logger = ERRORS_ONLY
@@ -76,6 +82,8 @@ class HttpConnection(H11Protocol):
         self._head_lines = 0
         self._timer: asyncio.TimerHandle | None = None  # of an incomplete head or a discarded body
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._max_age_s = max_age_s
+        self._age_timer: asyncio.TimerHandle | None = None
 
     # --- events of the transport -------------------------------------------------------------
 
@@ -93,6 +101,10 @@ class HttpConnection(H11Protocol):
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
+        if self._max_age_s:  # varied, so that clients do not all come back at once
+            age_s = self._max_age_s * random.uniform(0.9, 1.1)
+            self._age_timer = self.loop.call_later(age_s, self._grow_old)
+
     def data_received(self, data: bytes) -> None:
         if self._unread or not self._turns.may_read():
             self._unread += data
@@ -104,6 +116,8 @@ class HttpConnection(H11Protocol):
         self._stop_timer()
         self._stop_stall_timer()
         self._unset_keepalive_if_required()
+        if self._age_timer is not None:
+            self._age_timer.cancel()
         self._unread = b""
         if self._is_admitted:
             self._limits.release(HTTP, self._host)
@@ -213,6 +227,15 @@ class HttpConnection(H11Protocol):
             ):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _grow_old(self) -> None:
+        """Lets the next response close the connection; without one it ends a while later."""
+        self.app_state = {**self.app_state, OLD: True}
+        self._age_timer = self.loop.call_later(OLD_IDLE_S, self._end_old)
+
+    def _end_old(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.timeout_keep_alive_handler()  # else its response closes the connection
 
     def _start_timer(self, seconds: float, reason: str) -> None:
         self._stop_timer()

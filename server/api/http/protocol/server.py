@@ -28,12 +28,15 @@ class HttpServer(uvicorn.Server):
         keep_alive_s: float,
         limits: ConnectionLimits,
         encrypt: Encrypt | None = None,
+        max_age_s: float = 0.0,
     ) -> None:
-        """Without `encrypt` there is no TLS."""
+        """Without `encrypt` there is no TLS. `max_age_s` is of a connection; 0 is no limit."""
         turns = ReadingTurns()
 
         def connect(**arguments: Any) -> asyncio.Protocol:
-            make = partial(HttpConnection, limits=limits, turns=turns, **arguments)
+            make = partial(
+                HttpConnection, limits=limits, turns=turns, max_age_s=max_age_s, **arguments
+            )
             return make() if encrypt is None else encrypt(make)
 
         super().__init__(
