@@ -266,16 +266,61 @@ async def test_headers_may_arrive_in_pieces_with_padding_and_priority() -> None:
         assert (await connection.until(DATA, 1))[1] == message(b"word")
 
 
-async def test_frames_for_ended_streams_are_ignored() -> None:
+async def test_windows_and_resets_of_ended_streams_are_ignored() -> None:
     async with bare() as one, raw(one, HELLO, REQUEST, BODY) as connection:
         await connection.until(DATA, 1)
         connection.send(
             frame(WINDOW_UPDATE, 0, 1, b"\0\0\0\1"),
             frame(RST_STREAM, 0, 1, bytes(4)),
-            frame(DATA, END_STREAM, 1, b"late"),
-            frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\0\x01a\x01b"),
         )
         await connection.echoes(3)
+
+
+LATE = {
+    "data after the end": (BODY, frame(DATA, END_STREAM, 1, b"late")),
+    "headers after the end": (BODY, frame(HEADERS, END_HEADERS | END_STREAM, 1, b"\0\x01a\x01b")),
+    "data after a reset": (frame(RST_STREAM, 0, 1, bytes(4)), frame(DATA, 0, 1, b"late")),
+}
+
+
+@pytest.mark.parametrize("late", LATE)
+@pytest.mark.parametrize("size", [1, 10, 1000])
+async def test_frames_of_a_stream_that_the_client_has_ended_are_an_error(
+    late: str, size: int
+) -> None:
+    """libnghttp2 ignores them."""
+    last, more = LATE[late]
+    sent = REQUEST + last + more
+    async with bare() as one, raw(one, HELLO) as other, raw(one, HELLO) as connection:
+        for at in range(0, len(sent), size):
+            connection.send(sent[at : at + size])
+            await connection.writer.drain()
+            await asyncio.sleep(0)
+        assert await ended_with(connection) == STREAM_CLOSED
+        await other.echoes(1)
+
+
+async def test_a_lower_stream_after_a_higher_one_is_an_error() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        await connection.echoes(5)
+        connection.send(frame(HEADERS, END_HEADERS, 3, headers()))
+        assert await ended_with(connection) == PROTOCOL_ERROR
+
+
+async def test_what_a_client_still_sends_after_an_early_refusal_is_no_error() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        connection.send(frame(HEADERS, END_HEADERS, 1, headers(path="/test/Missing")))
+        await connection.until(RST_STREAM, 1)
+        connection.send(frame(DATA, 0, 1, message(b"x")), frame(DATA, END_STREAM, 1))
+        await connection.echoes(3)
+
+
+async def test_the_audit_ends_and_honest_calls_go_on() -> None:
+    async with bare() as one, raw(one, HELLO) as connection:
+        for stream in range(1, 1201, 2):
+            await connection.echoes(stream)
+        (server_end,) = one.server._connections
+        assert server_end._reader._audit is None
 
 
 @pytest.mark.parametrize(

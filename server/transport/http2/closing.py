@@ -9,6 +9,7 @@ from ngh2.enums import ErrorCode
 from ngh2.exceptions import DenialOfServiceError
 
 from server.transport.http2 import frame_limits
+from server.transport.http2.frame_audit import FrameError
 from server.transport.http2.stream import ResponseSender
 
 LINGER_S = 1.0  # for a client that is cut to read the reason
@@ -64,12 +65,14 @@ class Closer:
 
 
 def fatal(error: Exception) -> tuple[str, bytes]:
-    """The reason and the GOAWAY frame for an error after which there is no HTTP/2 session."""
+    """The reason and the GOAWAY frame for an error that ends the HTTP/2 session."""
     code, reason = ErrorCode.PROTOCOL_ERROR, frame_limits.PROTOCOL_ERROR
     if isinstance(error, DenialOfServiceError):
         is_large = "header list" in str(error)
         reason = frame_limits.LARGE_HEADERS if is_large else frame_limits.FLOOD
         code = ErrorCode.ENHANCE_YOUR_CALM
+    elif isinstance(error, FrameError):
+        code = error.code
     return reason, goaway(code, str(error))
 
 

@@ -33,6 +33,7 @@ from ngh2.exceptions import NGH2Error
 from server.transport.connection_limits import SPEAKS_TLS
 from server.transport.http2 import frame_limits
 from server.transport.http2.closing import EMPTY_SETTINGS, Closer, fatal, goaway
+from server.transport.http2.frame_audit import FrameError
 from server.transport.http2.frame_limits import FrameLimits
 from server.transport.http2.preface import OtherProtocol, PrefaceReader
 from server.transport.http2.reading import InputReader, ReadingTurns
@@ -150,8 +151,6 @@ class ServerConnection(asyncio.Protocol):
             self.sender.resume()
             self._resume_reading()
 
-    # --- for the server ----------------------------------------------------------------------
-
     def ping(self) -> None:
         """Sends a ping, to see whether the client is alive."""
         with suppress(NGH2Error):
@@ -213,7 +212,7 @@ class ServerConnection(asyncio.Protocol):
         was_scheduled = self.sender.hold()
         try:
             self._reader.read(data) if data else self._reader.read_on()
-        except NGH2Error as error:
+        except (NGH2Error, FrameError) as error:
             self._end_with(*fatal(error))
             return
         self.sender.release(was_scheduled)

@@ -16,6 +16,7 @@ from ngh2 import Connection
 from ngh2.exceptions import ConnectionStateError
 
 from server.telemetry.clock import clock
+from server.transport.http2.frame_audit import FrameAudit, FrameError
 
 TURN_BUDGET_S = 0.002  # of one connection
 ALL_TURN_BUDGET_S = 0.004  # of all connections in one turn; then all others wait
@@ -109,6 +110,8 @@ class InputReader:
         self._unread = b""
         self._events: list[Any] = []  # that came from bytes that were read
         self._slice_bytes = FIRST_SLICE_BYTES
+        self._audit: FrameAudit | None = FrameAudit()  # until it is over
+        self._error: FrameError | None = None
         self._is_stopped = False
         self.is_paused = False  # a later turn continues
         self.is_new = False  # it has not read in the turn in which its bytes came
@@ -116,6 +119,7 @@ class InputReader:
     def keep(self, data: bytes) -> None:
         """Keeps bytes for the later turn."""
         self._unread += data
+        self._check(data)
 
     def stop(self) -> None:
         """Drops what waits and reads nothing more: the connection is closed."""
@@ -126,8 +130,11 @@ class InputReader:
     def read(self, data: bytes) -> None:
         """Reads `data`, until the turn's budget is used up.
 
-        Raises NGH2Error if the client broke the protocol so badly that no session is left.
+        Raises NGH2Error or FrameError if the client broke the protocol so badly that no session is
+        left.
         """
+        if self._audit is not None:
+            self._check(data)
         if self._turns.is_over:
             self._unread = data
             self.is_paused = self.is_new = True
@@ -135,12 +142,25 @@ class InputReader:
             self._read(data)
 
     def read_on(self) -> None:
-        """Reads what waits, in a later turn. Raises NGH2Error."""
+        """Reads what waits, in a later turn. Raises as `read` does."""
         unread, self._unread = self._unread, b""
         self.is_new = False
         self._read(unread)
 
+    def _check(self, data: bytes) -> None:
+        """Looks for errors that the library overlooks. `_read` raises what it finds."""
+        if self._audit is None:
+            return
+        try:
+            self._audit.check(data)
+        except FrameError as error:
+            self._error = error
+        if self._audit.is_over:
+            self._audit = None
+
     def _read(self, data: bytes) -> None:
+        if self._error is not None:
+            raise self._error
         start, size = 0, len(data)
         begins_s = now_s = clock()
         budget_s = self._turns.budget_s

@@ -144,7 +144,6 @@ CASES = (
         "stream 0",
         frame(PRIORITY, 0, 0, bytes(4) + b"\xff"),
         connection_error(PROTOCOL_ERROR),
-        deviation="libnghttp2 ignores all PRIORITY frames, which RFC 9113 deprecates",
     ),
     Case(
         "6.3",
