@@ -53,6 +53,7 @@ class CallsInProgress(Generic[C]):
         self.idle.set()
         self._calls: dict[C, Principal] = {}
         self._by_principal = FairLimit(limits.calls)
+        self._bytes_by_principal = FairLimit(limits.receiving_bytes)
 
     def __len__(self) -> int:
         return len(self._calls)
@@ -64,6 +65,22 @@ class CallsInProgress(Generic[C]):
     def fits(self, principal: Principal) -> bool:
         """Whether a principal may have one more call."""
         return self._by_principal.fits(principal, 1)
+
+    def hold(self, principal: Principal, size: int) -> bool:
+        """Counts `size` more bytes that are not read; a negative `size` gives bytes back.
+
+        Returns whether they are within the limits. They are counted anyway.
+        """
+        self.receiving_bytes += size
+        is_within = self.receiving_bytes <= self.limits.receiving_bytes
+        if principal.name != ANONYMOUS:
+            by_principal = self._bytes_by_principal
+            if size < 0:
+                by_principal.remove(principal, -size)
+            else:
+                is_within = by_principal.fits(principal, size)
+                by_principal.add(principal, size)
+        return is_within or size <= 0
 
     def add(self, call: C, principal: Principal) -> None:
         if not self._calls:

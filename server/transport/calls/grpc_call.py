@@ -63,6 +63,7 @@ class GrpcCall(RequestStream):
         self.open = True
         self._calls = calls
         self._head = head
+        self._principal = caller.principal
         self._reader = None
         self._unread_bytes = 0
         self._unacknowledged = 0

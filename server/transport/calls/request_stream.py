@@ -11,6 +11,7 @@ from typing import Any
 
 from grpc import StatusCode
 
+from server.security.principal import ANONYMOUS, Principal
 from server.transport.calls.calls_in_progress import BUSY_RETRY_S, CallsInProgress
 from server.transport.calls.messages import MessageError, MessageReader, decompressed
 from server.transport.http2.connection import CONNECTION_WINDOW, STREAM_WINDOW
@@ -30,10 +31,11 @@ MIN_BYTES_PER_S = 32 << 10
 class RequestStream(Stream):
     """A stream that reads the messages of a request and counts the bytes that it holds."""
 
-    __slots__ = ("_calls", "_head", "_reader", "_unacknowledged", "_unread_bytes")
+    __slots__ = ("_calls", "_head", "_principal", "_reader", "_unacknowledged", "_unread_bytes")
 
     _calls: CallsInProgress[Any]
     _head: RequestHead
+    _principal: Principal  # when the call began; it holds the bytes
     _reader: MessageReader | None  # made if the body needs one
     _unread_bytes: int  # of messages, complete or not, that the method has not read
     _unacknowledged: int  # bytes by which the client's windows are smaller
@@ -111,7 +113,10 @@ class RequestStream(Stream):
 
     def _release(self) -> None:
         """Forgets the unread bytes."""
-        self._calls.receiving_bytes -= self._unread_bytes
+        if self._principal.name == ANONYMOUS:
+            self._calls.receiving_bytes -= self._unread_bytes
+        else:
+            self._calls.hold(self._principal, -self._unread_bytes)
         self._unread_bytes = 0
 
     def _hold(self, size: int) -> bool:
@@ -127,12 +132,11 @@ class RequestStream(Stream):
         """Counts `size` more unread bytes. Raises Abort if all calls hold too many."""
         calls = self._calls
         self._unread_bytes += size
-        calls.receiving_bytes += size
-        if calls.receiving_bytes > calls.limits.receiving_bytes and size > 0:
+        if not calls.hold(self._principal, size):
             raise Abort(
                 StatusCode.RESOURCE_EXHAUSTED,
                 f"{calls.receiving_bytes:,} bytes of requests are being received; at most "
-                f"{calls.limits.receiving_bytes:,} are allowed",
+                f"{calls.limits.receiving_bytes:,} are allowed, for all principals together",
                 [("grpc-retry-pushback-ms", f"{BUSY_RETRY_S * 1e3:.0f}"), (REFUSAL, OVERLOADED)],
             )
 

@@ -28,6 +28,7 @@ class UnaryCall(GrpcCall):
         if (
             is_last
             and self._reader is None
+            and self._principal.name == ANONYMOUS
             and calls.receiving_bytes + size <= calls.limits.receiving_bytes
         ):
             message = whole_message(data, calls.limits.message_bytes)
