@@ -78,10 +78,14 @@ class TlsCredentials:
         judged = seen
         while True:
             await asyncio.sleep(self._check_interval_s)
-            found = await asyncio.to_thread(self._look)
-            if found == seen and found != judged and await asyncio.to_thread(self._judge, found):
-                judged = found
-            seen = found
+            try:
+                found = await asyncio.to_thread(self._look)
+                is_new = found == seen and found != judged
+                if is_new and await asyncio.to_thread(self._judge, found):
+                    judged = found
+                seen = found
+            except Exception:  # must not end the server: the files in use are sound
+                log.error("tls_check_failed", exc_info=True)
 
     def _look(self) -> tuple[bytes, ...] | str:
         """The content of the files, or why they can't be read."""
