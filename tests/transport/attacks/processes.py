@@ -121,9 +121,14 @@ def convserve(repo: Path, *options: str, tls: bool = False) -> Iterator[ServerPr
 @contextmanager
 def grpcio_server() -> Iterator[ServerProcess]:
     """grpcio's own asyncio server with the same methods."""
-    with running(("-m", "tests.transport.attacks.grpcio_server")) as process:
-        assert process.stdout is not None
-        yield ServerProcess(process, int(process.stdout.readline()), None, Path(os.devnull))
+    command = ("-m", "tests.transport.attacks.grpcio_server")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder, "log")
+        with running(command, log) as process:
+            assert process.stdout is not None
+            port = process.stdout.readline()
+            assert port, log.read_text()
+            yield ServerProcess(process, int(port), None, log)
 
 
 @contextmanager
