@@ -8,6 +8,7 @@ make it a test.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 import traceback
@@ -48,6 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.again:
         return again(options.again)
+    logging.disable()  # of the parts that are fuzzed in this process
     print(f"seed {options.seed}", flush=True)
     targets = [one for one in TARGETS.values() if options.only in one.name]
     shares = split(targets, options.inputs)

@@ -8,33 +8,69 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 
+from tests.transport.attacks.attack import MAX_GROWTH_BYTES
 from tests.transport.attacks.catalogue import ATTACKS
 from tests.transport.attacks.page import BESIDE, page, row
 from tests.transport.attacks.processes import (
     ROOT,
+    ServerProcess,
     attacker,
     convserve,
     echo,
     grpcio_server,
 )
-from tests.transport.attacks.trial import Outcome, attack
+from tests.transport.attacks.trial import MAX_RECOVERY_S, Outcome, attack
+from tests.transport.attacks.victim import CALLS
 
 PAGE = ROOT / "docs/benchmarks/attacks.md"
 
 
+class Kept:
+    """A server that is kept from one attack to the next, until one has worn it out."""
+
+    def __init__(self, start: Callable[[], AbstractContextManager[ServerProcess]]) -> None:
+        self._start = start
+        self._stack = ExitStack()
+        self._running: ServerProcess | None = None
+
+    def running(self) -> ServerProcess:
+        if self._running is None:
+            self._running = self._stack.enter_context(self._start())
+        return self._running
+
+    def attacked(self, outcome: Outcome) -> None:
+        is_slow = outcome.after.longest_s(*CALLS) > MAX_RECOVERY_S
+        if is_slow or outcome.growth_bytes > MAX_GROWTH_BYTES:
+            self.close()
+
+    def close(self) -> None:
+        self._running = None
+        self._stack.close()
+
+
 def run(repo: Path, names: list[str], seconds: float) -> dict[str, dict[str, Outcome]]:
-    """Outcomes by attack and server. Both servers run at the same time; one is attacked."""
+    """Outcomes by attack and server."""
     outcomes: dict[str, dict[str, Outcome]] = {}
-    with attacker() as attackers, echo() as echo_port:
+    plain = Kept(lambda: convserve(repo, "--models=lenet5"))
+    encrypted = Kept(lambda: convserve(repo, "--models=lenet5", tls=True))
+    beside = Kept(grpcio_server)
+    with attacker() as attackers, echo() as echo_port, ExitStack() as stack:
+        for kept in (plain, encrypted, beside):
+            stack.callback(kept.close)
         for name in names:
-            one, outcomes[name] = ATTACKS[name], {}
-            with convserve(repo, "--models=lenet5", tls=one.tls) as server:
-                outcomes[name]["convserve"] = attack(server, attackers, echo_port, one, seconds)
+            one = ATTACKS[name]
+            servers = {"convserve": encrypted if one.tls else plain}
             if one.port == "grpc" and not one.tls:
-                with grpcio_server() as other:
-                    outcomes[name][BESIDE] = attack(other, attackers, echo_port, one, seconds)
+                servers[BESIDE] = beside
+            outcomes[name] = {}
+            for server, kept in servers.items():
+                outcome = attack(kept.running(), attackers, echo_port, one, seconds)
+                outcomes[name][server] = outcome
+                kept.attacked(outcome)
             report(name, outcomes[name])
     return outcomes
 
