@@ -11,6 +11,7 @@ from functools import partial
 from socket import socket
 from typing import NamedTuple
 
+from starlette.applications import Starlette
 from starlette.routing import Route
 
 from server.api.classify import Classifier
@@ -342,23 +343,27 @@ def build_api(
         *rest_routes(settings, calls, operations, in_flight, turns),
     ]
     app = application(routes, state, settings.cors_origins(), requires_certificate)
-    encrypt = http_tls.http if http_tls is not None else None
-    http_server = HttpServer(
-        app,
-        settings.http_keep_alive_s,
-        connections,
-        encrypt,
-        settings.max_connection_age_s,
-    )
     return Api(
         grpc_server,
-        http_server,
+        build_http_server(settings, app, connections, http_tls),
         calls,
         health,
         stopping,
         operations.quotas,
         operations.regions,
         tls,
+    )
+
+
+def build_http_server(
+    settings: Settings, app: Starlette, connections: ConnectionLimits, tls: Tls | None
+) -> HttpServer:
+    return HttpServer(
+        app,
+        settings.http_keep_alive_s,
+        connections,
+        None if tls is None else tls.http,
+        settings.max_connection_age_s,
     )
 
 

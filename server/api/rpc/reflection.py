@@ -131,7 +131,8 @@ def reflection_methods(
     async def info(requests: AsyncIterator[bytes], call: WireCall) -> None:
         with counted_stream(METHOD, in_flight, call.caller.principal):
             try:
-                await answer_in_order(requests, call, respond, stopping)
+                # One at a time: a response is 400 times as large as its request.
+                await answer_in_order(requests, call, respond, stopping, depth=1)
             except Abort:
                 if not stopping.is_set():
                     raise

@@ -35,13 +35,15 @@ async def answer_in_order(
     call: WireCall,
     respond: Callable[[bytes], Coroutine[Any, Any, bytes]],
     stopping: asyncio.Event,
+    depth: int | None = None,
 ) -> None:
     """Writes the response to each request of a stream, in the order of the requests.
 
+    Up to `depth` requests are in progress: being answered, or with a response that is not written.
     After `stopping` it reads no more requests, answers those that it has read, and raises Abort.
     """
     answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()  # None is the end
-    free_slots = asyncio.Semaphore(STREAM_DEPTH)
+    free_slots = asyncio.Semaphore(depth or STREAM_DEPTH)
     tasks: set[asyncio.Task[Any]] = set()
 
     async def read() -> None:
