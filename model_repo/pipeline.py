@@ -346,7 +346,10 @@ def _manifest(
         parameters=loaded.parameter_count
         or sum(parameter.numel() for parameter in loaded.network.parameters()),
         weights=WeightsRecord(
-            source=loaded.source, sha256=loaded.sha256, trained=loaded.trained, note=loaded.note
+            source=weights.published_source(loaded.source),
+            sha256=loaded.sha256,
+            trained=loaded.trained,
+            note=loaded.note,
         ),
         card_sha256=card.sha256,
         input=InputRecord.of(card.input, card.channel_order, card.mean, card.std),

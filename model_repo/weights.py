@@ -137,6 +137,12 @@ def load(
         raise WrongCheckpoint(f"{shown} {error}") from error.__cause__
 
 
+def published_source(source: str) -> str:
+    """A source for the manifest. Of a file only the name, because clients see it."""
+    kind, _, rest = source.partition(":")
+    return f"file:{Path(rest).name}" if kind == "file" else source
+
+
 def _existing_file(name: str) -> Path:
     """The path of a checkpoint file. Raises WeightsUnavailable if it is missing, WeightsError."""
     try:

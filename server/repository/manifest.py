@@ -62,7 +62,7 @@ class FileRecord(Struct, frozen=True, kw_only=True):
 class WeightsRecord(Struct, frozen=True, kw_only=True):
     """Origin of the parameters."""
 
-    source: Text  # as given to the build: "digits", "https://...", "random:0"
+    source: Text  # of the build: "digits", "https://...", "random:0", "file:NAME" without folders
     sha256: Sha256  # of the checkpoint file, or of the parameters if there is no file
     trained: bool
     note: Text = ""  # for example the accuracy

@@ -108,7 +108,7 @@ def test_golden_outputs_belong_to_the_parameters_of_the_checkpoint(tmp_path: Pat
     torch.save(network.state_dict(), checkpoint)
     options = BuildOptions(repo=tmp_path / "repo", weights=f"file:{checkpoint}", precision="fp32")
     manifest = build("lenet5", options).manifest
-    assert manifest.weights.trained
+    assert (manifest.weights.trained, manifest.weights.source) == (True, "file:lenet5.pth")
     folder = options.repo / "lenet5" / "1"
     golden = reader.open_version(folder).golden
     card = cards.load("lenet5")
