@@ -1,4 +1,4 @@
-"""Builds what decides who may call: from an auth file, or for everybody."""
+"""Builds access control: from an auth file, or open to everybody."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides from the head of a request who calls, and whether the method may run."""
+"""Access control: finds the caller of a request from its head, and checks the permission."""
 
 from __future__ import annotations
 

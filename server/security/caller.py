@@ -1,4 +1,4 @@
-"""The caller of a request: who it is, and where it comes from."""
+"""The caller of a request: its principal and its connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The question who may call a method, as the transport asks it."""
+"""Access control as the transport needs it: a decision from the head of a call."""
 
 from __future__ import annotations
 

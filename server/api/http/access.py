@@ -1,4 +1,4 @@
-"""Who may call an HTTP route, decided from the head of the request, before its body is read."""
+"""Access control for HTTP routes, from the head of a request, before its body is read."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Who a caller is: the auth file, tokens, certificates, and the limit of wrong ones."""
+"""Identity of callers: the auth file, tokens, certificates, and the limit of wrong ones."""
