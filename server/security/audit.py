@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -14,10 +15,9 @@ log = logging.getLogger(__name__)
 
 OK, FAILED, CANCELLED = "ok", "failed", "cancelled"
 
-# Denied actions cost their caller nothing. More than these are only counted, so that nobody can
-# fill the disk with them.
+# Denied actions cost their caller nothing. More than these of one principal are only counted, so
+# that nobody can fill the disk with them, or hide another principal's action among them.
 MAX_DENIED_PER_S = 10
-
 
 MAX_TARGET = 128  # characters of a name that a client sends
 
@@ -27,8 +27,8 @@ class AuditLog:
 
     def __init__(self) -> None:
         self._second = 0
-        self._denied = 0
-        self._not_logged = 0
+        self._denied: Counter[str] = Counter()  # in this second, by principal
+        self._left_out: Counter[str] = Counter()
 
     @contextmanager
     def action(self, caller: Caller, action: str, target: str) -> Iterator[None]:
@@ -40,8 +40,6 @@ class AuditLog:
         except ServingError as error:
             outcome = type(error).__name__
             raise
-        except GeneratorExit:
-            raise
         except BaseException as error:
             outcome = FAILED if isinstance(error, Exception) else CANCELLED
             raise
@@ -50,17 +48,17 @@ class AuditLog:
 
     def denied(self, caller: Caller, action: str, outcome: str) -> None:
         """Logs an action that was refused before its message was read."""
-        second = int(time.monotonic())
+        name, second = caller.principal.name, int(time.monotonic())
         if second != self._second:
-            self._second, self._denied = second, 0
-        self._denied += 1
-        if self._denied > MAX_DENIED_PER_S:
-            self._not_logged += 1
+            self._second = second
+            self._denied.clear()
+        self._denied[name] += 1
+        if self._denied[name] > MAX_DENIED_PER_S:
+            self._left_out[name] += 1
             return
         extra = _fields(caller, action, "") | {"outcome": outcome}
-        if self._not_logged:
-            extra["left_out"] = self._not_logged
-            self._not_logged = 0
+        if left_out := self._left_out.pop(name, 0):
+            extra["left_out"] = left_out
         log.warning("admin_action", extra=extra)
 
 

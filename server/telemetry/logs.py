@@ -19,6 +19,7 @@ from server.telemetry.log_writer import LogWriter
 
 log = logging.getLogger(__name__)
 
+AUDIT = "server.security.audit"
 STDERR = 2  # file descriptor
 
 _STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName"}
@@ -31,6 +32,8 @@ def configure(level: str, format: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Libraries stay at WARNING: at DEBUG some log metadata, credentials included.
     logging.getLogger(__name__.partition(".")[0]).setLevel(level.upper())
+    # An audit log with gaps is worth nothing, so the level does not apply to it.
+    logging.getLogger(AUDIT).setLevel(logging.INFO)
 
 
 def log_python_messages() -> None:

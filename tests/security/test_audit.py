@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,13 @@ import pytest
 from server.api.stubs import open_inference_pb2 as oip
 from server.errors import ModelNotFound
 from server.security.audit import MAX_DENIED_PER_S, MAX_TARGET, AuditLog
-from server.security.caller import Caller
+from server.security.caller import IN_PROCESS, Caller
 from server.security.peer import Peer
 from server.security.principal import STRANGER
 from tests.security.credentials import OPERATOR, TEAM_A, bearer
 from tests.security.guarded import HIDDEN, OPEN_INFERENCE, SEEN, guarded
 
+ROOT = Path(__file__).resolve().parents[2]
 STRANGE = Caller(STRANGER, Peer("203.0.113.5", False, None))
 
 
@@ -100,8 +103,27 @@ def test_a_flood_of_denied_actions_does_not_fill_the_log(
     for _ in range(500):
         audit.denied(STRANGE, "RepositoryModelLoad", "Unauthenticated")
     assert len(lines(caplog)) == MAX_DENIED_PER_S
+    # The flood does not hide the action of another principal.
+    audit.denied(IN_PROCESS, "RepositoryModelUnload", "Forbidden")
+    assert lines(caplog)[-1][2] == "RepositoryModelUnload"
+    caplog.clear()
     now_s += 1
     audit.denied(STRANGE, "RepositoryModelLoad", "Unauthenticated")
-    assert len(lines(caplog)) == MAX_DENIED_PER_S + 1
+    assert len(lines(caplog)) == 1
     last: Any = caplog.records[-1]
     assert last.left_out == 500 - MAX_DENIED_PER_S
+
+
+@pytest.mark.parametrize("level", ["debug", "warning", "error"])
+def test_the_log_level_does_not_hide_the_audit_log(level: str) -> None:
+    code = f"""
+from server.telemetry import logs
+from server.security.audit import AuditLog
+from server.security.caller import IN_PROCESS
+logs.configure({level!r}, "text")
+with AuditLog().action(IN_PROCESS, "RepositoryModelLoad", "tiny"):
+    pass
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr.count(" admin_action ") == 1
