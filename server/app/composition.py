@@ -71,7 +71,8 @@ from server.transport.grpc_server import GrpcServer
 from server.transport.http2.frame_limits import REASONS
 from server.transport.listening import listening
 from server.transport.methods import Method
-from server.transport.tls.ports import Tls, tls_of
+from server.transport.tls.handshake import Encrypt
+from server.transport.tls.ports import Tls, encryption_of, tls_of
 
 log = logging.getLogger(__name__)
 
@@ -308,6 +309,7 @@ def build_api(
     metrics = telemetry.metrics
     connections = build_connection_limits(settings, metrics)
     tls = tls_of(settings, metrics, connections)
+    encryption = encryption_of(settings, tls)
     in_flight = in_flight_limits(settings)
     operations = build_operations(
         settings, resources, models, state, in_flight, access.audit, metrics
@@ -329,40 +331,32 @@ def build_api(
         telemetry.loop_lag,
         GrpcAccess(access.control),
         connections,
-        tls.grpc if tls is not None else None,
+        encryption.grpc,
     )
 
-    http_tls = tls if settings.http_tls and not settings.http_unix_socket else None
-    requires_certificate = http_tls is not None and http_tls.requires_client
     http_access = HttpAccess(access.control)
     calls = HttpCalls(metrics, in_flight, after_response, resources.inflater, http_access)
-    probes = Probes(operations.models, http_access, state, models.devices, requires_certificate)
+    needs_certificate = encryption.http_requires_certificate
+    probes = Probes(operations.models, http_access, state, models.devices, needs_certificate)
     routes = [
         Route("/metrics", MetricsPage(metrics, http_access).get),
         *probes.routes(),
         *rest_routes(settings, calls, operations, in_flight, turns),
     ]
-    app = application(routes, state, settings.cors_origins(), requires_certificate)
-    return Api(
-        grpc_server,
-        build_http_server(settings, app, connections, http_tls),
-        calls,
-        health,
-        stopping,
-        operations.quotas,
-        operations.regions,
-        tls,
-    )
+    app = application(routes, state, settings.cors_origins(), needs_certificate)
+    http_server = build_http_server(settings, app, connections, encryption.http)
+    servers = grpc_server, http_server, calls
+    return Api(*servers, health, stopping, operations.quotas, operations.regions, tls)
 
 
 def build_http_server(
-    settings: Settings, app: Starlette, connections: ConnectionLimits, tls: Tls | None
+    settings: Settings, app: Starlette, connections: ConnectionLimits, encrypt: Encrypt | None
 ) -> HttpServer:
     return HttpServer(
         app,
         settings.http_keep_alive_s,
         connections,
-        None if tls is None else tls.http,
+        encrypt,
         settings.max_connection_age_s,
     )
 

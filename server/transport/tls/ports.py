@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from server.security.tls import GRPC_PROTOCOL, TlsCredentials
 from server.security.tls_files import TlsFiles
@@ -17,7 +18,7 @@ from server.telemetry.metrics import Metrics
 from server.transport.connection_limits import GRPC, HTTP, ConnectionLimits
 from server.transport.http2.reading import ReadingTurns
 from server.transport.tls.encrypted_transport import REASONS
-from server.transport.tls.handshake import Handshake, MakeProtocol, Outcome, TlsPort
+from server.transport.tls.handshake import Encrypt, Handshake, MakeProtocol, Outcome, TlsPort
 from server.transport.tls.turns import HandshakeTurns
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,22 @@ class Tls:
         if outcome is not Outcome.DONE:
             fields = {"port_name": port, "outcome": outcome.value, "peer": host, "reason": reason}
             self._log.log(logging.WARNING, "tls_handshake_failed", fields)
+
+
+class Encryption(NamedTuple):
+    """How each port encrypts; None leaves it plain."""
+
+    grpc: Encrypt | None
+    http: Encrypt | None
+    http_requires_certificate: bool  # of clients, for all but probes
+
+
+def encryption_of(settings: Settings, tls: Tls | None) -> Encryption:
+    if tls is None:
+        return Encryption(None, None, False)
+    if not settings.http_tls or settings.http_unix_socket:
+        return Encryption(tls.grpc, None, False)
+    return Encryption(tls.grpc, tls.http, tls.requires_client)
 
 
 def tls_of(settings: Settings, metrics: Metrics, limits: ConnectionLimits) -> Tls | None:
