@@ -62,10 +62,13 @@ class MethodMetrics:
         log.exception("call_failed", extra={"method": self._method, "model": context.model})
         self.count(context, StatusCode.INTERNAL)
 
-    def shed(self) -> None:
+    def shed(self, principal: str) -> None:
         """The transport refused the call under overload, before there was a context."""
         self._shed.inc()
         self._shed_reason.inc()
+        if principal != ANONYMOUS:
+            self._metrics.principals.request_ended(principal, StatusCode.RESOURCE_EXHAUSTED.name)
+            self._metrics.principals.request_refused(principal, REFUSAL_REASON[Overloaded])
 
     def rejected(self, code: StatusCode) -> None:
         """The transport ended the call before its message was complete."""

@@ -335,7 +335,9 @@ def build_api(
     )
 
     http_access = HttpAccess(access.control)
-    calls = HttpCalls(metrics, in_flight, after_response, resources.inflater, http_access)
+    calls = HttpCalls(
+        metrics, in_flight, after_response, resources.inflater, http_access, grpc_server.starts
+    )
     needs_certificate = encryption.http_requires_certificate
     probes = Probes(operations.models, http_access, state, models.devices, needs_certificate)
     routes = [

@@ -51,10 +51,10 @@ class EarlyRefusal:
         if wait_s <= MAX_START_DELAY_FRACTION * timeout_s:
             return None
         if principal.name == ANONYMOUS:
-            return None if self._is_modest(open_streams) else method.too_late(wait_s)
+            return None if self._is_modest(open_streams) else method.too_late(principal, wait_s)
         wait_s, is_within_share = self._calls.starts.wait_of(principal)
         fraction = SHARE_START_DELAY_FRACTION if is_within_share else MAX_START_DELAY_FRACTION
-        return method.too_late(wait_s) if wait_s > fraction * timeout_s else None
+        return method.too_late(principal, wait_s) if wait_s > fraction * timeout_s else None
 
     def is_full(self, principal: Principal, open_streams: int) -> bool:
         """Whether there are too many calls for one more."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from grpc import StatusCode
 
 from server.security.caller import Caller
+from server.security.principal import Principal
 from server.transport.metadata import Header, Trailer
 from server.transport.metadata import trailers as trailers_of
 
@@ -63,12 +64,13 @@ class WireCall(Protocol):
 class UnaryMethod:
     """A method with one request and one response.
 
-    `too_late` makes the refusal of a call that would start too late, from its expected wait in
-    seconds. Without it every call starts. `refused` is called for calls that end before they start.
+    `too_late` makes the refusal of a call that would start too late, from its principal and its
+    expected wait in seconds. Without it every call starts. `refused` is called for calls that end
+    before they start.
     """
 
     answer: Callable[[bytes, WireCall], Awaitable[bytes]]
-    too_late: Callable[[float], Abort] | None = None
+    too_late: Callable[[Principal, float], Abort] | None = None
     refused: Callable[[StatusCode], None] = lambda code: None
 
 

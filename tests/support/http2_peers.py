@@ -17,6 +17,7 @@ from h2.connection import H2Connection
 from h2.settings import SettingCodes, Settings
 from hpack import Decoder
 
+from server.security.principal import Principal
 from server.transport.calls.calls_in_progress import TransportLimits
 from server.transport.compression import Inflater
 from server.transport.connection_limits import ConnectionLimits
@@ -146,7 +147,7 @@ class Bare:
             await call.write(str(len(data)).encode())
 
 
-def refuse_as_busy(wait_s: float) -> Abort:
+def refuse_as_busy(principal: Principal, wait_s: float) -> Abort:
     return Abort(StatusCode.RESOURCE_EXHAUSTED, "")
 
 

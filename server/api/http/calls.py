@@ -30,6 +30,7 @@ from server.api.v2.versions import MAX_QUOTED
 from server.errors import InvalidInput, ModelNotReady, Overloaded, QuotaExceeded, ServingError
 from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
+from server.transport.calls.fair_starts import FairStarts
 from server.transport.compression import Inflater
 from server.transport.metadata import timeout_s
 
@@ -51,10 +52,12 @@ class HttpCalls:
         after_response: DeferredCallbacks,
         inflater: Inflater,
         access: HttpAccess,
+        starts: FairStarts,
     ) -> None:
         self._metrics = metrics
         self._after_response = after_response
         self._access = access
+        self._starts = starts
         self._bodies = BodyReader(in_flight, inflater)
         self._working: set[asyncio.Task[Response]] = set()
         self._is_stopping = False
@@ -87,7 +90,7 @@ class HttpCalls:
                 context.deadline_s = context.arrived_s + _timeout(request.headers.get(DEADLINE))
                 most = limit if isinstance(limit, int) else limit(request)
                 async with self._bodies.read(request, most, context) as body:
-                    work = answer(request, body, context)
+                    work = self._in_turn(answer, request, body, context)
                     response = await self._run(request, work, context.deadline_s)
             except TimeoutError:
                 metrics.cancelled(context, expired=True)
@@ -136,6 +139,12 @@ class HttpCalls:
         self._bodies.stop()
         for task in self._working:
             task.cancel()
+
+    async def _in_turn(
+        self, answer: Answer, request: Request, body: bytes, context: CallContext
+    ) -> Response:
+        await self._starts.turn(context.caller.principal, len(body))
+        return await answer(request, body, context)
 
     async def _run(
         self, request: Request, work: Coroutine[Any, Any, Response], deadline_s: float

@@ -26,6 +26,7 @@ from server.api.rpc.streaming import answer_in_order, counted_stream
 from server.api.status import INTERNAL_ERROR, STATUS, abort_busy, abort_for, message_of
 from server.api.turns import WorkTurns
 from server.errors import InvalidInput, ServingError
+from server.security.principal import Principal
 from server.telemetry.clock import clock
 from server.telemetry.metrics import Metrics
 from server.telemetry.tracing import Tracing
@@ -120,9 +121,9 @@ class _Handler:
         except _UnexpectedError:
             raise Abort(StatusCode.INTERNAL, INTERNAL_ERROR) from None
 
-    def refuse_busy(self, wait_s: float) -> Abort:
+    def refuse_busy(self, principal: Principal, wait_s: float) -> Abort:
         """The status of a call that would wait too long for the event loop."""
-        self.metrics.shed()
+        self.metrics.shed(principal.name)
         return abort_busy(wait_s)
 
     async def respond(self, data: bytes, context: CallContext, left_s: float | None) -> bytes:
