@@ -20,12 +20,20 @@ from model_repo.evaluation.gate import DEFAULT_MAX_DROP, Gate
 from model_repo.interruption import Interruption
 from model_repo.pipeline import BuildError, BuildOptions, BuildResult, build
 from model_repo.progress import ConsoleProgress
+from model_repo.quantization.engine import DEFAULT_MIN_AGREEMENT
 from server.engines.base import BACKENDS, backend
 from server.engines.golden_check import MAX_DEVIATION
 from server.engines.tensorrt import libraries as tensorrt_libraries
 from server.repository import writer
 
-PRECISIONS = {"fp32": "fp32", "f32": "fp32", "bf16": "bf16", "fp16": "fp16", "f16": "fp16"}
+PRECISIONS = {
+    "fp32": "fp32",
+    "f32": "fp32",
+    "bf16": "bf16",
+    "fp16": "fp16",
+    "f16": "fp16",
+    "int8": "int8",
+}
 
 
 def run(arguments: Sequence[str] | None, interruption: Interruption) -> int:
@@ -118,6 +126,8 @@ def _what_to_build(
             allow_code=given.allow_code,
             add_engine=given.add_engine,
             gate=_gate(given),
+            calibration=given.calibration,
+            min_agreement=given.min_agreement,
         )
         for name in options.backends:
             backend(name).version()
@@ -264,8 +274,23 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *PRECISIONS),
         default="auto",
         metavar="P",
-        help="fp32, bf16, fp16, or auto: the fastest that this machine supports natively "
-        "(%(default)s)",
+        help="fp32, bf16, fp16, int8, or auto: the fastest but int8 that this machine supports "
+        "natively (%(default)s)",
+    )
+    option(
+        "--calibration",
+        type=Path,
+        metavar="DIR",
+        help="images like those of your callers, for int8: about 300 set the ranges of the "
+        "numbers, others check the result; no labels needed",
+    )
+    option(
+        "--min-agreement",
+        type=float,
+        default=DEFAULT_MIN_AGREEMENT,
+        metavar="X",
+        help="least fraction of images to which int8 gives the class of float32, if --data does "
+        "not measure the accuracy (%(default)s)",
     )
     option("--max-batch", type=int, metavar="N", help="largest batch (default: see the card)")
     option(

@@ -72,7 +72,7 @@ def _compile_and_check(
         )
         return record, golden
     try:
-        with _loaded(compiler, staged, record, job.shape) as engine:
+        with loaded_engine(compiler, staged, record, job.shape) as engine:
             if job.backend == "null":
                 answers = _probabilities(engine, golden.pixels)
                 golden = Golden(golden.pixels, answers, golden.activation)
@@ -85,9 +85,10 @@ def _compile_and_check(
 
 
 @contextmanager
-def _loaded(
+def loaded_engine(
     compiler: Backend, folder: Path, record: EngineRecord, shape: tuple[int, int, int]
 ) -> Iterator[Engine]:
+    """An engine that was just compiled. Raises EngineFailure."""
     engine = compiler.load(folder, record, shape, threads=available_cores())
     try:
         yield engine

@@ -33,6 +33,19 @@ from model_repo.evaluation.published import check_accuracy, read_gate_data
 from model_repo.export import ExportError, export, trace
 from model_repo.golden_images import golden_pixels
 from model_repo.progress import BuildProgress
+from model_repo.quantization.calibration import (
+    MAX_CALIBRATION,
+    MIN_CALIBRATION,
+    CalibrationError,
+    CalibrationImages,
+    read_calibration,
+)
+from model_repo.quantization.engine import (
+    DEFAULT_MIN_AGREEMENT,
+    Int8Options,
+    NotAccurate,
+    compile_int8,
+)
 from model_repo.served import normalised, served_network
 from model_repo.weights import Weights
 from server.engines.base import BACKENDS, CompileOptions, backend
@@ -81,6 +94,8 @@ class BuildOptions:
     allow_code: bool = False  # run code that comes with a model: TorchScript programs
     add_engine: bool = False  # add engines to the newest version instead of publishing a new one
     gate: Gate | None = None  # what the engines must reach on labelled images
+    calibration: Path | None = None  # images for precision int8
+    min_agreement: float = DEFAULT_MIN_AGREEMENT  # of int8 with float32, without a gate
 
     def __post_init__(self) -> None:
         highest = self.max_batch or MAX_BATCH
@@ -106,6 +121,20 @@ class BuildOptions:
             raise ValueError("the null backend computes nothing; it cannot be added to a version")
         if self.gate is not None and self.add_engine:
             raise ValueError("--data checks a new version; it has no effect with --add-engine")
+        self._check_calibration()
+
+    def _check_calibration(self) -> None:
+        if self.precision == "int8" and self.calibration is None:
+            raise ValueError(
+                "--precision int8 needs --calibration DIR, a folder with images like those of your "
+                "callers; 8-bit numbers get their ranges from them"
+            )
+        if self.precision != "int8" and self.calibration is not None:
+            raise ValueError("--calibration is for --precision int8")
+        if not 0 <= self.min_agreement <= 1:
+            raise ValueError(
+                f"--min-agreement must be a fraction from 0 to 1, not {self.min_agreement:g}"
+            )
 
     @property
     def backends(self) -> list[str]:
@@ -140,8 +169,10 @@ def build(
         DataError,
         EngineFailure,
         ExportError,
+        CalibrationError,
         GateClosed,
         InvalidVersion,
+        NotAccurate,
         WeightsError,
     ) as error:
         raise BuildError(str(error)) from error
@@ -170,13 +201,35 @@ def _build_version(
         progress.warn(f"classes {', '.join(map(str, indices))} have the same name, {label!r}")
     if options.gate is not None:
         read_gate_data(options.gate, card)  # before the work that it would make vain
+    images = None
+    if options.calibration is not None:
+        images = _calibration(options.calibration, card, progress)
     # The folder comes before the weights: if it cannot be created, nothing is downloaded in vain.
     with writer.staging(options.repo, card.name) as staged:
-        return _build_staged(card, options, progress, staged)
+        return _build_staged(card, options, images, progress, staged)
+
+
+def _calibration(folder: Path, card: Card, progress: BuildProgress) -> CalibrationImages:
+    """Raises CalibrationError."""
+    images = read_calibration(folder, card.input)
+    if images.unreadable:
+        progress.warn(
+            f"{len(images.unreadable)} images of {folder} can't be read: {images.unreadable[0]}"
+        )
+    if len(images.calibration) < MIN_CALIBRATION:
+        progress.warn(
+            f"{folder} has only {len(images.calibration)} images for the calibration; about "
+            f"{MAX_CALIBRATION} are recommended"
+        )
+    return images
 
 
 def _build_staged(
-    card: Card, options: BuildOptions, progress: BuildProgress, staged: Path
+    card: Card,
+    options: BuildOptions,
+    images: CalibrationImages | None,
+    progress: BuildProgress,
+    staged: Path,
 ) -> Manifest:
     precisions = {each: _precisions_to_try(each, options) for each in options.backends}
     pixels = options.images(card.input)
@@ -210,7 +263,12 @@ def _build_staged(
             shape=card.input.shape,
             progress=progress,
         )
-        record, golden = compile_engine(job, precisions[backend_name], golden)
+        if images is not None:
+            agreement = options.min_agreement if options.gate is None else None
+            quantise = Int8Options(images=images, trained=loaded.trained, min_agreement=agreement)
+            record = compile_int8(job, golden, quantise)
+        else:
+            record, golden = compile_engine(job, precisions[backend_name], golden)
         records.append(record)
 
     if options.gate is not None:
@@ -255,7 +313,16 @@ def _add_engines(
                 shape=manifest.input.spec().shape,
                 progress=progress,
             )
-            record, _ = compile_engine(job, precisions[backend_name], golden)
+            if options.calibration is not None:
+                images = _calibration(options.calibration, card, progress)
+                quantise = Int8Options(
+                    images=images,
+                    trained=manifest.weights.trained,
+                    min_agreement=options.min_agreement,
+                )
+                record = compile_int8(job, golden, quantise)
+            else:
+                record, _ = compile_engine(job, precisions[backend_name], golden)
             progress.stage("publish")
             manifest = writer.add_engine(options.repo, staged, manifest, record)
     return manifest

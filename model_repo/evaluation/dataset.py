@@ -79,7 +79,7 @@ def _read_folder(root: Path, labels: Sequence[str]) -> DataSet:
     classes = _classes_of([folder.name for folder in folders], labels, f"--data {root}: folder")
     samples = []
     for folder in folders:
-        for file in _files_below(folder):
+        for file in files_below(folder):
             if file.suffix.lower() in IMAGE_ENDINGS:
                 samples.append(Sample(file, classes[folder.name]))
             else:
@@ -87,7 +87,7 @@ def _read_folder(root: Path, labels: Sequence[str]) -> DataSet:
     return DataSet(root, tuple(samples), tuple(ignored))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
     """All files at any depth, in order. Follows symbolic links, each folder once."""
     visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):

@@ -85,6 +85,9 @@ class CompileOptions(NamedTuple):
     # network for a precision, a device ("cpu" or "cuda") and a batch size to optimise for. None
     # if only the graph is available.
     program: Callable[[str, str, int], Any] | None = None
+    # For precision "int8": quantises the backend's own form of the network. None if there are no
+    # images to calibrate it with.
+    quantize: Callable[[Any], Any] | None = None
 
 
 class CompiledEngine(NamedTuple):

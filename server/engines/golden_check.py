@@ -31,11 +31,14 @@ from server.repository.manifest import Activation
 from server.repository.reader import Golden
 
 # Limits by precision, measured over all networks. Untrained ones amplify rounding errors the most.
-MAX_DEVIATION = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.25}
+# int8: a network keeps its classes with deviations of up to 41 % (ResNet-50, untrained) and 34 %
+# (LeNet-5, trained; 100 % of its classes); with a wrong kernel the deviation is above 100 %. So the
+# check only tells whether the engine works. How accurate it is, the build measures on more images.
+MAX_DEVIATION = {"fp32": 0.005, "fp16": 0.05, "bf16": 0.25, "int8": 0.75}
 
 # How much the answers may differ when every row holds the same image. Kernels split a batch in
 # different ways, so sums are added in a different order and round differently.
-MAX_ROW_DEVIATION = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05}
+MAX_ROW_DEVIATION = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05, "int8": 0.15}
 
 # Added to probabilities before the logarithm, because half precision rounds tiny ones to zero.
 PROBABILITY_FLOOR = 1e-6

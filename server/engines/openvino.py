@@ -39,7 +39,9 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
 
-PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # our name: OpenVINO's name
+# Our name: the format in which OpenVINO computes what is not quantised.
+PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+HALF = ("bf16", "fp16")
 NATIVE = {"bf16": {"avx512_bf16", "amx_bf16"}, "fp16": {"avx512_fp16", "amx_fp16"}}
 OUTPUTS = ("classes", "scores", "probabilities")
 
@@ -66,7 +68,7 @@ def best_precision() -> str:
 
 
 def precisions() -> Sequence[str]:
-    return ["fp32", *(name for name, flags in NATIVE.items() if flags & _cpu_flags())]
+    return ["fp32", *(name for name, flags in NATIVE.items() if flags & _cpu_flags()), "int8"]
 
 
 def compile(
@@ -89,10 +91,14 @@ def compile(
         model.reshape(row)
     except RuntimeError as error:
         raise EngineFailure(f"OpenVINO can't compile {onnx.name}: {error}") from error
+    if precision == "int8":
+        if options.quantize is None:
+            raise EngineFailure("int8 needs images to calibrate it with (--calibration)")
+        model = options.quantize(model)
     path = folder / f"openvino-{precision}.xml"
     try:
         # bf16 weights are stored as fp16 too, which has three more significant bits than bf16.
-        ov.save_model(model, path, compress_to_fp16=precision != "fp32")
+        ov.save_model(model, path, compress_to_fp16=precision in HALF)
     except RuntimeError as error:
         # OpenVINO deletes a file that it can't finish. The whole file is smaller than the ONNX.
         check_disk(folder, onnx.stat().st_size, error)

@@ -12,7 +12,7 @@ from server.repository.writer import file_record
 # Order in which the engines of a version are tried: GPU backends first, the null backend last;
 # within a backend the fastest precision first.
 BACKEND_ORDER = ("tensorrt", "inductor cuda", "openvino", "inductor", "null")
-PRECISION_ORDER = ("fp16", "bf16", "fp32")
+PRECISION_ORDER = ("int8", "fp16", "bf16", "fp32")
 
 
 def engine_record(

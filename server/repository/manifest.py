@@ -104,6 +104,17 @@ class InputRecord(Struct, frozen=True, kw_only=True):
         return InputSpec(**{each.name: getattr(self, each.name) for each in fields(InputSpec)})
 
 
+class QuantizationRecord(Struct, frozen=True, kw_only=True):
+    """How an INT8 engine was made, and how often it gives the class of float32."""
+
+    calibration: Text  # name of the folder with the images
+    calibration_images: Annotated[int, Meta(ge=1)]
+    check_images: Annotated[int, Meta(ge=1)]  # none of the calibration images
+    confident_images: Annotated[int, Meta(ge=0)]  # where float32 has a probability above 0.5
+    agreement: Annotated[float, Meta(ge=0, le=1)]  # on these; on all if there are none
+    float_layers: tuple[Text, ...] = ()  # layers that are not quantised
+
+
 class EngineRecord(Struct, frozen=True, kw_only=True):
     """One compiled engine: its backend, the hardware it needs, its files and its accuracy."""
 
@@ -119,6 +130,7 @@ class EngineRecord(Struct, frozen=True, kw_only=True):
     # Largest deviation from eager PyTorch by batch size; see golden_check.py. Empty if the machine
     # that compiled the engine could not run it. Every server checks an engine when it loads it.
     deviation: dict[str, Annotated[float, Meta(ge=0)]]
+    quantization: QuantizationRecord | None = None  # of precision int8
 
 
 class Manifest(Struct, frozen=True, kw_only=True):

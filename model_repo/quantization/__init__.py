@@ -1,0 +1,1 @@
+"""INT8 engines: calibration, quantisation, and the check that little accuracy is lost."""
