@@ -214,6 +214,22 @@ async def test_the_rest_of_a_refused_body_is_read_for_a_limited_time(
         assert cuts(served, "unread_body") == 1
 
 
+async def test_a_connection_stays_open_after_a_body_that_came_too_late(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_S", 0.2)
+    monkeypatch.setattr(connection, "DISCARD_S", 0.2)
+    publish(tmp_path)
+    async with serve(tmp_path) as served, connected(served) as (reader, writer):
+        writer.write(b"POST /nothing HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n")
+        assert await reader.readline() == b"HTTP/1.1 404 Not Found\r\n"
+        writer.write(b"too late.")
+        await asyncio.sleep(0.5)  # longer than both limits
+        writer.write(GET + b"connection: close\r\n\r\n")
+        assert (await reader.read()).endswith(b"ok\n")
+        assert cuts(served, "slow_head") == cuts(served, "unread_body") == 0
+
+
 async def test_slow_bodies_do_not_take_the_calls_of_others(tmp_path: Path) -> None:
     publish(tmp_path)
     async with (

@@ -97,9 +97,7 @@ class HttpConnection(H11Protocol):
             self._respond(503, f"too many connections ({reason}); try again later")
             return
         self._is_admitted = True
-        self.timeout_keep_alive_task = self.loop.call_later(
-            self.timeout_keep_alive, self.timeout_keep_alive_handler
-        )
+        self._await_request()
 
         if self._max_age_s:  # varied, so that clients do not all come back at once
             age_s = self._max_age_s * random.uniform(0.9, 1.1)
@@ -175,6 +173,10 @@ class HttpConnection(H11Protocol):
             if self.cycle is None or not self.cycle.response_complete:
                 self._stop_timer()
             return
+        if not self.conn.trailing_data[0]:  # it ended the body of a request that is answered
+            self._stop_timer()
+            self._await_request()
+            return
         if self._timer is None:
             self._start_timer(HEAD_S, SLOW_HEAD)
         self._head_lines += piece.count(b"\n")
@@ -183,6 +185,13 @@ class HttpConnection(H11Protocol):
                 check_headers(self._head_lines)
             except RequestError as error:
                 self._refuse(error)
+
+    def _await_request(self) -> None:
+        """Limits the time until the first byte of a request."""
+        self._unset_keepalive_if_required()
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
+        )
 
     def _wait_for_turn(self) -> None:
         """Keeps what is unread until a later turn, or until uvicorn takes bytes again."""
