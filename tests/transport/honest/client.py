@@ -12,6 +12,7 @@ from hpack import Decoder
 
 from tests.support.http2_frames import (
     ACK,
+    CANCEL,
     DATA,
     END_HEADERS,
     END_STREAM,
@@ -31,6 +32,8 @@ from tests.support.http2_windows import Windows
 
 LARGEST_FRAME = 16_384
 READ_BYTES = 1 << 18
+CANCELLED = 1  # the gRPC status of a call that the server resets with CANCEL
+MAX_STREAMS = 256  # at a time, what the server allows by default
 
 
 class Cut(Exception):
@@ -57,6 +60,7 @@ class Client:
         self._decoder = Decoder()
         self._windows = Windows()
         self._window_opened = asyncio.Event()
+        self._call_ended = asyncio.Event()
         self._stream = -1
         self._statuses: dict[int, asyncio.Future[int]] = {}
         self._pings: dict[bytes, asyncio.Future[None]] = {}
@@ -67,7 +71,7 @@ class Client:
         self, path: str, data: bytes, *more: tuple[bytes, bytes], pace: Pace = FAST
     ) -> int:
         """The status of a call. Raises Cut."""
-        stream, status = self.begin(path, *more)
+        stream, status = await self.begin(path, *more)
         body = message(data)
         for start in range(0, len(body), pace.frame_bytes):
             part = body[start : start + pace.frame_bytes]
@@ -81,8 +85,11 @@ class Client:
                 await asyncio.sleep(pace.pause_s)
         return await status
 
-    def begin(self, path: str, *more: tuple[bytes, bytes]) -> tuple[int, asyncio.Future[int]]:
-        """Sends the headers of a call. Raises Cut."""
+    async def begin(self, path: str, *more: tuple[bytes, bytes]) -> tuple[int, asyncio.Future[int]]:
+        """Sends the headers of a call, once the server allows one more. Raises Cut."""
+        while len(self._statuses) >= MAX_STREAMS and not self._end:
+            self._call_ended.clear()
+            await self._call_ended.wait()
         if self._end:
             raise Cut(self._end)
         self._stream += 2
@@ -97,6 +104,7 @@ class Client:
 
     def cancel(self, stream: int) -> None:
         self._statuses.pop(stream).cancel()
+        self._call_ended.set()
         self._writer.write(reset(stream))
 
     async def ping(self, data: bytes) -> None:
@@ -121,9 +129,11 @@ class Client:
                     self._handle(buffer[start:stop])
                     start = stop
                 buffer = buffer[start:]
+                self._call_ended.set()
         except (Cut, ConnectionError) as error:
             end = str(error)
         self._end = end
+        self._call_ended.set()
         waiting: list[asyncio.Future[Any]] = [*self._statuses.values(), *self._pings.values()]
         for one in waiting:
             if not one.done():
@@ -145,7 +155,10 @@ class Client:
         elif kind == GOAWAY:
             raise Cut(f"GOAWAY {payload!r}")
         elif kind == RST_STREAM and (status := self._statuses.pop(stream, None)):
-            status.set_exception(Cut(f"RST_STREAM {payload!r}"))
+            if int.from_bytes(payload, "big") == CANCEL:
+                status.set_result(CANCELLED)
+            else:
+                status.set_exception(Cut(f"RST_STREAM {payload!r}"))
         else:
             assert kind in (SETTINGS, RST_STREAM, 8), kind
 
