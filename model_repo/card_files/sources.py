@@ -58,8 +58,6 @@ def join(source: CardSource, find_base: Callable[[str, Path], CardSource]) -> Jo
     table, contents, notes = _joined(source, find_base, ())
     if is_network_file(str(table.get("architecture", ""))):
         table = _over(OWN_NETWORK, table)
-        if not str(table["architecture"]).rpartition(":")[0].endswith(".py"):
-            table.setdefault("weights", f"file:{table['architecture']}")  # it holds them itself
     digest = sha256(contents[0])
     for content in contents[1:]:
         digest.update(sha256(content).digest())
@@ -152,6 +150,10 @@ def _resolved(table: dict[str, Any], folder: Path) -> dict[str, Any]:
     if is_network_file(architecture):
         path = network_path(architecture)
         changed["architecture"] = _absolute(path, folder) + architecture[len(path) :]
+        if (
+            path == architecture
+        ):  # the file holds its weights; those of a base are of another network
+            changed.setdefault("weights", f"file:{changed['architecture']}")
     return changed
 
 

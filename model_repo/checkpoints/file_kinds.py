@@ -29,6 +29,7 @@ POINTERS = (
 # Start of the content -> what the file is and, after a semicolon, what to do.
 PACKED = "unpack it first"
 OTHER_FRAMEWORK = "only parameters of PyTorch networks are loaded"
+NAME_IT = 'name it as the architecture of a card: architecture = "FILE.onnx"'
 DOWNLOAD_AGAIN = "download it again"
 DOWNLOAD_ITSELF = "its address may need a login or another path, so download the file itself"
 CHOOSE_OTHER = "choose the file that torch.save or safetensors wrote"
@@ -45,7 +46,7 @@ FORMATS = (
     (rb"(?s).{257}ustar", f"a tar archive; {PACKED}"),
     (rb"\x89HDF\r\n\x1a\n", f"an HDF5 file, as Keras writes; {OTHER_FRAMEWORK}"),
     (rb"(?s).{4}TFL3", f"a TensorFlow Lite model; {OTHER_FRAMEWORK}"),
-    (rb"(?s)\x08[\x01-\x20](\x12.\w|[\x3a\x42])", f"an ONNX graph; {OTHER_FRAMEWORK}"),
+    (rb"(?s)\x08[\x01-\x20](\x12.\w|[\x3a\x42])", f"an ONNX graph; {NAME_IT}"),
     (rb"GGUF", f"a GGUF file; {OTHER_FRAMEWORK}"),
     (rb"\x93NUMPY", f"a NumPy array; {OTHER_FRAMEWORK}"),
     (rb"MATLAB 5\.0 MAT-file", f"a MATLAB file; {OTHER_FRAMEWORK}"),

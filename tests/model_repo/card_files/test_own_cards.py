@@ -196,6 +196,14 @@ def test_the_file_of_a_network_needs_no_base(folder: Path) -> None:
     )
 
 
+def test_the_file_of_a_network_brings_its_weights_and_does_not_take_those_of_the_base(
+    folder: Path,
+) -> None:
+    card = food(folder, text='base = "resnet50"\narchitecture = "net.onnx"\nlabels = "food.txt"\n')
+    assert card.weights == f"file:{folder}/net.onnx"
+    assert card.input == cards.load("resnet50").input
+
+
 @pytest.fixture
 def digits_folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)

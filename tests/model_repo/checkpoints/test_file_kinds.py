@@ -83,7 +83,7 @@ TENSOR = b'{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,12]}}'
             b"\x89HDF\r\n\x1a\n",
             "is an HDF5 file, as Keras writes, not a checkpoint; only parameters",
         ),
-        (b"\x08\x08\x12\x07pytorch", "is an ONNX graph, not a checkpoint; only parameters of PyTo"),
+        (b"\x08\x08\x12\x07pytorch", "is an ONNX graph, not a checkpoint; name it as the arch"),
         (b"\xff\xd8\xff\xe0", "is a JPEG image, not a checkpoint; choose the file"),
         (
             safetensors(TENSOR, bytes(11)),
