@@ -229,7 +229,8 @@ class DeviceExecutor:
         self._dispatch(now_s)
 
     def _cancel(self, engine: EngineState, request: PendingRequest) -> None:
-        self._scheduler.cancel(engine.name, request)
+        if self._engines.get(engine.name) is engine:  # else its queue is gone
+            self._scheduler.cancel(engine.name, request)
         engine.notify_progress()
 
     def _dispatch(self, now_s: float) -> None:

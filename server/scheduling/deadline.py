@@ -61,7 +61,10 @@ class DeadlineScheduler:
         queue = self._queues.pop(model)
         for principal, rows in queue.principals.rows():
             self._all_rows.remove(principal, rows)
-        return queue.principals.ready_requests()
+        requests = queue.principals.ready_requests()
+        for request in requests:  # the model may be added again before they end
+            request.mark_cancelled()
+        return requests
 
     def admit(self, model: str, request: Request, now_s: float) -> None:
         queue = self._queues[model]

@@ -17,6 +17,7 @@ from server.errors import (
     ModelNotReady,
     Overloaded,
 )
+from server.execution.device import profile_groups
 from server.execution.pending_request import ExecutionResult
 from server.images.input_spec import Pixels
 from server.scheduling.deadline import DeadlineScheduler
@@ -216,6 +217,24 @@ async def test_removing_a_model_rejects_queued_requests_and_finishes_running_one
         assert engine.closed
         with pytest.raises(ModelNotReady):
             await bench.submit(3)
+
+
+async def test_a_request_that_is_decoded_while_its_model_is_loaded_again_changes_no_queue() -> None:
+    async with executing(ScriptedEngine()) as bench:
+        reservation = bench.executor.admit("m", 3)
+        await bench.executor.remove("m")
+        again = ScriptedEngine()
+        bench.executor.add(
+            "m",
+            again,
+            profile_groups(again, lambda instance, rows: 0.001),
+            bench.metrics.model("m"),
+            on_engine_failed=bench.failures.append,
+            objective_s=10.0,
+        )
+        reservation.release()
+        assert bench.executor.queued_rows("m") == 0
+        assert classes_of(await bench.submit(4)) == [4]
 
 
 async def test_an_engine_is_closed_in_a_thread_and_its_instances_are_freed() -> None:

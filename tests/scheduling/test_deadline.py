@@ -112,3 +112,15 @@ def test_cancelling_10000_requests_leaves_an_empty_queue() -> None:
         scheduler.cancel(MODEL, request)
     assert scheduler.queued_rows(MODEL) == 0
     assert scheduler.next_batch(1.0) is None
+
+
+def test_requests_of_a_removed_model_change_no_queue_of_a_new_one_with_its_name() -> None:
+    scheduler = deadline_scheduler(ONE)
+    request = enqueue(scheduler, Request(20, 0.0, 10.0))
+    start(scheduler)
+    assert scheduler.remove(MODEL) == [request]
+    scheduler.add(MODEL, ONE.groups, objective_s=0.1)
+    scheduler.cancel(MODEL, request)  # its batch has failed
+    assert scheduler.queued_rows(MODEL) == 0
+    enqueue(scheduler, Request(1, 0.0, 10.0))
+    assert scheduler.queued_rows(MODEL) == 1
