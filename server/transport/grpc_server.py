@@ -172,7 +172,7 @@ class GrpcServer:
 
         def new_stream(
             sender: ResponseSender, stream_id: int, headers: tuple[Header, ...]
-        ) -> Stream | tuple[Header, ...]:
+        ) -> Stream | tuple[Header, ...] | None:
             return self._new_stream(sender, stream_id, routes.route(headers, sender.peer))
 
         return new_stream
@@ -195,8 +195,10 @@ class GrpcServer:
 
     def _new_stream(
         self, sender: ResponseSender, stream_id: int, route: Route
-    ) -> Stream | tuple[Header, ...]:
-        """A call for a request's route, or the headers of its refusal."""
+    ) -> Stream | tuple[Header, ...] | None:
+        """A call for a request's route, or the headers of its refusal. See MakeStream."""
+        if sender.open_streams >= self.max_streams:
+            return None
         head, method, caller = route.head, route.method, route.caller
         if route.refusal is not None or not method or not caller or self._calls.is_refusing:
             return self._refusal(route)

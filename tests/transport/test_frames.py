@@ -399,6 +399,25 @@ async def test_a_flood_of_pings_without_reading_ends_the_connection() -> None:
         await other.echoes(1)
 
 
+async def test_streams_beyond_the_limit_are_refused_and_the_others_live() -> None:
+    """The client knows the limit, and does not respect it."""
+    async with (
+        bare(TransportLimits(1 << 20, 1 << 20, streams=2)) as one,
+        raw(one, PREFACE + frame(SETTINGS)) as connection,
+    ):
+        _, payload = await connection.until(SETTINGS)
+        assert b"\0\x03\0\0\0\x02" in payload
+        connection.send(frame(SETTINGS, ACK))
+        await connection.alive()
+        connection.send(*(frame(HEADERS, END_HEADERS, n, headers()) for n in (1, 3, 5, 7)))
+        for refused in (5, 7):
+            _, payload = await connection.until(RST_STREAM, refused)
+            assert int.from_bytes(payload, "big") == REFUSED_STREAM
+        connection.send(BODY)
+        await connection.until(DATA, 1)
+        await connection.echoes(9)
+
+
 async def test_streams_beyond_the_limit_are_refused_as_retriable() -> None:
     async with (
         bare(TransportLimits(1 << 20, 1 << 20, streams=2)) as one,

@@ -46,6 +46,8 @@ STREAM_WINDOW = 1 << 20  # a usual image fits without a window update
 CONNECTION_WINDOW = 16 << 20
 FRAME_BYTES = 256 << 10  # the largest DATA frame a client may send
 
+HARD_LIMIT_FACTOR = 4  # streams above it end the connection; those between are refused
+
 # Header blocks above these limits end the connection, because the library stops decoding there. A
 # call above MAX_HEADERS_BYTES, which clients are told, or MAX_HEADER_FIELDS is refused alone.
 MAX_HEADER_BLOCK_BYTES = 64 << 10
@@ -67,8 +69,11 @@ COUNTED = {
     WindowUpdated: frame_limits.WINDOW_UPDATES,
 }
 
-# Makes the stream of a request, or returns the headers of the response that refuses it.
-MakeStream = Callable[[ResponseSender, int, tuple[Header, ...]], "Stream | tuple[Header, ...]"]
+# Makes the stream of a request, or returns the headers of the response that refuses it; None if the
+# client has more streams than it may have.
+MakeStream = Callable[
+    [ResponseSender, int, tuple[Header, ...]], "Stream | tuple[Header, ...] | None"
+]
 
 
 class ConnectionOwner(Protocol):
@@ -203,8 +208,7 @@ class ServerConnection(asyncio.Protocol):
             return b""
         if data:
             self.is_greeted = True
-            _initiate(self._http2, self._owner.max_streams)
-            self.sender.flush_soon()
+            self._transport.write(_initiate(self._http2, self._owner.max_streams))
         return data
 
     def _read(self, data: bytes) -> None:
@@ -280,14 +284,16 @@ class ServerConnection(asyncio.Protocol):
             return
         self.requests += 1
         stream = self._make(self.sender, stream_id, headers)
-        if isinstance(stream, tuple):
+        if stream is None:
+            self.sender.reset(stream_id, ErrorCode.REFUSED_STREAM)
+        elif isinstance(stream, tuple):
             self.sender.refuse(stream_id, stream, has_ended)
             if is_large(headers):
                 self._count(frame_limits.LARGE_HEADERS)
-            return
-        self.streams[stream_id] = stream
-        if has_ended:
-            self._end_request(stream)
+        else:
+            self.streams[stream_id] = stream
+            if has_ended:
+                self._end_request(stream)
 
     def _on_unread_data(self, stream_id: int, data: bytes, has_ended: bool) -> None:
         if data:  # not read, but the connection's window counts it
@@ -339,17 +345,28 @@ class ServerConnection(asyncio.Protocol):
             _end(self.streams.popitem()[1])
 
 
-def _initiate(http2: Connection, max_streams: int) -> None:
-    """Sends the server's settings."""
+def _initiate(http2: Connection, max_streams: int) -> bytes:
+    """The server's settings.
+
+    libnghttp2 ends the connection of a client with more streams than these say. So it gets to know
+    a higher limit than the client, and the server refuses the streams between the two.
+    """
+    hard_limit = HARD_LIMIT_FACTOR * max_streams
     http2.initiate_connection(
         {
-            Setting.MAX_CONCURRENT_STREAMS: max_streams,
+            Setting.MAX_CONCURRENT_STREAMS: hard_limit,
             Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
             Setting.MAX_FRAME_SIZE: FRAME_BYTES,
             Setting.MAX_HEADER_LIST_SIZE: MAX_HEADERS_BYTES,
         }
     )
     http2.set_local_window_size(CONNECTION_WINDOW)
+    return http2.data_to_send().replace(_max_streams(hard_limit), _max_streams(max_streams), 1)
+
+
+def _max_streams(value: int) -> bytes:
+    """An entry of a SETTINGS frame."""
+    return Setting.MAX_CONCURRENT_STREAMS.to_bytes(2, "big") + value.to_bytes(4, "big")
 
 
 def _end(stream: Stream) -> None:

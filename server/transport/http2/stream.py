@@ -178,9 +178,12 @@ class ResponseSender:
     def cancel(self, stream: Stream) -> None:
         """Resets a stream whose response the client does not read."""
         stream.open = False
+        self.reset(stream.stream_id, ErrorCode.CANCEL)
+
+    def reset(self, stream_id: int, code: ErrorCode) -> None:
         if not self.is_closed:
             with suppress(NGH2Error):
-                self._http2.reset_stream(stream.stream_id, ErrorCode.CANCEL)
+                self._http2.reset_stream(stream_id, code)
             self.flush_soon()
 
     def consume(self, stream_id: int, size: int) -> None:
