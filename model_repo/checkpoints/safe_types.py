@@ -28,10 +28,15 @@ def _dictionary(*_: object) -> dict[Any, Any]:
     return {}
 
 
+def _no_bytes(*_: object) -> bytes:
+    """Protocol 2 writes only b"" with this name; bytes(10**12) would take all memory."""
+    return b""
+
+
 TYPES: dict[str, Any] = {
     "argparse.Namespace": argparse.Namespace,
     "builtins.bool": bool,
-    "builtins.bytes": bytes,
+    "builtins.bytes": _no_bytes,
     "builtins.dict": dict,
     "builtins.float": float,
     "builtins.frozenset": frozenset,

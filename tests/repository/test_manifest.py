@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from server.images.input_spec import InputSpec
 from server.repository.contents import list_versions
 from tests.repository.versions import invalid_reason
 
@@ -51,6 +52,38 @@ def test_a_malformed_manifest_is_reported(root: Path, content: bytes, words: str
     (root / "tiny" / "1" / "manifest.json").write_bytes(content)
     assert words in invalid_reason(root)
     assert len(invalid_reason(root)) < 500
+
+
+def test_a_manifest_of_an_older_build_is_read(root: Path) -> None:
+    """It says nothing about the activation, the channel order and the newer ways to resize."""
+
+    def forget(manifest: dict[str, Any]) -> None:
+        del manifest["activation"]
+        for key in ("antialias", "letterbox", "fill", "channel_order", "mean", "std"):
+            del manifest["input"][key]
+
+    edit_manifest(root, forget)
+    (version,) = (each for each in list_versions(root) if each.model == "tiny")
+    assert version.manifest is not None
+    assert version.manifest.activation == "softmax"
+    assert version.manifest.input.spec() == InputSpec(4, 5, 3)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("activation", "relu", "$.activation"),
+        ("input.fill", [1, 2], "fill must be one number from 0 to 255"),
+        ("input.fill", [], "$.input.fill"),
+        ("input.channel_order", "gbr", "$.input.channel_order"),
+        ("input.letterbox", 1, "$.input.letterbox"),
+    ],
+)
+def test_a_wrong_way_to_prepare_images_is_reported(
+    root: Path, key: str, value: Any, words: str
+) -> None:
+    edit_manifest(root, set_at(key, value))
+    assert words in invalid_reason(root)
 
 
 def set_at(path: str, value: Any) -> Change:

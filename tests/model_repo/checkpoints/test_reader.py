@@ -137,6 +137,7 @@ def test_values_of_training_scripts_are_allowed_beside_the_tensors(
         "random": np.random.default_rng(0).bit_generator.state,
         "place": torch.device("cuda:1"),
         "more": SimpleNamespace(a=1),
+        "empty": b"",
         "id": UUID(int=3),
     }
     path = saved(
