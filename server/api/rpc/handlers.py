@@ -169,9 +169,10 @@ class _StreamHandler:
 
     async def answer(self, requests: AsyncIterator[bytes], call: WireCall) -> None:
         support = self._handler.support
-        with counted_stream(self._handler.name, support.in_flight, call.caller.principal):
+        principal = call.caller.principal
+        with counted_stream(self._handler.name, support.in_flight, principal) as unsent:
             respond = partial(self._respond, call, call.time_remaining())
-            await answer_in_order(requests, call, respond, support.stopping)
+            await answer_in_order(requests, call, respond, support.stopping, unsent)
 
     async def _respond(self, call: WireCall, left_s: float | None, data: bytes) -> bytes:
         """Answers one request; a failure becomes a message too."""

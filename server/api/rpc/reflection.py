@@ -129,10 +129,10 @@ def reflection_methods(
         return response
 
     async def info(requests: AsyncIterator[bytes], call: WireCall) -> None:
-        with counted_stream(METHOD, in_flight, call.caller.principal):
+        with counted_stream(METHOD, in_flight, call.caller.principal) as unsent:
             try:
                 # One at a time: a response is 400 times as large as its request.
-                await answer_in_order(requests, call, respond, stopping, depth=1)
+                await answer_in_order(requests, call, respond, stopping, unsent, depth=1)
             except Abort:
                 if not stopping.is_set():
                     raise

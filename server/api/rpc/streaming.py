@@ -18,16 +18,38 @@ from server.transport.methods import STOPPING, Abort, WireCall
 STREAM_DEPTH = 64  # requests of one stream in progress; the next one is not read yet
 
 
+class UnsentResponses:
+    """The bytes of a stream's responses that its client has not read. They count as in progress."""
+
+    def __init__(self, in_flight: InFlightLimits, principal: Principal) -> None:
+        self.size = 0
+        self._in_flight = in_flight
+        self._principal = principal
+
+    def add(self, response: bytes) -> bytes:
+        """Counts a response. Raises Overloaded; it is counted anyway, until the stream ends."""
+        self.size += len(response)
+        self._in_flight.add_bytes(self._principal, len(response))
+        return response
+
+    def remove(self, response: bytes) -> None:
+        self.size -= len(response)
+        self._in_flight.remove_bytes(self._principal, len(response))
+
+
 @contextmanager
-def counted_stream(method: str, in_flight: InFlightLimits, principal: Principal) -> Iterator[None]:
+def counted_stream(
+    method: str, in_flight: InFlightLimits, principal: Principal
+) -> Iterator[UnsentResponses]:
     """Counts a stream as one call in progress while it lasts. Raises Abort above the limit."""
+    unsent = UnsentResponses(in_flight, principal)
     try:
         in_flight.begin(principal)
-        yield
+        yield unsent
     except (Overloaded, QuotaExceeded) as error:
         raise abort_for(error, method) from None
     finally:
-        in_flight.end(principal)
+        in_flight.end(principal, unsent.size)
 
 
 async def answer_in_order(
@@ -35,22 +57,27 @@ async def answer_in_order(
     call: WireCall,
     respond: Callable[[bytes], Coroutine[Any, Any, bytes]],
     stopping: asyncio.Event,
+    unsent: UnsentResponses,
     depth: int | None = None,
 ) -> None:
     """Writes the response to each request of a stream, in the order of the requests.
 
     Up to `depth` requests are in progress: being answered, or with a response that is not written.
     After `stopping` it reads no more requests, answers those that it has read, and raises Abort.
+    Raises Overloaded if too many bytes of responses wait for the client.
     """
     answers: asyncio.Queue[asyncio.Task[bytes] | None] = asyncio.Queue()  # None is the end
     free_slots = asyncio.Semaphore(depth or STREAM_DEPTH)
     tasks: set[asyncio.Task[Any]] = set()
 
+    async def counted(data: bytes) -> bytes:
+        return unsent.add(await respond(data))
+
     async def read() -> None:
         try:
             await free_slots.acquire()
             async for data in requests:
-                task = asyncio.create_task(respond(data))
+                task = asyncio.create_task(counted(data))
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
                 answers.put_nowait(task)
@@ -66,7 +93,9 @@ async def answer_in_order(
     tasks |= {reader, stopper}
     try:
         while (task := await answers.get()) is not None:
-            await call.write(await task)
+            response = await task
+            await call.write(response)
+            unsent.remove(response)
             free_slots.release()
         if reader.cancelled():
             raise Abort(StatusCode.UNAVAILABLE, STOPPING)

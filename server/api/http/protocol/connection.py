@@ -40,7 +40,7 @@ STALL_S = 20.0  # in which a client must read MIN_READ_BYTES of the responses th
 MIN_READ_BYTES = 20 << 10
 
 PIECE_BYTES = 1024  # given to the parser at a time; it takes 1 ms for the worst of them
-BODY_PIECE_BYTES = 64 << 10  # of a body with a known length, which costs little
+BODY_PIECE_BYTES = 256 << 10  # of a body with a known length, which costs little
 
 OLD = "connection_is_old"  # name in the state of a request
 OLD_IDLE_S = 30.0  # for a request that is on its way when a connection reaches its maximum age
