@@ -42,6 +42,8 @@ MAX_ROW_DEVIATION = {"fp32": 0.002, "fp16": 0.02, "bf16": 0.05, "int8": 0.15}
 
 # Added to probabilities before the logarithm, because half precision rounds tiny ones to zero.
 PROBABILITY_FLOOR = 1e-6
+# With sigmoid, half precision also rounds probabilities near 1, where bf16 has steps of 0.004.
+SIGMOID_FLOOR = 0.02
 
 # Expected answers closer than this count as the same answer.
 MIN_SCALE = 1e-3
@@ -127,9 +129,11 @@ def _distance(
     one: NDArray[np.float32], other: NDArray[np.float32], activation: Activation
 ) -> NDArray[np.float32]:
     """The root mean square difference of log-probabilities: [N, classes] -> [N]."""
+    floor = PROBABILITY_FLOOR
     if activation == "sigmoid":
         one, other = (np.concatenate([each, 1 - each], axis=-1) for each in (one, other))
-    difference = np.log(one + PROBABILITY_FLOOR) - np.log(other + PROBABILITY_FLOOR)
+        floor = SIGMOID_FLOOR
+    difference = np.log(one + floor) - np.log(other + floor)
     distance: NDArray[np.float32] = np.sqrt(np.square(difference).mean(axis=1))
     return distance
 

@@ -120,6 +120,15 @@ def test_with_sigmoid_an_absent_class_counts_as_much_as_a_present_one() -> None:
     assert deviation(expected, np.roll(expected, 1, 0), scale, "sigmoid") >= 1
 
 
+def test_the_rounding_of_confident_answers_hardly_counts_with_sigmoid() -> None:
+    logits = np.random.default_rng(8).normal(0, 6, (6, CLASSES))
+    expected = sigmoid(logits)
+    assert ((expected > 0.998) & (expected < 0.9999)).any()
+    rounded = np.round(expected * 256) / np.float32(256)  # as bf16 does from 0.5 to 1
+    scale = deviation_scale(expected, "sigmoid")
+    assert deviation(expected, np.where(expected > 0.5, rounded, expected), scale, "sigmoid") < 0.1
+
+
 def test_with_sigmoid_probabilities_need_not_sum_to_1() -> None:
     pixels = np.random.default_rng(1).integers(0, 256, (4, *SHAPE), np.uint8)
 
