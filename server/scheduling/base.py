@@ -82,6 +82,7 @@ class Batch(NamedTuple):
     rows: int
     expected_s: float  # expected run time
     charged_s: float = 0.0  # device seconds that its principals are charged for
+    guest_row_s: float = 0.0  # of these, for each row that is not of the first part's principal
 
 
 class Scheduler(Protocol):

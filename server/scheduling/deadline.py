@@ -205,7 +205,10 @@ class DeadlineScheduler:
         latency, group = queue.latencies[group_index], queue.groups[group_index]
         ratio = group.units / self._occupancy.units
         principals, is_shared = queue.principals, queue.principals.is_shared
-        row_s = self._charged_row_s(queue, group_index, size, now_s) if is_shared else 0.0
+        row_s = guest_row_s = 0.0
+        if is_shared:
+            row_s, guest_row_s = self._row_costs(queue, group_index, size, now_s)
+        host = own
         rows = 0
         parts: list[BatchPart] = []
         request: Request | None = first
@@ -222,7 +225,9 @@ class DeadlineScheduler:
             parts.append(queue.take_from_first(own, request, count))
             rows += count
             if is_shared:
-                principals.charge(own, count * row_s)
+                principals.charge(host, count * (row_s if own is host else row_s - guest_row_s))
+                if own is not host:
+                    principals.charge(own, count * guest_row_s)
                 self._all_rows.remove(request.principal, count)
             if rows == size or not queue.ready_rows:
                 break
@@ -231,22 +236,38 @@ class DeadlineScheduler:
         if not is_shared:
             self._all_rows.remove(LOCAL_CALLER, rows)
         expected_s = latency.p50_s(rows)
-        batch = Batch(queue.model, group_index, group.units, parts, rows, expected_s, rows * row_s)
+        batch = Batch(
+            queue.model,
+            group_index,
+            group.units,
+            parts,
+            rows,
+            expected_s,
+            rows * row_s,
+            guest_row_s,
+        )
         queue.batch_started(group_index)
         self._occupancy.start(batch, now_s)
         self._shares.charge(queue.account, expected_s * ratio)
         return batch
 
-    def _charged_row_s(self, queue: ModelQueue, group_index: int, size: int, now_s: float) -> float:
-        """Device seconds that a row in a batch of `size` costs its principal."""
+    def _row_costs(
+        self, queue: ModelQueue, group_index: int, size: int, now_s: float
+    ) -> tuple[float, float]:
+        """Device seconds of a row in a batch of `size`: on average, and for other principals than
+        that of the first request."""
         group = queue.groups[group_index]
         row_s = queue.latencies[group_index].p50_s(size) / size
         row_s *= group.units / self._occupancy.units
-        possible = self._free_instances(queue, group_index) * group.max_batch
-        if queue.principals.batch_starts(has_more=queue.ready_rows > possible, now_s=now_s):
-            return row_s
-        # Only for lack of requests is it dearer than in a full batch. Nobody is delayed by that.
-        return min(row_s, queue.least_row_s)
+        least_s = min(row_s, queue.least_row_s)
+        instances = self._free_instances(queue, group_index)
+        has_more = queue.ready_rows > instances * group.max_batch
+        if not queue.principals.batch_starts(has_more=has_more, now_s=now_s):
+            # Only for lack of requests is it dearer than in a full batch. That delays nobody.
+            return least_s, least_s
+        if size < min(group.max_batch, math.ceil(queue.ready_rows / instances)):
+            return row_s, least_s  # the first request's deadline makes the batch small
+        return row_s, row_s
 
     def _free_instances(self, queue: ModelQueue, group_index: int) -> int:
         """Instances of a group that are free and for which units are free."""

@@ -86,12 +86,17 @@ class PrincipalQueues:
 
     def settle(self, batch: Batch, device_s: float, expected_s: float, now_s: float) -> None:
         """A batch that was expected to use `expected_s` has used `device_s`."""
-        charged_row_s = batch.charged_s / batch.rows
-        row_s = charged_row_s * device_s / expected_s
-        for principal, rows in _rows_by_principal(batch.parts).values():
+        factor = device_s / expected_s
+        rows_by_principal = _rows_by_principal(batch.parts)
+        host = batch.parts[0].request.principal.name
+        guest_rows = batch.rows - rows_by_principal[host][1]
+        for name, (principal, rows) in rows_by_principal.items():
+            charged_s = rows * batch.guest_row_s
+            if name == host:
+                charged_s = batch.charged_s - guest_rows * batch.guest_row_s
             account = self.of(principal).account
-            self._shares.charge(account, rows * (row_s - charged_row_s))
-            self._shares.record_use(account, rows * row_s, now_s)
+            self._shares.charge(account, charged_s * (factor - 1.0))
+            self._shares.record_use(account, charged_s * factor, now_s)
         self._forget_idle(now_s)
 
     def credit_s(self, own: PrincipalQueue) -> float:

@@ -81,6 +81,13 @@ def test_the_flood_does_not_gain_by_a_higher_priority() -> None:
     assert outcome.in_time_by_principal["modest"] >= 0.98 * len(modest)
 
 
+def test_the_flood_pays_for_the_small_batches_that_its_short_deadlines_need() -> None:
+    modest = arrivals(GPU, MODEST, 0.45, 0.4, 0.1)
+    outcome = run(GPU, modest, arrivals(GPU, FLOOD, 10.0, 0.4, 0.0035))
+    # 75 % if all rows of a batch paid the same.
+    assert outcome.in_time_by_principal["modest"] >= 0.9 * len(modest)
+
+
 def test_the_flood_does_not_gain_by_large_requests() -> None:
     modest = arrivals(CPU, MODEST, 0.4, 3.0, 0.1)
     outcome = run(CPU, modest, arrivals(CPU, FLOOD, 10.0, 3.0, 2.0, rows=64))
