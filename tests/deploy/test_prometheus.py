@@ -195,6 +195,7 @@ async def test_every_panel_rule_and_alert_has_data_and_the_counts_agree(tmp_path
         scraping(served, tmp_path) as prometheus,
     ):
         served.server.metrics.read_gpus(GpuMonitor(FakeNvml()))
+        served.server.metrics.principals.keep({"team-a"})  # as an auth file does
         served.server.metrics.read_tls(lambda: time.time() + 90 * 86_400, lambda: False)
         await prometheus.wait_for("up", 1)  # target discovery runs every 5 s
         reports = [await measure(plan) for plan in plans(served)]
