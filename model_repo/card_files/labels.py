@@ -44,8 +44,6 @@ def read_labels(path: Path) -> tuple[str, ...]:
         raise ValueError(f"labels in {path.name} can't be read: {error.strerror}") from None
     except (ValueError, csv.Error) as error:
         raise ValueError(f"labels in {path.name}: {error}") from None
-    except RecursionError:
-        raise ValueError(f"labels in {path.name}: lists in it are too deep") from None
 
 
 def check_names(names: Sequence[str], part: str = "name") -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def test_names_in_csv_may_hold_commas_and_look_like_numbers(tmp_path: Path) -> N
         ("a.json", "", "it is not JSON: "),
         ("a.json", '"cat"', "it must be a list of names, index to name, or name to index"),
         ("a.json", "[]", "it has no names"),
-        ("a.json", "[" * 100_000, "lists in it are too deep"),
+        ("a.json", "[" * 100_000, "it is not JSON: maximum recursion depth"),
         ("a.csv", f'"{"x" * 200_000}"', "field larger than field limit"),
         ("a.json", "{}", "it must be a list of names, index to name, or name to index"),
         ("a.json", '["cat", ""]', "name 2 is empty; each name must be the name of one class"),
