@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import fmean
+
 from tests.benchmarks.reports import provenance
 from tests.benchmarks.reports.markdown import table
 from tests.transport.attacks.trial import MAX_ANSWER_S, MAX_RECOVERY_S, Outcome
@@ -48,6 +50,10 @@ def row(outcome: Outcome) -> list[str]:
     ]
 
 
+def contention(outcomes: dict[str, dict[str, Outcome]]) -> float:
+    return fmean(one.contention for servers in outcomes.values() for one in servers.values())
+
+
 def page(outcomes: dict[str, dict[str, Outcome]], seconds: float) -> str:
     rows = []
     for name, servers in outcomes.items():
@@ -64,6 +70,8 @@ def page(outcomes: dict[str, dict[str, Outcome]], seconds: float) -> str:
             "",
             *(f"{name}: {text}  " for name, text in provenance.machine().items()),
             "{date}, commit {commit}".format(**provenance.date_and_commit()),
+            "",
+            f"On average {contention(outcomes):.1f} processes wanted to run for each core.",
             "",
             *table(HEADINGS, rows),
             "",
