@@ -159,10 +159,9 @@ class DeviceExecutor:
 
         This happens before its images are decoded, so a refusal costs little.
 
-        `deadline_s` is a time on `telemetry.clock`. The request uses the share of its `principal`.
-        Its pixels are expected in `ready_in_s`.
-        The batches of the request are added to its `trace`. Raises Overloaded, DeadlineUnreachable
-        or ModelNotReady. Call `run` or `release` of the reservation.
+        `deadline_s` is a time on `telemetry.clock`, the pixels are expected in `ready_in_s`. The
+        request uses the share of its `principal`, and its batches are added to its `trace`. Raises
+        Overloaded, DeadlineUnreachable, ModelNotReady. Call `run` or `release` of the reservation.
         """
         engine = self._engines.get(name)
         if engine is None:

@@ -207,7 +207,8 @@ class DeadlineScheduler:
         principals, is_shared = queue.principals, queue.principals.is_shared
         row_s = guest_row_s = 0.0
         if is_shared:
-            row_s, guest_row_s = self._row_costs(queue, group_index, size, now_s)
+            instances = self._free_instances(queue, group_index)
+            row_s, guest_row_s = queue.row_costs(group_index, size, instances, ratio, now_s)
         host = own
         rows = 0
         parts: list[BatchPart] = []
@@ -250,24 +251,6 @@ class DeadlineScheduler:
         self._occupancy.start(batch, now_s)
         self._shares.charge(queue.account, expected_s * ratio)
         return batch
-
-    def _row_costs(
-        self, queue: ModelQueue, group_index: int, size: int, now_s: float
-    ) -> tuple[float, float]:
-        """Device seconds of a row in a batch of `size`: on average, and for other principals than
-        that of the first request."""
-        group = queue.groups[group_index]
-        row_s = queue.latencies[group_index].p50_s(size) / size
-        row_s *= group.units / self._occupancy.units
-        least_s = min(row_s, queue.least_row_s)
-        instances = self._free_instances(queue, group_index)
-        has_more = queue.ready_rows > instances * group.max_batch
-        if not queue.principals.batch_starts(has_more=has_more, now_s=now_s):
-            # Only for lack of requests is it dearer than in a full batch. That delays nobody.
-            return least_s, least_s
-        if size < min(group.max_batch, math.ceil(queue.ready_rows / instances)):
-            return row_s, least_s  # the first request's deadline makes the batch small
-        return row_s, row_s
 
     def _free_instances(self, queue: ModelQueue, group_index: int) -> int:
         """Instances of a group that are free and for which units are free."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -74,6 +75,25 @@ class ModelQueue:
         `ratio` is the model's part of the device.
         """
         return self.principals.rows_ahead(own, rows, self.least_row_s, ratio, now_s)
+
+    def row_costs(
+        self, group_index: int, size: int, instances: int, ratio: float, now_s: float
+    ) -> tuple[float, float]:
+        """Device seconds of a row in a batch of `size` that starts: on average, and for other
+        principals than that of the first request.
+
+        `instances` of the group are free, each takes up a fraction `ratio` of the device.
+        """
+        max_batch = self.groups[group_index].max_batch
+        row_s = ratio * self.latencies[group_index].p50_s(size) / size
+        least_s = min(row_s, self.least_row_s)
+        has_more = self.ready_rows > instances * max_batch
+        if not self.principals.batch_starts(has_more=has_more, now_s=now_s):
+            # Only for lack of requests is it dearer than in a full batch. That delays nobody.
+            return least_s, least_s
+        if size < min(max_batch, math.ceil(self.ready_rows / instances)):
+            return row_s, least_s  # the first request's deadline makes the batch small
+        return row_s, row_s
 
     @property
     def least_row_s(self) -> float:
