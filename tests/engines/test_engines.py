@@ -239,7 +239,8 @@ def test_openvino_says_why_it_can_not_run_an_engine(
         assert f"it computes in {precision}, but this CPU has none of" in reason
         assert "build it with --precision fp32" in reason
     assert incompatibility(changed(precision="fp32")) is None
-    assert compiled.backend.precisions() == ["fp32"]
+    assert incompatibility(changed(precision="int8")) is None
+    assert compiled.backend.precisions() == ["fp32", "int8"]
 
 
 @pytest.mark.parametrize(("runs_s", "tiny"), [([0.03, 0.002, 0.0001], True), ([0.03], False)])
