@@ -81,7 +81,7 @@ async def test_a_failed_load_returns_its_reason_to_the_client(tmp_path: Path) ->
             ("tiny", "version 2 can't be loaded: labels.txt is missing; version 1 answers"),
             ("tinny", "there is no model 'tinny'; known models: tiny"),
             ("../tiny", "there is no model"),
-            ("", "there is no model ''"),
+            ("", "model: is empty; known models: tiny"),
         ):
             with pytest.raises(InferenceServerException, match=words.replace(".", r"\.")):
                 await client.load_model(name)
