@@ -570,8 +570,9 @@ class Evaluation(_message.Message):
     top1: _builtins.float
     """Fraction of images whose class was the most probable one, 0 to 1."""
     top1_low: _builtins.float
-    """The interval that holds the true top1 with 95 % probability."""
+    """Lower end of the interval that holds the true top1 with 95 % probability."""
     top1_high: _builtins.float
+    """Upper end of this interval."""
     top5: _builtins.float
     """Fraction of images whose class was among the five most probable ones. Absent for five classes or
     fewer.
