@@ -197,7 +197,9 @@ class GrpcServer:
         self, sender: ResponseSender, stream_id: int, route: Route
     ) -> Stream | tuple[Header, ...] | None:
         """A call for a request's route, or the headers of its refusal. See MakeStream."""
-        if sender.open_streams >= self.max_streams:
+        # A client that does not know the limit yet may exceed it (RFC 9113, 6.5.3), and not every
+        # client repeats refused calls: Envoy needs a retry policy for that.
+        if sender.open_streams >= self.max_streams and sender.client_knows_limits:
             return None
         head, method, caller = route.head, route.method, route.caller
         if route.refusal is not None or not method or not caller or self._calls.is_refusing:

@@ -97,6 +97,7 @@ def test_the_outcome_is_that_of_the_action(
 def test_a_flood_of_denied_actions_does_not_fill_the_log(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    caplog.set_level(logging.INFO, "server.security.audit")
     now_s = 1000.0
     monkeypatch.setattr("server.security.audit.time.monotonic", lambda: now_s)
     audit = AuditLog()

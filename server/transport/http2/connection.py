@@ -22,6 +22,7 @@ from ngh2.events import (
     PingAcknowledged,
     PingReceived,
     RequestReceived,
+    SettingsAcknowledged,
     SettingsReceived,
     StreamClosed,
     StreamReset,
@@ -274,6 +275,8 @@ class ServerConnection(asyncio.Protocol):
                 with suppress(NGH2Error):
                     self._http2.send_goaway()
                 self.sender.flush_soon()
+        elif kind is SettingsAcknowledged:
+            self.sender.settings_acknowledged()
         elif kind is GoAwayReceived:
             self._client_leaves = True
         elif kind is ConnectionClosed:
