@@ -142,6 +142,7 @@ def test_what_python_writes_to_standard_error_is_logged(
 ) -> None:
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, name, getattr(module, name))
+    logging.captureWarnings(False)  # a library may have turned it on in another test
     with warnings.catch_warnings():
         log_python_messages()
         try:

@@ -418,16 +418,19 @@ async def test_streams_beyond_the_limit_are_refused_and_the_others_live() -> Non
         await connection.echoes(9)
 
 
-async def test_a_client_that_does_not_know_the_limit_yet_loses_no_call() -> None:
+async def test_a_client_that_does_not_know_the_limit_yet_may_exceed_it() -> None:
+    """Up to twice the limit; not every client repeats calls that are refused as retriable."""
     async with (
         bare(TransportLimits(1 << 20, 1 << 20, streams=2)) as one,
         raw(one, PREFACE + frame(SETTINGS)) as connection,
     ):
-        connection.send(*(frame(HEADERS, END_HEADERS, n, headers()) for n in (1, 3, 5)))
-        connection.send(*(frame(DATA, END_STREAM, n, message(b"x")) for n in (1, 3, 5)))
-        for stream in (1, 3, 5):
+        connection.send(*(frame(HEADERS, END_HEADERS, n, headers()) for n in (1, 3, 5, 7, 9)))
+        _, payload = await connection.until(RST_STREAM, 9)
+        assert int.from_bytes(payload, "big") == REFUSED_STREAM
+        connection.send(*(frame(DATA, END_STREAM, n, message(b"x")) for n in (1, 3, 5, 7)))
+        for stream in (1, 3, 5, 7):
             await connection.until(DATA, stream)
-        await connection.echoes(7)
+        await connection.echoes(11)
 
 
 async def test_unread_bytes_are_bounded_over_all_connections() -> None:
