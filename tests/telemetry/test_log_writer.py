@@ -142,7 +142,12 @@ def test_what_python_writes_to_standard_error_is_logged(
 ) -> None:
     for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
         monkeypatch.setattr(module, name, getattr(module, name))
-    logging.captureWarnings(False)  # a library may have turned it on in another test
+    # Libraries that other tests use may have changed any of these.
+    caplog.set_level(logging.WARNING)
+    caplog.set_level(logging.WARNING, "py.warnings")
+    monkeypatch.setattr(logging.getLogger("py.warnings"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("py.warnings"), "disabled", False)
+    logging.captureWarnings(False)
     with warnings.catch_warnings():
         log_python_messages()
         try:
