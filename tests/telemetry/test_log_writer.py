@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import subprocess
 import sys
 import threading
-import warnings
 from io import FileIO
+from pathlib import Path
 
 import pytest
 
 from server.telemetry import log_writer
 from server.telemetry.log_writer import LogWriter, dropped_log_lines
-from server.telemetry.logs import TextLines, log_python_messages
+from server.telemetry.logs import TextLines
 from server.telemetry.metrics import Metrics
 
 LIMIT_S = 20  # of a step that should take milliseconds
 LONG = "x" * 1000
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Log:
@@ -126,41 +129,38 @@ def test_dropped_lines_are_a_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     close(log)
 
 
+PYTHON_MESSAGES = """
+import threading, warnings
+from server.telemetry import logs
+
 class Unraisable:
-    def __del__(self) -> None:
+    def __del__(self):
         raise ValueError("in __del__")
 
-
-def fail() -> None:
+def fail():
     raise ValueError("in a thread")
 
+logs.configure("info", "json")
+logs.log_python_messages()
+Unraisable()
+thread = threading.Thread(target=fail, name="failing")
+thread.start()
+thread.join()
+warnings.warn("careful", stacklevel=1)
+"""
 
-def test_what_python_writes_to_standard_error_is_logged(
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    for module, name in ((sys, "unraisablehook"), (threading, "excepthook")):
-        monkeypatch.setattr(module, name, getattr(module, name))
-    # Libraries that other tests use may have changed any of these.
-    caplog.set_level(logging.WARNING)
-    caplog.set_level(logging.WARNING, "py.warnings")
-    monkeypatch.setattr(logging.getLogger("py.warnings"), "propagate", True)
-    monkeypatch.setattr(logging.getLogger("py.warnings"), "disabled", False)
-    logging.captureWarnings(False)
-    with warnings.catch_warnings():
-        log_python_messages()
-        try:
-            Unraisable()
-            thread = threading.Thread(target=fail, name="failing")
-            thread.start()
-            thread.join()
-            warnings.simplefilter("always")
-            warnings.warn("careful", stacklevel=1)
-        finally:
-            logging.captureWarnings(False)
-    unraisable, failed, warned = caplog.records
-    assert (unraisable.msg, failed.msg) == ("error_ignored", "thread_failed")
-    assert vars(failed)["thread_name"] == "failing"
-    assert "careful" in warned.getMessage()
-    assert capfd.readouterr().err == ""
+
+def test_what_python_writes_to_standard_error_is_logged() -> None:
+    """In a process of its own: libraries that other tests use change how warnings are shown."""
+    child = subprocess.run(
+        [sys.executable, "-c", PYTHON_MESSAGES],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    unraisable, failed, warned = map(json.loads, child.stderr.splitlines())
+    assert (unraisable["event"], failed["event"]) == ("error_ignored", "thread_failed")
+    assert failed["thread_name"] == "failing"
+    assert "careful" in warned["event"]
