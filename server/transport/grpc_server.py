@@ -51,11 +51,6 @@ FULL_REFUSAL = refusal(
 STOPPING_REFUSAL = refusal(Abort(StatusCode.UNAVAILABLE, STOPPING), StatusCode.UNAVAILABLE)
 
 
-# How many times its limit of streams a client may have until it has acknowledged the limit. Some
-# never do, and few such connections must not use up --max-calls.
-UNKNOWN_LIMIT_FACTOR = 2
-
-
 class GrpcServer:
     """Answers calls of its methods at one socket. Used on the event loop's thread only."""
 
@@ -177,7 +172,7 @@ class GrpcServer:
 
         def new_stream(
             sender: ResponseSender, stream_id: int, headers: tuple[Header, ...]
-        ) -> Stream | tuple[Header, ...] | None:
+        ) -> Stream | tuple[Header, ...]:
             return self._new_stream(sender, stream_id, routes.route(headers, sender.peer))
 
         return new_stream
@@ -200,13 +195,8 @@ class GrpcServer:
 
     def _new_stream(
         self, sender: ResponseSender, stream_id: int, route: Route
-    ) -> Stream | tuple[Header, ...] | None:
+    ) -> Stream | tuple[Header, ...]:
         """A call for a request's route, or the headers of its refusal. See MakeStream."""
-        # A client that does not know the limit yet may exceed it (RFC 9113, 6.5.3), and not every
-        # client repeats refused calls: Envoy needs a retry policy for that.
-        factor = 1 if sender.client_knows_limits else UNKNOWN_LIMIT_FACTOR
-        if sender.open_streams >= factor * self.max_streams:
-            return None
         head, method, caller = route.head, route.method, route.caller
         if route.refusal is not None or not method or not caller or self._calls.is_refusing:
             return self._refusal(route)

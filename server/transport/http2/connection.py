@@ -47,6 +47,10 @@ STREAM_WINDOW = 1 << 20  # a usual image fits without a window update
 CONNECTION_WINDOW = 16 << 20
 FRAME_BYTES = 256 << 10  # the largest DATA frame a client may send
 
+# How many times its limit of streams a client may have until it has acknowledged the limit. It may
+# not know it yet (RFC 9113, 6.5.3), and not every client repeats refused calls: Envoy needs a retry
+# policy for that. Some never acknowledge, and few such connections must not use up --max-calls.
+UNKNOWN_LIMIT_FACTOR = 2
 HARD_LIMIT_FACTOR = 4  # streams above it end the connection; those between are refused
 
 # Header blocks above these limits end the connection, because the library stops decoding there. A
@@ -70,11 +74,8 @@ COUNTED = {
     WindowUpdated: frame_limits.WINDOW_UPDATES,
 }
 
-# Makes the stream of a request, or returns the headers of the response that refuses it; None if the
-# client has more streams than it may have.
-MakeStream = Callable[
-    [ResponseSender, int, tuple[Header, ...]], "Stream | tuple[Header, ...] | None"
-]
+# Makes the stream of a request, or returns the headers of the response that refuses it.
+MakeStream = Callable[[ResponseSender, int, tuple[Header, ...]], "Stream | tuple[Header, ...]"]
 
 
 class ConnectionOwner(Protocol):
@@ -102,6 +103,7 @@ class ServerConnection(asyncio.Protocol):
         self._http2 = Connection(Role.SERVER, CONFIGURATION)
         self._reader = InputReader(self._http2, owner.turns, self._handle)
         self._limits = FrameLimits()
+        self._max_streams = UNKNOWN_LIMIT_FACTOR * owner.max_streams
         self._transport: Any = None
         self.sender: Any = None  # a ResponseSender, once there is a transport
         self._closer: Any = None  # a Closer
@@ -262,7 +264,7 @@ class ServerConnection(asyncio.Protocol):
         if kind is StreamClosed:
             self._on_stream_closed(event.stream_id, event.error_code)
         elif kind is TrailersReceived:
-            self._end_request(self.streams.get(event.stream_id))
+            _end_request(self.streams.get(event.stream_id))
         elif kind in COUNTED:
             if kind is StreamReset:
                 self._reset_id = event.stream_id
@@ -276,7 +278,7 @@ class ServerConnection(asyncio.Protocol):
                     self._http2.send_goaway()
                 self.sender.flush_soon()
         elif kind is SettingsAcknowledged:
-            self.sender.settings_acknowledged()
+            self._max_streams = self._owner.max_streams
         elif kind is GoAwayReceived:
             self._client_leaves = True
         elif kind is ConnectionClosed:
@@ -286,30 +288,25 @@ class ServerConnection(asyncio.Protocol):
         if self.sender.is_closed:  # cut by an event before this one
             return
         self.requests += 1
-        stream = self._make(self.sender, stream_id, headers)
-        if stream is None:
+        if len(self.streams) >= self._max_streams:
             self.sender.reset(stream_id, ErrorCode.REFUSED_STREAM)
-        elif isinstance(stream, tuple):
+            return
+        stream = self._make(self.sender, stream_id, headers)
+        if isinstance(stream, tuple):
             self.sender.refuse(stream_id, stream, has_ended)
             if is_large(headers):
                 self._count(frame_limits.LARGE_HEADERS)
         else:
             self.streams[stream_id] = stream
             if has_ended:
-                self._end_request(stream)
+                _end_request(stream)
 
     def _on_unread_data(self, stream_id: int, data: bytes, has_ended: bool) -> None:
         if data:  # not read, but the connection's window counts it
             self.sender.consume(stream_id, len(data))
         if has_ended:
             self.sender.request_ended(stream_id)
-            self._end_request(self.streams.get(stream_id))
-
-    def _end_request(self, stream: Stream | None) -> None:
-        if stream is not None:
-            stream.ended = True
-            if stream.open:
-                stream.request_ended()
+            _end_request(self.streams.get(stream_id))
 
     def _on_stream_closed(self, stream_id: int, error_code: int) -> None:
         """The stream is complete, or was reset by either side."""
@@ -346,6 +343,13 @@ class ServerConnection(asyncio.Protocol):
         self._reader.stop()
         while self.streams:
             _end(self.streams.popitem()[1])
+
+
+def _end_request(stream: Stream | None) -> None:
+    if stream is not None:
+        stream.ended = True
+        if stream.open:
+            stream.request_ended()
 
 
 def _initiate(http2: Connection, max_streams: int) -> bytes:

@@ -83,7 +83,6 @@ class ResponseSender:
         self.is_writable = True  # the transport's buffer is not full
         self._waiting: set[int] = set()  # streams that wait for `sent`
         self._early: set[int] = set()  # streams whose response ends before their request
-        self.client_knows_limits = False  # it has acknowledged the server's settings
         self.has_unsent_bytes = False  # the client does not read all responses at once
         self._writes = 0
         self._written_bytes = 0
@@ -258,10 +257,6 @@ class ResponseSender:
         """Bytes of bodies that the operating system has taken. Grows while the client reads."""
         waiting = int(self._transport.get_write_buffer_size())
         return self._body_bytes - self._http2.queued_body_size() - waiting
-
-    def settings_acknowledged(self) -> None:
-        """From now on the client may have no more streams than the server's settings say."""
-        self.client_knows_limits = True
 
     def limit_headers(self, size: int) -> None:
         """The client takes headers of at most `size` bytes."""
