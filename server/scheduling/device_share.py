@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-USAGE_WINDOW_S = 0.5  # time constant of a model's average use of the device
+USAGE_WINDOW_S = 0.5  # time constant of the average use of the device
 
 # Device seconds that a model may use immediately after a time below its share. Requests come in
-# bursts: a model that asks for its share on average has to get it.
+# bursts: a model that asks for its share on average has to get it. The same holds for a principal.
+# (ResNet-50 on two cores, deadlines of 40 ms, beside a flood, requests for exactly half of the
+# device: 95 % are answered in time with 0.1 s, 89 % with 0.02 s.)
 MAX_CREDIT_S = 0.1
 
 
 class ShareAccount:
-    """The device time that one model has used. Written by `DeviceShares` alone."""
+    """The device time that one model, or one principal, has used.
+
+    Written by the shares that opened it alone.
+    """
 
     __slots__ = ("used_s", "used_updated_s", "virtual_s", "weight")
 
@@ -28,8 +33,13 @@ class ShareAccount:
         self.used_updated_s = 0.0
 
     def used_ratio(self, now_s: float) -> float:
-        """The fraction of the device that the model has used lately, 0 to 1."""
+        """The fraction of the device that was used lately, 0 to 1."""
         return self.used_s * math.exp(-(now_s - self.used_updated_s) / USAGE_WINDOW_S)
+
+    def record_use(self, device_s: float, now_s: float) -> None:
+        """A batch has used `device_s` when it ended."""
+        self.used_s = self.used_ratio(now_s) + device_s / USAGE_WINDOW_S
+        self.used_updated_s = now_s
 
 
 class Share(NamedTuple):
@@ -63,8 +73,7 @@ class DeviceShares:
     ) -> None:
         """A batch that was charged as `expected_s` has used `device_s`."""
         account.virtual_s += (device_s - expected_s) / account.weight
-        account.used_s = account.used_ratio(now_s) + device_s / USAGE_WINDOW_S
-        account.used_updated_s = now_s
+        account.record_use(device_s, now_s)
 
     def share_of(self, account: ShareAccount, others_ratio: float, others_weight: float) -> Share:
         """The share of a model beside the other models that use the device.

@@ -6,34 +6,17 @@ with the smallest virtual time runs next. Device time that one does not use goes
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 
-USAGE_WINDOW_S = 0.5  # time constant of a principal's average use of the device
+from server.scheduling.device_share import MAX_CREDIT_S, ShareAccount
 
 MIN_ACTIVE_RATIO = 0.01  # a principal that used less of the device lately is idle
 
-# Device seconds that a principal may use immediately after a time below its share. Requests come in
-# bursts: a principal that asks for its share on average has to get it. (ResNet-50 on two cores,
-# deadlines of 40 ms, beside a flood, requests for exactly half of the device: 95 % are answered in
-# time with 0.1 s, 89 % with 0.02 s.)
-MAX_CREDIT_S = 0.1
 
-
-class PrincipalAccount:
+class PrincipalAccount(ShareAccount):
     """The device time that one principal has used. Written by `PrincipalShares` alone."""
 
-    __slots__ = ("used_s", "used_updated_s", "virtual_s", "weight")
-
-    def __init__(self, weight: float, virtual_s: float) -> None:
-        self.weight = weight
-        self.virtual_s = virtual_s  # device seconds divided by the weight
-        self.used_s = 0.0  # average use, as a fraction of the device, when last updated
-        self.used_updated_s = 0.0
-
-    def used_ratio(self, now_s: float) -> float:
-        """The fraction of the device that the principal has used lately, 0 to 1."""
-        return self.used_s * math.exp(-(now_s - self.used_updated_s) / USAGE_WINDOW_S)
+    __slots__ = ()
 
     def is_idle(self, now_s: float) -> bool:
         return self.used_ratio(now_s) < MIN_ACTIVE_RATIO
@@ -102,8 +85,7 @@ class PrincipalShares:
 
     def record_use(self, account: PrincipalAccount, device_s: float, now_s: float) -> None:
         """Rows have used `device_s` when their batch ended."""
-        account.used_s = account.used_ratio(now_s) + device_s / USAGE_WINDOW_S
-        account.used_updated_s = now_s
+        account.record_use(device_s, now_s)
 
     def credit_s(self, account: PrincipalAccount) -> float:
         """Device seconds by which a principal is below its share."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from server.errors import Overloaded
 from server.scheduling.base import Request
 from server.scheduling.deadline import DeadlineScheduler
-from server.scheduling.principal_share import MAX_CREDIT_S
+from server.scheduling.device_share import MAX_CREDIT_S
 from server.security.principal import Principal
 from tests.scheduling.driver import ONE, deadline_scheduler, enqueue, start
 from tests.simulator.scenarios import CPU, GPU, MODEL, Arrival, Device, poisson
