@@ -1,4 +1,4 @@
-"""The queues of all principals for one model: whose request runs next, and who waits for whom."""
+"""The queues of all principals for one model, and which principal's request runs next."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""TLS and bearer tokens: how a client proves who it is, and knows whom it talks to."""
+"""TLS and bearer tokens: how a client proves its identity, and checks that of the server."""
