@@ -20,6 +20,7 @@ from model_repo.evaluation.local import opened_engine, predict_eagerly, predict_
 from model_repo.evaluation.predictions import Predictions
 from model_repo.evaluation.report import html_of
 from model_repo.evaluation.tables import MAX_FILES, print_tables
+from server.engines.base import Engine
 from server.errors import EngineFailure
 from server.repository import reader
 from server.repository.contents import VersionEntry, list_versions
@@ -92,35 +93,37 @@ def _measure(given: argparse.Namespace, new_bar: NewBar) -> Evaluated:
         else:
             other, others_manifest = _version(given.repo, given.model, int(against))
             _check_labels(other, others_manifest, labels)
-            references.append(partial(_with_engine, other, others_manifest, "", new_bar))
-    engine = given.engine or _best_engine(entry, manifest)
-    return evaluate(
-        data,
-        labels,
-        partial(_with_engine, entry, manifest, engine, new_bar),
-        references,
-        model=given.model,
-        version=entry.version,
-        engine=engine,
-    )
+            references.append(partial(_with_best_engine, other, others_manifest, new_bar))
+    with opened_engine(entry.folder, manifest, given.engine) as (engine, name):
+        return evaluate(
+            data,
+            labels,
+            partial(_classify, entry, manifest, engine, name, new_bar),
+            references,
+            model=given.model,
+            version=entry.version,
+            engine=name,
+        )
 
 
-def _best_engine(entry: VersionEntry, manifest: Manifest) -> str:
-    with opened_engine(entry.folder, manifest) as (_, name):
-        return name
+def _with_best_engine(
+    entry: VersionEntry, manifest: Manifest, new_bar: NewBar, samples: Sequence[Sample]
+) -> Predictions:
+    with opened_engine(entry.folder, manifest) as (engine, name):
+        return _classify(entry, manifest, engine, name, new_bar, samples)
 
 
-def _with_engine(
+def _classify(
     entry: VersionEntry,
     manifest: Manifest,
-    engine_name: str,
+    engine: Engine,
+    name: str,
     new_bar: NewBar,
     samples: Sequence[Sample],
 ) -> Predictions:
-    with opened_engine(entry.folder, manifest, engine_name) as (engine, name):
-        source = f"{entry.model} version {entry.version}, {name}"
-        bar = new_bar(source, len(samples))
-        return predict_with_engine(engine, manifest.input.spec(), samples, source, bar)
+    source = f"{entry.model} version {entry.version}, {name}"
+    bar = new_bar(source, len(samples))
+    return predict_with_engine(engine, manifest.input.spec(), samples, source, bar)
 
 
 def _version(repo: Path, model: str, number: int) -> tuple[VersionEntry, Manifest]:

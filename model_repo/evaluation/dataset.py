@@ -14,6 +14,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
+from server.errors import InvalidInput
+from server.images.decode import decode
+from server.images.input_spec import InputSpec, Pixels
 from server.repository.text import decode_text
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif")
@@ -98,6 +101,16 @@ def files_below(folder: Path) -> Iterator[Path]:
         visited.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def decoded_file(path: Path, spec: InputSpec) -> Pixels | str:
+    """The pixels as the server decodes them, or why there are none."""
+    try:
+        return decode(path.read_bytes(), spec, field=path.name)
+    except OSError as error:
+        return f"{path.name} can't be read: {error.strerror}"
+    except InvalidInput as error:
+        return str(error)
 
 
 def _read_csv(path: Path, labels: Sequence[str]) -> DataSet:

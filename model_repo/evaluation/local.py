@@ -14,15 +14,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from model_repo.evaluation.dataset import Sample
+from model_repo.evaluation.dataset import Sample, decoded_file
 from model_repo.evaluation.metrics import TOP
 from model_repo.evaluation.predictions import Predictions, empty
 from model_repo.export import ServedNetwork
 from model_repo.onnx_import.network import OnnxNetwork
 from server.engines.base import Engine, Outputs, backend, infer
 from server.engines.record import preference
-from server.errors import EngineFailure, InvalidInput
-from server.images.decode import decode
+from server.errors import EngineFailure
 from server.images.input_spec import InputSpec, Pixels
 from server.process.cores import available_cores
 from server.repository import reader
@@ -144,19 +143,11 @@ def _decoded_batches(
 
         def begin(first: int) -> list[tuple[int, Future[Pixels | str]]]:
             numbered = enumerate(samples[first : first + size], first)
-            return [(index, threads.submit(_decoded, each.path, spec)) for index, each in numbered]
+            return [
+                (index, threads.submit(decoded_file, each.path, spec)) for index, each in numbered
+            ]
 
         waiting = begin(0)
         for first in range(0, len(samples), size):
             batch, waiting = waiting, begin(first + size)
             yield [(index, future.result()) for index, future in batch]
-
-
-def _decoded(path: Path, spec: InputSpec) -> Pixels | str:
-    """The pixels, or why there are none."""
-    try:
-        return decode(path.read_bytes(), spec, field=path.name)
-    except OSError as error:
-        return f"can't be read: {error.strerror}"
-    except InvalidInput as error:
-        return str(error)

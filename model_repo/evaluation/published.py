@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model_repo.cards import Card
+from model_repo.compile import loaded_engine
 from model_repo.evaluation.dataset import DataError, DataSet, read_data
 from model_repo.evaluation.gate import Gate, check_gate
 from model_repo.evaluation.local import (
@@ -18,7 +19,6 @@ from model_repo.evaluation.predictions import Predictions
 from model_repo.export import ServedNetwork
 from model_repo.progress import BuildProgress
 from server.engines.base import backend
-from server.process.cores import available_cores
 from server.repository import reader
 from server.repository.contents import VersionEntry, list_versions
 from server.repository.manifest import EngineRecord, InvalidVersion
@@ -67,13 +67,9 @@ def check_accuracy(
         except InvalidVersion as error:
             progress.warn(f"not compared with version {current.version}: {error}")
     for record in runnable:
-        engine = backend(record.backend).load(
-            staged, record, card.input.shape, threads=available_cores()
-        )
-        try:
+        compiler = backend(record.backend)
+        with loaded_engine(compiler, staged, record, card.input.shape) as engine:
             found = predict_with_engine(engine, card.input, data.samples, record.name, advance)
-        finally:
-            engine.close()
         check_gate(gate, data, card.labels, found, tuple(references), progress.tell)
     for record in records:
         if record not in runnable:

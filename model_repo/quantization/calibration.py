@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from model_repo.evaluation.dataset import IMAGE_ENDINGS, files_below
-from server.errors import InvalidInput
-from server.images.decode import decode, from_pixels
+from model_repo.evaluation.dataset import IMAGE_ENDINGS, decoded_file, files_below
+from server.images.decode import from_pixels
 from server.images.input_spec import InputSpec, Pixels
 from server.process.cores import available_cores
 
@@ -53,7 +52,7 @@ def read_calibration(folder: Path, spec: InputSpec) -> CalibrationImages:
     rng = np.random.default_rng(SEED)
     chosen = [files[index] for index in rng.permutation(len(files))[:MAX_READ]]
     with ThreadPoolExecutor(available_cores(), "decode") as threads:
-        decoded = list(threads.map(lambda path: _decoded(path, spec), chosen))
+        decoded = list(threads.map(lambda path: decoded_file(path, spec), chosen))
     unreadable = tuple(each for each in decoded if isinstance(each, str))
     usable = [
         (path, made)
@@ -77,16 +76,6 @@ def read_calibration(folder: Path, spec: InputSpec) -> CalibrationImages:
         len(rest),
         unreadable,
     )
-
-
-def _decoded(path: Path, spec: InputSpec) -> Pixels | str:
-    """The pixels, or why there are none."""
-    try:
-        return decode(path.read_bytes(), spec, field=path.name)
-    except OSError as error:
-        return f"{path.name} can't be read: {error.strerror}"
-    except InvalidInput as error:
-        return str(error)
 
 
 def _crops(

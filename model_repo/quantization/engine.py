@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,30 +76,20 @@ def compile_int8(job: CompileJob, golden: Golden, options: Int8Options) -> Engin
             f"float32 is sure of only {confident} of {len(images.check)} images of "
             f"{images.folder}; are they like those of your callers?"
         )
+    attempt = partial(_attempt, job, golden, options, reference, needed)
     try:
-        return _attempt(
-            job,
-            golden,
-            options,
-            reference,
-            needed,
-            lambda model: quantized(model, images.calibration),
-        )
+        return attempt(lambda model: quantized(model, images.calibration))
     except (GoldenMismatch, NotAccurate) as error:
         if needed is None:
             raise
         job.progress.warn(f"{error}; trying again with sensitive layers in float32")
     max_drop = 1 - needed
-    return _attempt(
-        job,
-        golden,
-        options,
-        reference,
-        needed,
-        lambda model: quantized_within(
-            model, images.calibration, images.check, reference.agreement_of, max_drop
-        ),
-    )
+
+    def quantize_within(model: Any) -> Any:
+        validate = reference.agreement_of
+        return quantized_within(model, images.calibration, images.check, validate, max_drop)
+
+    return attempt(quantize_within)
 
 
 def _attempt(
